@@ -1,0 +1,1 @@
+"""The engine: prompts, branches, contrast. It knows no [CLS] and no benchmark."""

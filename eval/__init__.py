@@ -1,0 +1,1 @@
+"""Benchmarks and scorers. Always ``from eval.pope import ...``, never ``import eval``."""
