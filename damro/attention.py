@@ -1,0 +1,211 @@
+"""The [CLS] row of a ViT layer's attention, from the queries and keys of that row only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from damro.errors import NoClsTokenError, ParameterError, UnsupportedModelError
+from decoding.families import Encoding, Family, check_inputs, family_of
+
+Heads = Literal["merged", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class CLSAttention:
+    """Attention that the [CLS] token of a ViT pays to the patches of each tile.
+
+    Attributes:
+        weights: `(tiles, patches)`, float32; a share of the softmax over all tokens, so a row sums to less than
+            one by what [CLS] pays to itself ("max" over heads does not sum to a share).
+        grid: patch rows and patch columns of a tile; patch p stands at `divmod(p, grid[1])`.
+        layer: the ViT layer, counted from 0.
+        heads: how heads were joined.
+        row: `(tiles,)`, the prompt row each tile belongs to.
+        tile: `(tiles,)`, the tile's number within its image; 0 is the whole image, the base tile.
+    """
+
+    weights: Tensor
+    grid: tuple[int, int]
+    layer: int
+    heads: Heads
+    row: Tensor
+    tile: Tensor
+
+
+@torch.no_grad()
+def cls_attention(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    layer: int | None = None,
+    heads: Heads | None = None,
+) -> CLSAttention:
+    """Reads where the [CLS] token of an LVLM's vision tower looks.
+
+    Only the query of [CLS] and the keys are taken, by hooks that are gone afterwards, so this works under any
+    attention implementation. "merged" treats all heads as one, `softmax(q_cls k^T C**-0.5)`, which is what the
+    released code does for LLaVA; "mean" and "max" join the heads' own softmaxes.
+
+    Args:
+        model: a supported LVLM.
+        inputs: what its processor returned for images and text.
+        layer: ViT layer, negative counts from the end; None takes the one the model's features come from.
+        heads: "merged", "mean" or "max"; None takes what the released code does for this family.
+
+    Returns:
+        One row of weights for every tile of every image, in the order the vision tower reads them.
+
+    Raises:
+        UnsupportedModelError: if the family is not supported; NoClsTokenError if the ViT has no [CLS].
+        InputsError: if there is no image in `inputs`.
+        ParameterError: if `layer` or `heads` is not one of the model's.
+    """
+    family = family_of(model)
+    check_inputs(model, inputs)
+    number = resolve_layer(model, family, layer)
+    with record_cls(family.vision_tower(model), [number]) as recorded:
+        encoding = family.encode(model, inputs)
+    return read_attention(recorded[number], encoding, number, heads or family_heads(family))
+
+
+def family_heads(family: Family) -> Heads:
+    """How the released code joins the heads for a family."""
+    return "mean" if family.DEFAULT_HEADS == "mean" else "merged"
+
+
+def resolve_layer(model: PreTrainedModel, family: Family, layer: int | None) -> int:
+    """The layer's number from 0; None is the one the released code reads.
+
+    Raises:
+        ParameterError: if there is no such layer.
+    """
+    if layer is None:
+        return family.feature_layer(model, reference=True)
+    depth = len(encoder_layers(family.vision_tower(model)))
+    if not -depth <= layer < depth:
+        raise ParameterError(f"layer must name one of the ViT's {depth} layers (0 to {depth - 1}), got {layer}")
+    return layer % depth
+
+
+@dataclass(frozen=True)
+class ClsQueryKeys:
+    """What a hook keeps of one layer: `query (tiles, heads, d)` of [CLS] and `keys (tiles, heads, 1 + P, d)`."""
+
+    query: Tensor
+    keys: Tensor
+
+
+@contextmanager
+def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQueryKeys]]:
+    """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs.
+
+    Args:
+        tower: a ViT of transformers, with `q_proj` and `k_proj` or a fused `qkv` in each layer.
+        layers: layer numbers from 0.
+
+    Yields:
+        A dict that is filled, by layer, while the tower runs. The hooks are removed on exit, also when the body
+        raises.
+    """
+    recorded: dict[int, ClsQueryKeys] = {}
+    parts: dict[int, dict[str, Tensor]] = {number: {} for number in layers}
+    handles = []
+    try:
+        for number in layers:
+            for name, module in _projections(encoder_layers(tower)[number]).items():
+                handles.append(module.register_forward_hook(_keep(parts[number], name)))
+        yield recorded
+        for number, kept in parts.items():
+            if kept:
+                recorded[number] = _split(kept, tower.config.num_attention_heads)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The transformer layers of a ViT.
+
+    Raises:
+        UnsupportedModelError: if they are not where transformers puts them.
+    """
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise UnsupportedModelError(
+            f"vision tower must have encoder.layers, got {type(tower).__name__}; CLIP and InstructBLIP's ViT do"
+        )
+    return layers
+
+
+def read_attention(recorded: ClsQueryKeys, encoding: Encoding, layer: int, heads: Heads) -> CLSAttention:
+    """Turns recorded queries and keys into attention over the patches.
+
+    Raises:
+        NoClsTokenError: if the tower has one token a patch and no more.
+        ParameterError: if `heads` is unknown.
+    """
+    rows, columns = encoding.grid
+    extra = recorded.keys.shape[2] - rows * columns
+    if extra < 1:
+        raise NoClsTokenError(
+            f"the vision tower must have a [CLS] token before its {rows}x{columns} patches, got "
+            f"{recorded.keys.shape[2]} tokens; ViTs without one (SigLIP) have no [CLS] attention"
+        )
+    weights = cls_weights(recorded, heads)[:, extra:]
+    row = [r for r, tiles in zip(encoding.rows, encoding.tiles, strict=True) for _ in range(tiles)]
+    tile = [t for tiles in encoding.tiles for t in range(tiles)]
+    return CLSAttention(weights, encoding.grid, layer, heads, torch.tensor(row), torch.tensor(tile))
+
+
+def cls_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
+    """Softmax of [CLS] over all tokens, heads joined: `(tiles, 1 + P)`, float32.
+
+    Example:
+        >>> import torch
+        >>> one_head = ClsQueryKeys(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2))
+        >>> cls_weights(one_head, "merged").tolist()
+        [[0.25, 0.25, 0.25, 0.25]]
+    """
+    query, keys = recorded.query.float(), recorded.keys.float()
+    logits = torch.einsum("thd,thnd->thn", query, keys)  # (tiles, heads, 1 + P)
+    width = query.shape[-1]
+    if heads == "merged":
+        return torch.softmax(logits.sum(dim=1) * (query.shape[1] * width) ** -0.5, dim=-1)
+    weights = torch.softmax(logits * width**-0.5, dim=-1)
+    if heads == "mean":
+        return weights.mean(dim=1)
+    if heads == "max":
+        return weights.amax(dim=1)
+    raise ParameterError(f"heads must be one of {', '.join(get_args(Heads))}, got {heads!r}")
+
+
+def _projections(layer: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a layer whose outputs hold queries and keys."""
+    attention = layer.get_submodule("self_attn")
+    if hasattr(attention, "qkv"):
+        return {"qkv": attention.get_submodule("qkv")}
+    return {"query": attention.get_submodule("q_proj"), "keys": attention.get_submodule("k_proj")}
+
+
+def _keep(kept: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        kept[name] = output[:, :1] if name == "query" else output
+
+    return hook
+
+
+def _split(kept: dict[str, Tensor], heads: int) -> ClsQueryKeys:
+    """Cuts recorded projections into heads."""
+    if "qkv" in kept:
+        tiles, tokens, _ = kept["qkv"].shape
+        fused = kept["qkv"].view(tiles, tokens, 3, heads, -1)  # query, key, value
+        return ClsQueryKeys(fused[:, 0, 0], fused[:, :, 1].transpose(1, 2))
+    tiles, tokens, _ = kept["keys"].shape
+    query = kept["query"].view(tiles, heads, -1)
+    return ClsQueryKeys(query, kept["keys"].view(tiles, tokens, heads, -1).transpose(1, 2))

@@ -1,0 +1,9 @@
+"""The errors of the analyzer."""
+
+from decoding.errors import DecodingError, InputsError, ParameterError, UnsupportedModelError
+
+__all__ = ["DecodingError", "InputsError", "NoClsTokenError", "ParameterError", "UnsupportedModelError"]
+
+
+class NoClsTokenError(UnsupportedModelError):
+    """The vision transformer has no [CLS] token whose attention could be read."""

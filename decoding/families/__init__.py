@@ -1,0 +1,85 @@
+"""What differs between model families: where the ViT is, and how its patches become prompt columns.
+
+A family is a module with the functions of :class:`Family`; ``FAMILIES`` maps ``config.model_type`` to it. A new
+family is one new module and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from decoding.errors import InputsError, UnsupportedModelError
+from decoding.families import instructblip, llava, llava_next
+from decoding.families.base import Encoding, Family
+
+FAMILIES: dict[str, Family] = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "instructblip": instructblip,
+}
+
+__all__ = ["FAMILIES", "Encoding", "Family", "check_inputs", "family_of"]
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family module of a model.
+
+    Raises:
+        UnsupportedModelError: if there is none, or the language model is an encoder-decoder.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        raise UnsupportedModelError(
+            f"model must be of a supported family ({', '.join(FAMILIES)}), got model_type {model_type!r}"
+        )
+    if not hasattr(model, "generate"):
+        raise UnsupportedModelError(
+            f"model must have a language-model head, got {type(model).__name__}; "
+            "load the ...ForConditionalGeneration class"
+        )
+    if getattr(model.config.get_text_config(), "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"model must have a decoder-only language model, got {model.config.get_text_config().model_type!r}; "
+            "InstructBLIP on FLAN-T5 is not supported, InstructBLIP on Vicuna is"
+        )
+    return family
+
+
+def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+    """Checks that `inputs` is what the model's processor returns for images and left-padded text.
+
+    Raises:
+        InputsError: naming what is missing or wrong.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InputsError(f"inputs must be the mapping a processor returned, got {type(inputs).__name__}")
+    for key in ("pixel_values", "input_ids"):
+        if not isinstance(inputs.get(key), Tensor):
+            raise InputsError(
+                f"inputs must hold {key!r} as a tensor, got the keys {sorted(inputs)}; "
+                "call processor(images=..., text=..., return_tensors='pt')"
+            )
+    for key in family_of(model).REQUIRED_INPUTS:
+        if inputs.get(key) is None:
+            raise InputsError(f"inputs of {model.config.model_type} must hold {key!r}, got {sorted(inputs)}")
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise InputsError(
+            f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}"
+        )
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise InputsError(
+            "inputs must be padded on the left, got padding at the end of a row; "
+            "set processor.tokenizer.padding_side = 'left'"
+        )
+    without = (~(ids == model.config.image_token_id).any(dim=-1)).nonzero().flatten().tolist()
+    if without:
+        raise InputsError(
+            f"every prompt must hold an image token, got none in rows {without[:5]} ({len(without)} in all); "
+            "put the processor's image token into the text, or leave text-only prompts out of the batch"
+        )

@@ -1,0 +1,145 @@
+"""What a family module offers, and what one run of its vision tower yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from decoding.errors import InputsError
+from decoding.prompts import VisualPrompt, scatter_features
+
+LVLM = Any
+"""A model of transformers. Which submodules it has is what a family module knows, not what types can say."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One run of the vision tower over the images of a batch.
+
+    Attributes:
+        outputs: what the model's `get_image_features` returned.
+        features: for each image, the vectors `(columns, D)` that fill its columns of the prompt.
+        rows: for each image, the prompt row it stands in.
+        tiles: for each image, how many rows of the vision tower's batch are its own (1 without tiling).
+        grid: patch rows and patch columns of one tile.
+    """
+
+    outputs: Any
+    features: Sequence[Tensor]
+    rows: Sequence[int]
+    tiles: Sequence[int]
+    grid: tuple[int, int]
+
+
+class Family(Protocol):
+    """The functions of a family module."""
+
+    REQUIRED_INPUTS: tuple[str, ...]
+    """Keys that the processor's output must have beside `input_ids` and `pixel_values`."""
+
+    DEFAULT_HEADS: str
+    """How the released DAMRO code joins the heads of this family: "merged" or "mean"."""
+
+    def vision_tower(self, model: LVLM) -> nn.Module:
+        """The ViT."""
+
+    def decoder(self, model: LVLM) -> nn.Module:
+        """The causal language model with its head; called with `inputs_embeds`."""
+
+    def feature_layer(self, model: LVLM, *, reference: bool) -> int:
+        """Index of the ViT layer whose [CLS] attention ranks the patches.
+
+        Args:
+            model: the model.
+            reference: the layer the released code reads, instead of the one whose features the model uses.
+        """
+
+    def encode(self, model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+        """Runs the vision tower once over all images."""
+
+    def full_prompt(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:
+        """The prompt the model itself would read."""
+
+    def prompt_of_patches(
+        self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor
+    ) -> VisualPrompt:
+        """The prompt whose images consist of some patches only.
+
+        Args:
+            model: the model.
+            inputs: what the processor returned.
+            encoding: the vision tower's run over them.
+            patches: `(tiles of all images, k)`, patch numbers in the order they shall stand; tiles the family
+                does not use are ignored. Patch -1 is the [CLS] token, where the family's features hold it.
+        """
+
+
+def embed_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:
+    """Embeds the text and puts the image features into their columns."""
+    ids: Tensor = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
+    image_mask = ids == model.config.image_token_id
+    embeds = model.get_input_embeddings()(ids)
+    features = torch.cat([feature.to(embeds.device) for feature in encoding.features])
+    return VisualPrompt(scatter_features(embeds, image_mask, features), mask, image_mask)
+
+
+def rows_of_images(model: LVLM, inputs: Mapping[str, Any], features: Sequence[Tensor]) -> tuple[int, ...]:
+    """The prompt row each image stands in, from the number of image tokens in each row.
+
+    With a single prompt there is nothing to tell apart; whether its image tokens are of the right number is
+    checked where features are written into them.
+
+    Raises:
+        InputsError: if images and rows do not come out even.
+    """
+    if len(inputs["input_ids"]) == 1:
+        return (0,) * len(features)
+    left = (inputs["input_ids"] == model.config.image_token_id).sum(dim=-1).tolist()
+    rows, row = [], 0
+    for number, feature in enumerate(features):
+        while row < len(left) and left[row] == 0:
+            row += 1
+        if row == len(left) or left[row] < len(feature):
+            raise InputsError(
+                f"inputs: image tokens in input_ids must match the images, got no room for the {len(feature)} "
+                f"columns of image {number}; pass what the model's own processor returned, unchanged"
+            )
+        left[row] -= len(feature)
+        rows.append(row)
+    if any(left):
+        raise InputsError(
+            f"inputs: image tokens in input_ids must match the images, got {sum(left)} tokens without an image; "
+            "pass what the model's own processor returned, unchanged"
+        )
+    return tuple(rows)
+
+
+def patch_grid(model_config: Any, pixel_values: Tensor) -> tuple[int, int]:
+    """Patch rows and columns of one tile, from the size of the pixels."""
+    height, width = pixel_values.shape[-2:]
+    size = model_config.vision_config.patch_size
+    return height // size, width // size
+
+
+def clip_feature_layer(model: LVLM) -> int:
+    """The CLIP layer that produces `hidden_states[vision_feature_layer]`, counted from 0.
+
+    `hidden_states` has the embeddings in front, so index i >= 0 is the output of layer i - 1. Of several
+    feature layers the deepest is taken.
+
+    Raises:
+        InputsError: if the model takes its features from the embeddings, which no layer produces.
+    """
+    depth = int(model.config.vision_config.num_hidden_layers)
+    chosen = model.config.vision_feature_layer
+    indices = [chosen] if isinstance(chosen, int) else list(chosen)
+    layer = max(index + depth if index < 0 else index - 1 for index in indices)
+    if not 0 <= layer < depth:
+        raise InputsError(f"vision_feature_layer must name the output of one of the ViT's {depth} layers, got {chosen}")
+    return layer

@@ -1,0 +1,84 @@
+"""InstructBLIP: a Q-Former reads the patches and the question; its queries are the image columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoding.families.base import LVLM, Encoding, embed_prompt, patch_grid, rows_of_images
+from decoding.prompts import VisualPrompt
+
+REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
+DEFAULT_HEADS = "mean"
+full_prompt = embed_prompt
+
+
+def vision_tower(model: LVLM) -> nn.Module:
+    """The EVA ViT."""
+    tower: nn.Module = model.vision_model
+    return tower
+
+
+def decoder(model: LVLM) -> nn.Module:
+    """The language model, which carries its own head."""
+    module: nn.Module = model.language_model
+    return module
+
+
+def feature_layer(model: LVLM, *, reference: bool) -> int:
+    """The last layer gives the features; the released code ranks with the one before it."""
+    depth = int(model.config.vision_config.num_hidden_layers)
+    return depth - 2 if reference else depth - 1
+
+
+def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+    """Runs the ViT, the Q-Former and the projection once."""
+    pixels = inputs["pixel_values"]
+    outputs = model.get_image_features(
+        pixels,
+        qformer_input_ids=inputs["qformer_input_ids"],
+        qformer_attention_mask=inputs.get("qformer_attention_mask"),
+        return_dict=True,
+    )
+    features = list(outputs.pooler_output)
+    rows = rows_of_images(model, inputs, features)
+    return Encoding(outputs, features, rows, (1,) * len(features), patch_grid(model.config, pixels))
+
+
+def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
+    """Lets the Q-Former read some patches only; its queries replace the image columns."""
+    tokens = encoding.outputs.last_hidden_state  # (images, 1 + P, C): [CLS] is patch -1
+    index = (patches.to(tokens.device) + 1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    features = query_features(model, inputs, tokens.gather(1, index))
+    return full_prompt(model, inputs, encoding).replace_image(features)
+
+
+def query_features(model: LVLM, inputs: Mapping[str, Any], image_embeds: Tensor) -> Tensor:
+    """What the language model gets of some ViT outputs: the Q-Former's queries, projected.
+
+    Args:
+        model: the model.
+        inputs: with `qformer_input_ids (B, S)` and, optionally, `qformer_attention_mask`.
+        image_embeds: `(B, n, C)`, any number n of ViT output vectors.
+
+    Returns:
+        `(B, queries, D)`.
+    """
+    ids = inputs["qformer_input_ids"]
+    text_mask = inputs.get("qformer_attention_mask")
+    text_mask = torch.ones_like(ids) if text_mask is None else text_mask
+    queries = model.query_tokens.expand(len(image_embeds), -1, -1)
+    query_mask = text_mask.new_ones(queries.shape[:-1])
+    outputs = model.qformer(
+        input_ids=ids,
+        attention_mask=torch.cat([query_mask, text_mask], dim=1),
+        query_embeds=queries,
+        encoder_hidden_states=image_embeds,
+        encoder_attention_mask=text_mask.new_ones(image_embeds.shape[:-1]),
+        return_dict=True,
+    )
+    projected: Tensor = model.language_projection(outputs[0][:, : queries.shape[1]])
+    return projected

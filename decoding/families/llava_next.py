@@ -1,0 +1,40 @@
+"""LLaVA-NeXT: a base tile and a grid of tiles, unpadded, with a newline column behind every row of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from decoding.families.base import LVLM, Encoding, embed_prompt, patch_grid, rows_of_images
+from decoding.families.llava import decoder, feature_layer, patch_columns, vision_tower
+from decoding.prompts import VisualPrompt
+
+__all__ = ["decoder", "encode", "feature_layer", "full_prompt", "prompt_of_patches", "vision_tower"]
+
+REQUIRED_INPUTS: tuple[str, ...] = ("image_sizes",)
+DEFAULT_HEADS = "merged"
+full_prompt = embed_prompt
+
+
+def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+    """Runs CLIP and the projector once over all tiles, and packs them as the model does."""
+    pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
+    outputs = model.model.get_image_features(pixel_values=pixels, image_sizes=sizes, return_dict=True)
+    features = list(outputs.pooler_output)
+    config = model.config
+    tiles = tuple(
+        int(image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size))
+        for size in sizes
+    )
+    rows = rows_of_images(model, inputs, features)
+    return Encoding(outputs, features, rows, tiles, patch_grid(config, pixels))
+
+
+def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
+    """Keeps some patches of each image's base tile and one newline, as the released code does."""
+    prompt = full_prompt(model, inputs, encoding)
+    # Every row of patches ends in a newline, so the last column of an image is one.
+    return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask), last_column=True))

@@ -1,0 +1,118 @@
+"""Contrastive decoding as a logits processor of stock ``generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from decoding.branch import NegativeBranch
+from decoding.contrast import check_strengths, contrast_scores, plausible_tokens
+from decoding.errors import InputsError, NonFiniteScoresError
+
+
+class ContrastiveProcessor(LogitsProcessor):
+    """Replaces next-token scores by their contrast with a negative prompt.
+
+    The negative pass is lazy: while a single token survives the plausibility cutoff in every row that is still
+    being written, the contrast cannot change anything and the pass is put off. What was put off is fed in one
+    chunk when the pass is next needed, so results are exactly those of running it at every step.
+
+    It may be passed bare or in a list: ``logits_processor=p`` and ``logits_processor=[p]`` are the same.
+
+    Args:
+        branch: the negative prompt's logits.
+        prompt_ids: `(B, P)`, the `input_ids` of the full prompt; histories are what stands behind them.
+        alpha: strength of the contrast, >= 0.
+        beta: plausibility cutoff in (0, 1].
+        eos_token_ids: tokens that end a row; a row that holds nothing but padding after one is finished and does
+            not call for the negative pass.
+        pad_token_id: what ``generate`` fills finished rows with.
+
+    Raises:
+        ParameterError: if `alpha` or `beta` is out of range.
+    """
+
+    def __init__(
+        self,
+        branch: NegativeBranch,
+        prompt_ids: Tensor,
+        alpha: float,
+        beta: float,
+        eos_token_ids: Sequence[int] = (),
+        pad_token_id: int | None = None,
+    ) -> None:
+        check_strengths(alpha, beta)
+        self.branch = branch
+        self.alpha = alpha
+        self.beta = beta
+        self._prompt_ids = prompt_ids
+        self._eos = tuple(eos_token_ids)
+        self._pad = pad_token_id
+
+    def __iter__(self) -> Iterator[ContrastiveProcessor]:
+        """Iterates over itself: ``generate`` takes a list of processors, and one is a list of one."""
+        yield self
+
+    def __len__(self) -> int:
+        """One."""
+        return 1
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Contrasts the scores of one step.
+
+        Args:
+            input_ids: `(R, P + T)`, prompt and history of every row; R is a multiple of the number of prompts.
+            scores: `(R, V)`, logits or log-probabilities of the full prompt; not modified.
+
+        Returns:
+            `(R, V)`, log-probabilities, `-inf` outside the plausible tokens, in the dtype of `scores`.
+
+        Raises:
+            InputsError: if `input_ids` do not continue the prompts this processor was made for.
+            NonFiniteScoresError: if `scores` hold NaN.
+        """
+        history = self._history(input_ids)
+        negative = self.branch.logits(history) if self._needs_negative(history, scores) else None
+        return contrast_scores(scores, negative, self.alpha, self.beta).to(scores.dtype)
+
+    def _history(self, input_ids: Tensor) -> Tensor:
+        """What stands behind the prompt; checks the prompt where a generation begins."""
+        prompts, length = self._prompt_ids.shape
+        rows, tokens = input_ids.shape
+        if tokens < length:
+            raise InputsError(
+                f"input_ids must continue the {prompts} prompts of {length} tokens this processor was made for, "
+                f"got shape {tuple(input_ids.shape)}; make one processor for each call's inputs"
+            )
+        if tokens == length:
+            expected = self._prompt_ids.to(input_ids.device).repeat_interleave(rows // prompts, dim=0)
+            if not torch.equal(input_ids, expected):
+                raise InputsError(
+                    "input_ids must be the prompts this processor was made for, got other tokens; "
+                    "make one processor for each call's inputs"
+                )
+        return input_ids[:, length:]
+
+    def _needs_negative(self, history: Tensor, scores: Tensor) -> bool:
+        """Whether the negative pass can change any row that is still being written."""
+        survivors = plausible_tokens(scores.float(), self.beta).sum(dim=-1)
+        undecided = (survivors > 1) & ~self._finished(history)
+        # One transfer answers both questions: nothing survives only where the scores are NaN.
+        needed, broken = torch.stack([undecided.any(), (survivors == 0).any()]).tolist()
+        if broken:
+            raise NonFiniteScoresError(
+                "scores must be numbers, got NaN; the model overflowed: try bfloat16 or float32 instead of float16"
+            )
+        return bool(needed) and self.alpha > 0
+
+    def _finished(self, history: Tensor) -> Tensor:
+        """`(R,)`, rows that ended: an end token, then at least one padding token and nothing else."""
+        if not self._eos or self._pad is None or history.shape[1] < 2:
+            return torch.zeros(len(history), dtype=torch.bool, device=history.device)
+        ends = torch.isin(history, torch.tensor(self._eos, device=history.device))
+        after_end = ends.long().cumsum(dim=-1) - ends.long() > 0  # strictly behind the first end token
+        only_padding = ((history == self._pad) | ~after_end).all(dim=-1)
+        return after_end.any(dim=-1) & only_padding

@@ -1,0 +1,168 @@
+"""A multimodal prompt as a table of columns, and the operations that make one prompt out of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.errors import InputsError
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """What the language model reads: text columns and image columns, one row a prompt.
+
+    An outlier-only prompt, a pruned prompt and a text-only prompt are all subsets of the columns of the
+    full one, so one class with two operations serves every negative view.
+
+    Attributes:
+        inputs_embeds: `(B, L, D)`, the embedded columns.
+        attention_mask: `(B, L)`, 1 for columns that are read and 0 for padding.
+        image_mask: `(B, L)`, True for columns that come from an image.
+
+    Example:
+        >>> import torch
+        >>> prompt = VisualPrompt(
+        ...     inputs_embeds=torch.arange(5.0).reshape(1, 5, 1),
+        ...     attention_mask=torch.ones(1, 5, dtype=torch.long),
+        ...     image_mask=torch.tensor([[False, True, True, True, False]]),
+        ... )
+        >>> prompt.keep([torch.tensor([2, 0])]).inputs_embeds.flatten().tolist()
+        [0.0, 3.0, 1.0, 4.0]
+        >>> prompt.drop_image().inputs_embeds.flatten().tolist()
+        [0.0, 4.0]
+    """
+
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    image_mask: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """`(B, L)`, compact positions: every read column counts one, padding none."""
+        return positions_of(self.attention_mask)
+
+    @property
+    def lengths(self) -> Tensor:
+        """`(B,)`, the number of columns that are read in each row."""
+        return self.attention_mask.sum(dim=-1)
+
+    def keep(self, indices: Sequence[Tensor]) -> VisualPrompt:
+        """Keeps only some image columns, in the order given.
+
+        A kept column stands where its run of image columns stood; several kept columns of one run stand in
+        the order of `indices`, which need not be image order (DAMRO's stand in descending attention order).
+
+        Args:
+            indices: for each row, the ordinals of the image columns to keep, `0 .. row's image columns - 1`.
+
+        Returns:
+            A prompt whose rows are padded on the left to the longest of them.
+
+        Raises:
+            InputsError: if a row is missing or an ordinal does not name an image column.
+        """
+        if len(indices) != len(self.image_mask):
+            raise InputsError(f"indices must have one tensor a row: got {len(indices)} for {len(self.image_mask)} rows")
+        rows = [self._columns_of_row(row, kept) for row, kept in enumerate(indices)]
+        return self._gather(rows)
+
+    def drop_image(self) -> VisualPrompt:
+        """Drops every image column: the text alone."""
+        none = torch.empty(0, dtype=torch.long, device=self.image_mask.device)
+        return self.keep([none] * len(self.image_mask))
+
+    def replace_image(self, features: Tensor) -> VisualPrompt:
+        """Puts other vectors into the image columns, row by row and from left to right.
+
+        Args:
+            features: any shape `(..., D)` with as many vectors as there are image columns.
+        """
+        return VisualPrompt(
+            scatter_features(self.inputs_embeds, self.image_mask, features),
+            self.attention_mask,
+            self.image_mask,
+        )
+
+    def _columns_of_row(self, row: int, kept: Tensor) -> Tensor:
+        """The columns of one row that stay, in their new order."""
+        is_image = self.image_mask[row]
+        image_columns = is_image.nonzero().flatten()
+        kept = kept.to(image_columns.device)
+        if kept.numel() and not (0 <= int(kept.min()) and int(kept.max()) < len(image_columns)):
+            raise InputsError(
+                f"indices must be ordinals of the row's {len(image_columns)} image columns: "
+                f"got {kept.tolist()} for row {row}"
+            )
+        chosen = image_columns[kept]
+        text = (~is_image & self.attention_mask[row].bool()).nonzero().flatten()
+        # A run of image columns is named by its first column. A stable sort by that name puts every chosen
+        # column where its run stood and leaves the order within a run as it was asked for.
+        starts = is_image & ~torch.roll(is_image, 1)
+        starts[0] = is_image[0]
+        column = torch.arange(len(is_image), device=is_image.device)
+        run_start = torch.where(starts, column, -1).cummax(dim=0).values
+        columns = torch.cat([text, chosen])
+        return columns[torch.argsort(torch.cat([text, run_start[chosen]]), stable=True)]
+
+    def _gather(self, rows: Sequence[Tensor]) -> VisualPrompt:
+        """Takes the columns of each row and pads on the left."""
+        length = max(len(columns) for columns in rows)
+        batch, _, width = self.inputs_embeds.shape
+        embeds = self.inputs_embeds.new_zeros(batch, length, width)
+        mask = self.attention_mask.new_zeros(batch, length)
+        image = torch.zeros_like(mask, dtype=torch.bool)
+        for row, columns in enumerate(rows):
+            start = length - len(columns)
+            embeds[row, start:] = self.inputs_embeds[row, columns.to(embeds.device)]
+            mask[row, start:] = 1
+            image[row, start:] = self.image_mask[row, columns]
+        return VisualPrompt(embeds, mask, image)
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Compact positions of a mask, as ``generate`` numbers a left-padded prompt.
+
+    Args:
+        attention_mask: `(B, L)`, 1 where a column is read.
+
+    Returns:
+        `(B, L)`: 0 for the first read column, one more for each that follows; padding gets 0.
+
+    Example:
+        >>> import torch
+        >>> positions_of(torch.tensor([[0, 0, 1, 1]])).tolist()
+        [[0, 0, 0, 1]]
+    """
+    positions = attention_mask.long().cumsum(dim=-1) - 1
+    return positions.masked_fill(attention_mask == 0, 0)
+
+
+def scatter_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
+    """Writes image features into the image columns of embedded text.
+
+    Args:
+        inputs_embeds: `(B, L, D)`.
+        image_mask: `(B, L)`, True where a feature belongs.
+        features: `(..., D)`, as many vectors as there are True entries.
+
+    Returns:
+        A new tensor `(B, L, D)`.
+
+    Raises:
+        InputsError: if the numbers differ.
+    """
+    vectors = features.reshape(-1, features.shape[-1])
+    columns = int(image_mask.sum())
+    if columns != len(vectors):
+        raise InputsError(
+            f"inputs: image tokens in input_ids must match the image features, got {columns} tokens for "
+            f"{len(vectors)} features; pass what the model's own processor returned, unchanged"
+        )
+    return inputs_embeds.masked_scatter(
+        image_mask.unsqueeze(-1).to(inputs_embeds.device),
+        vectors.to(inputs_embeds.device, inputs_embeds.dtype),
+    )
