@@ -12,7 +12,16 @@ from decoding.families.base import LVLM, Encoding, embed_prompt, patch_grid, row
 from decoding.families.llava import decoder, feature_layer, patch_columns, vision_tower
 from decoding.prompts import VisualPrompt
 
-__all__ = ["decoder", "encode", "feature_layer", "full_prompt", "prompt_of_patches", "vision_tower"]
+__all__ = [
+    "DEFAULT_HEADS",
+    "REQUIRED_INPUTS",
+    "decoder",
+    "encode",
+    "feature_layer",
+    "full_prompt",
+    "prompt_of_patches",
+    "vision_tower",
+]
 
 REQUIRED_INPUTS: tuple[str, ...] = ("image_sizes",)
 DEFAULT_HEADS = "merged"
