@@ -1,0 +1,58 @@
+"""The command line: parse, call, print. The one place that prints, and the root that puts the rooms together.
+
+Every command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. None of them imports torch when it
+is imported, so that ``damro --help`` and the scorers start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from damro._version import __version__
+from damro.cli import answer, attention, score_chair, score_pope, setup_nltk
+from decoding.errors import DecodingError
+from eval.errors import EvalError
+
+_COMMANDS = (answer, attention, setup_nltk)
+_SCORERS = (score_pope, score_chair)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="damro",
+        description="Find the outlier visual tokens of an LVLM, decode against them, and measure what changed.",
+    )
+    parser.add_argument("--version", action="version", version=f"damro {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    score = commands.add_parser("score", help="score recorded answers or captions; runs no model")
+    scorers = score.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    for module in _SCORERS:
+        module.add_parser(scorers)
+    for module in _COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0, or 2 after an error that the user can mend (its message goes to stderr), or 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (DecodingError, EvalError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        print(f"damro: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("damro: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has left. Point stdout elsewhere, so that the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,8 @@
+"""``python -m damro.cli``."""
+
+import sys
+
+from damro.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
