@@ -1,0 +1,187 @@
+"""From a model's name and an image's path to what ``generate`` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
+
+from damro.errors import DecodingError, InputsError, ParameterError
+from decoding.families import family_of
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
+# What each family was trained on, for processors that come without a chat template. InstructBLIP's processor puts
+# the image columns in front by itself. LLaVA-NeXT on another language model than Vicuna ships a template.
+_FORMATS = {
+    "LlavaProcessor": _VICUNA,
+    "LlavaNextProcessor": _VICUNA,
+    "InstructBlipProcessor": "{prompt}",
+}
+
+
+class ModelLoadError(DecodingError):
+    """There is no such model, or it does not load."""
+
+
+class ImageError(DecodingError):
+    """There is no such image, or it does not open."""
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode and the processor that makes its inputs."""
+
+    model: PreTrainedModel
+    processor: Any
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Loaded:
+    """Loads a supported LVLM and its processor; runs no code that comes with a checkpoint.
+
+    Args:
+        name_or_path: a folder, a name on the Hub, or "tiny" for the small model that is part of this package.
+        device: as torch names it; "auto" spreads the model over all devices (accelerate); None takes the GPU if
+            there is one, otherwise the CPU.
+        dtype: "float32", "bfloat16", "float16"; "auto" takes the checkpoint's.
+        attn_implementation: as transformers names it; None takes its default.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ModelLoadError: if it does not load; the message holds transformers' own.
+        UnsupportedModelError: if its family is not supported.
+        ParameterError: if `dtype` is unknown.
+    """
+    if dtype not in _DTYPES:
+        raise ParameterError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name_or_path) == "tiny":
+        return _load_tiny(device, dtype)
+    options = {"revision": revision, "trust_remote_code": False}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            name_or_path, dtype=dtype, device_map=device, attn_implementation=attn_implementation, **options
+        )
+        processor = AutoProcessor.from_pretrained(name_or_path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(
+            f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
+            f"{error}; 'tiny' needs no download"
+        ) from error
+    family_of(model)
+    return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _load_tiny(device: str, dtype: str) -> Loaded:
+    """The embedded model, in the dtype asked for."""
+    from damro import tiny
+
+    model, processor = tiny.load()
+    if device != "auto":
+        model = model.to(device)
+    if dtype != "auto":
+        model = model.to(getattr(torch, dtype))
+    return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _complete_processor(processor: Any, config: Any) -> Any:
+    """Pads on the left, and fills in what processors saved by older versions of transformers lack."""
+    processor.tokenizer.padding_side = "left"
+    if getattr(processor, "patch_size", 0) is None:
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = 1  # CLIP's [CLS]
+    if getattr(processor, "num_query_tokens", 0) is None:
+        processor.num_query_tokens = config.num_query_tokens
+    return processor
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Opens an image, upright and in RGB.
+
+    Pillow's limit on the number of pixels stays in force.
+
+    Raises:
+        ImageError: if there is no such file, it is no image, it is cut short, or it has too many pixels.
+    """
+    try:
+        with Image.open(Path(path)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image must be of a size that Pillow allows, got {str(path)!r}: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error
+        raise ImageError(f"image must be a file that Pillow can open, got {str(path)!r}: {reason}") from error
+
+
+def prepare_inputs(
+    processor: Any,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    model: PreTrainedModel | None = None,
+) -> BatchFeature:
+    """Makes the inputs of a batch, one image a prompt, padded on the left.
+
+    Args:
+        processor: the model's.
+        images: `B` images.
+        prompts: `B` questions or instructions; see :func:`format_prompt`.
+        model: if given, the tensors go to its device and pixels to its dtype.
+
+    Raises:
+        InputsError: if the numbers differ or there is nothing.
+    """
+    if len(images) != len(prompts) or not prompts:
+        raise InputsError(
+            f"images and prompts must be of the same number, at least one, got {len(images)} and {len(prompts)}"
+        )
+    texts = [format_prompt(processor, prompt) for prompt in prompts]
+    bos = processor.tokenizer.bos_token
+    written = bos is not None and all(text.startswith(bos) for text in texts)
+    inputs: BatchFeature = processor(
+        images=list(images),
+        text=texts,
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=not written,  # a template that writes the beginning-of-text token itself
+    )
+    return inputs if model is None else inputs.to(model.device, model.dtype)
+
+
+def format_prompt(processor: Any, prompt: str) -> str:
+    """The text the model was trained to read for a question about one image.
+
+    The processor's chat template decides; without one, the family's usual format. A prompt that holds the image
+    token is taken to be formatted already.
+
+    Raises:
+        InputsError: if there is neither a template nor a usual format.
+    """
+    image_token = str(getattr(processor, "image_token", "<image>"))
+    if image_token in prompt:
+        return prompt
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return text
+    kind = type(processor).__name__
+    if kind not in _FORMATS:
+        raise InputsError(
+            f"processor must have a chat template or be one of {', '.join(_FORMATS)}, got {kind}; "
+            "write the whole prompt yourself, with the image token in it"
+        )
+    return _FORMATS[kind].replace("{image}", image_token).replace("{prompt}", prompt)

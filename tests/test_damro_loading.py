@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_models import FAMILIES, load_golden, make_processor, save_golden
+from PIL import Image
+
+from damro.errors import InputsError, ParameterError, UnsupportedModelError
+from damro.loading import ImageError, ModelLoadError, format_prompt, load_image, load_model, prepare_inputs
+
+
+def picture(width: int = 80, height: int = 60) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, save_golden(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_loads_a_folder_and_generates_from_a_batch_of_prompts(saved: tuple[str, Path]) -> None:
+    family, folder = saved
+    model, processor = load_model(folder, device="cpu", dtype="float32")
+    assert model.config.model_type == family and not model.training
+    inputs = prepare_inputs(processor, [picture()] * 2, ["What is this?", "What"], model)
+    assert bool(inputs["attention_mask"][:, -1].all())
+    tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert tokens.shape[0] == 2
+    # A row must not depend on the padding that its neighbour caused. (InstructBLIP's processor puts the padding
+    # between image and text, and its Q-Former reads the text too: its rows agree as well.)
+    alone = prepare_inputs(processor, [picture()], ["What"], model)
+    single = model.generate(**alone, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert single[0, -3:].tolist() == tokens[1, -3:].tolist()
+
+
+def test_dtype_and_processor_fields_that_old_checkpoints_lack(tmp_path: Path) -> None:
+    save_golden("llava", tmp_path)
+    bare = make_processor("llava")
+    bare.patch_size = bare.vision_feature_select_strategy = None
+    bare.num_additional_image_tokens = 0
+    bare.save_pretrained(tmp_path)
+    model, processor = load_model(tmp_path, device="cpu", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert (processor.patch_size, processor.vision_feature_select_strategy) == (14, "default")
+    inputs = prepare_inputs(processor, [picture()], ["What"], model)
+    assert inputs["pixel_values"].dtype == torch.bfloat16
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 16
+
+
+def test_the_word_tiny_takes_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = types.ModuleType("damro.tiny")
+    model, processor = load_golden("llava").train(), make_processor("llava")
+    stub.load = lambda: (model, processor)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "damro.tiny", stub)
+    monkeypatch.setattr("damro.tiny", stub, raising=False)
+    loaded = load_model("tiny", device="cpu")
+    assert loaded.model is model and not model.training
+    assert loaded.processor.tokenizer.padding_side == "left"
+
+
+def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="model must be .* got '.*absent'.*'tiny' needs no download"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(ParameterError, match="dtype must be one of auto, float32, .* got 'int7'"):
+        load_model("tiny", dtype="int7")
+
+
+def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
+    from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(image_size=28, patch_size=14, **small),
+        text_config=Qwen2Config(vocab_size=200, num_key_value_heads=2, **small),
+        image_token_index=199,
+        video_token_index=198,
+    )
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(tmp_path)
+    make_processor("llava").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="model must be of a supported family"):
+        load_model(tmp_path)
+
+
+def test_image_is_turned_upright_and_made_rgb(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn
+    picture(80, 60).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("LA", (5, 4), (7, 200)).save(tmp_path / "grey.png")
+    assert load_image(tmp_path / "turned.jpg").size == (60, 80)
+    assert load_image(tmp_path / "grey.png").getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_images_that_do_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    picture().save(tmp_path / "whole.jpg")
+    picture().save(tmp_path / "whole.png")
+    for kind in ("jpg", "png"):
+        data = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(data[: len(data) // 2])
+    for name in ("text.png", "cut.jpg", "cut.png", "absent.png", "."):
+        with pytest.raises(ImageError, match="image must be a file that Pillow can open, got"):
+            load_image(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="image must be of a size that Pillow allows"):
+        load_image(tmp_path / "whole.png")
+
+
+def test_prompt_formats() -> None:
+    llava = make_processor("llava")
+    assert format_prompt(llava, "What?") == "USER: <image>\nWhat? ASSISTANT:"
+    assert format_prompt(llava, "A <image> as I say") == "A <image> as I say"
+    assert format_prompt(make_processor("instructblip"), "What {prompt}?") == "What {prompt}?"
+    llava.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}"
+        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert format_prompt(llava, "What?") == "[user]<image>What?[assistant]"
+    with pytest.raises(InputsError, match="processor must have a chat template or be one of LlavaProcessor"):
+        format_prompt(types.SimpleNamespace(image_token="<image>"), "What?")
+
+
+def test_a_template_that_writes_the_first_token_gets_no_second_one() -> None:
+    processor = make_processor("llava")
+    processor.chat_template = "<s>USER: <image> {{ messages[0].content[1].text }} ASSISTANT:"
+    ids = prepare_inputs(processor, [picture()], ["What is"])["input_ids"]
+    assert ids[0, :2].tolist() == [1, processor.tokenizer.convert_tokens_to_ids("▁USER:")]
+
+
+def test_numbers_of_images_and_prompts_must_agree() -> None:
+    processor = make_processor("llava")
+    with pytest.raises(InputsError, match="same number, at least one, got 1 and 2"):
+        prepare_inputs(processor, [picture()], ["a", "b"])
+    with pytest.raises(InputsError, match="at least one, got 0 and 0"):
+        prepare_inputs(processor, [], [])
