@@ -69,12 +69,14 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if str(name_or_path) == "tiny":
         return _load_tiny(device, dtype)
+    make_model: Any = AutoModelForImageTextToText  # transformers leaves these two untyped
+    make_processor: Any = AutoProcessor
     options = {"revision": revision, "trust_remote_code": False}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = make_model.from_pretrained(
             name_or_path, dtype=dtype, device_map=device, attn_implementation=attn_implementation, **options
         )
-        processor = AutoProcessor.from_pretrained(name_or_path, **options)
+        processor = make_processor.from_pretrained(name_or_path, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(
             f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
