@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--model, --device, --dtype, --attn-implementation, --revision."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=default is None,
+        default=default,
+        metavar="NAME_OR_PATH",
+        help="folder, Hub name, or 'tiny' for the embedded model" + (f" (default: {default})" if default else ""),
+    )
+    group.add_argument("--device", help="as torch names it, or 'auto' to spread over all (default: a GPU, if any)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="(default: the checkpoint's)",
+    )
+    group.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
+    group.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+
+def add_contrast_options(parser: argparse.ArgumentParser) -> None:
+    """--alpha, --beta, --top-k, --task, --variant."""
+    group = parser.add_argument_group("DAMRO", "what is not given comes from the preset of the model's family and task")
+    group.add_argument("--alpha", type=float, help="strength of the contrast, >= 0")
+    group.add_argument("--beta", type=float, help="plausibility cutoff in (0, 1]")
+    group.add_argument("--top-k", type=int, metavar="K", help="number of outlier patches")
+    group.add_argument("--task", choices=("pope", "chair", "mme"), help="whose preset to take")
+    group.add_argument(
+        "--variant",
+        choices=("reference", "corrected"),
+        default="reference",
+        help="InstructBLIP: as released, or with the patches that were ranked",
+    )
