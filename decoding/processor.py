@@ -72,39 +72,45 @@ class ContrastiveProcessor(LogitsProcessor):
 
         Raises:
             InputsError: if `input_ids` do not continue the prompts this processor was made for.
-            NonFiniteScoresError: if `scores` hold NaN.
+            NonFiniteScoresError: if a row of `scores`, or the negative prompt's, is NaN or overflows.
         """
         history = self._history(input_ids)
         negative = self.branch.logits(history) if self._needs_negative(history, scores) else None
-        return contrast_scores(scores, negative, self.alpha, self.beta).to(scores.dtype)
+        contrasted = contrast_scores(scores, negative, self.alpha, self.beta)
+        if negative is not None and bool(contrasted.isnan().any()):
+            raise NonFiniteScoresError(
+                "scores of the negative prompt must be numbers, got NaN or infinity; the model overflowed: "
+                "try bfloat16 or float32 instead of float16"
+            )
+        return contrasted.to(scores.dtype)
 
     def _history(self, input_ids: Tensor) -> Tensor:
-        """What stands behind the prompt; checks the prompt where a generation begins."""
+        """What stands behind the prompt; checks that it is the prompt."""
         prompts, length = self._prompt_ids.shape
         rows, tokens = input_ids.shape
-        if tokens < length:
+        # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
+        same = tokens >= length and rows % prompts == 0
+        if same:
+            expected = self._prompt_ids.to(input_ids.device).repeat_interleave(rows // prompts, dim=0)
+            same = bool((input_ids[:, :length] == expected).all())
+        if not same:
             raise InputsError(
                 f"input_ids must continue the {prompts} prompts of {length} tokens this processor was made for, "
-                f"got shape {tuple(input_ids.shape)}; make one processor for each call's inputs"
+                f"got other tokens or rows, shape {tuple(input_ids.shape)}; make one processor for each call's inputs"
             )
-        if tokens == length:
-            expected = self._prompt_ids.to(input_ids.device).repeat_interleave(rows // prompts, dim=0)
-            if not torch.equal(input_ids, expected):
-                raise InputsError(
-                    "input_ids must be the prompts this processor was made for, got other tokens; "
-                    "make one processor for each call's inputs"
-                )
         return input_ids[:, length:]
 
     def _needs_negative(self, history: Tensor, scores: Tensor) -> bool:
         """Whether the negative pass can change any row that is still being written."""
         survivors = plausible_tokens(scores.float(), self.beta).sum(dim=-1)
         undecided = (survivors > 1) & ~self._finished(history)
-        # One transfer answers both questions: nothing survives only where the scores are NaN.
-        needed, broken = torch.stack([undecided.any(), (survivors == 0).any()]).tolist()
-        if broken:
+        # One transfer answers both questions. NaN makes the best score NaN, overflow makes it infinite.
+        broken = ~scores.amax(dim=-1).isfinite()
+        needed, unusable = torch.stack([undecided.any(), broken.any()]).tolist()
+        if unusable:
             raise NonFiniteScoresError(
-                "scores must be numbers, got NaN; the model overflowed: try bfloat16 or float32 instead of float16"
+                "scores must have a finite best token in every row, got NaN or infinity; the model overflowed: "
+                "try bfloat16 or float32 instead of float16"
             )
         return bool(needed) and self.alpha > 0
 
