@@ -10,24 +10,20 @@ the image, and C the captions:
 Recall is pooled over captions (micro average), as in the CHAIR script of OPERA (arXiv 2311.17911).
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from eval.coco import ImageId, image_key, name_few, normalize_objects
 from eval.errors import AlignmentError, DataFormatError, EvalError
 from eval.matchers import Matcher, Mention, load_matcher
 
-ImageId = str | int
 CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
 """Keys under which a record may hold its caption; the first present one is taken."""
 
-_COCO_FILE = re.compile(r"(?:.*[/\\])?COCO_(?:train|val|test)20\d\d_(\d{12})(?:\.\w+)?", re.ASCII)
-_NAMED = 5  # how many offending ids an error names
-
 
 class Caption(NamedTuple):
-    """A caption and the key (see `image_key`) of its image."""
+    """A caption and the key (see `eval.coco.image_key`) of its image."""
 
     image_id: str
     text: str
@@ -129,27 +125,6 @@ class ChairScore:
         if records:
             scores["records"] = [record.to_dict() for record in self.records]
         return scores
-
-
-def image_key(image: ImageId) -> str:
-    """The key under which captions and ground truth of one image meet.
-
-    Numbers, numbers in text and COCO 2014 file names of one image give one key; any other name is its own.
-
-    Raises:
-        DataFormatError: When the id is neither a whole number nor a text that is not blank.
-
-    >>> image_key(42), image_key("000000000042"), image_key("COCO_val2014_000000000042.jpg"), image_key("scene-12")
-    ('42', '42', '42', 'scene-12')
-    """
-    if isinstance(image, int) and not isinstance(image, bool):
-        return str(image)
-    if isinstance(image, str) and image.strip():
-        name = image.strip()
-        coco = _COCO_FILE.fullmatch(name)
-        digits = coco[1] if coco else name
-        return digits.lstrip("0") or "0" if digits.isascii() and digits.isdigit() else name
-    raise DataFormatError(f"image_id: must be a whole number or a name, got {image!r}")
 
 
 def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]]) -> list[Caption]:
@@ -292,22 +267,19 @@ def _ratio(part: Sequence[int], whole: Sequence[int]) -> float | None:
 
 def _align(captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Collection[str]]) -> list[frozenset[str]]:
     """The objects of each caption's image."""
-    from eval.coco import normalize_objects
-
     seen: set[str] = set()
-    doubled = [image for image, _ in captions if image in seen or seen.add(image)]
+    doubled = []
+    for image, _ in captions:
+        if image in seen:
+            doubled.append(image)
+        seen.add(image)
     if doubled:
-        raise AlignmentError(f"captions: one per image, got a further one for {_few(doubled)}; keep one of each")
+        raise AlignmentError(f"captions: one per image, got a further one for {name_few(doubled)}; keep one of each")
     objects = normalize_objects(objects_by_image, seen)
     unknown = [image for image, _ in captions if image not in objects]
     if unknown:
         raise AlignmentError(
-            f"captions: every image must be in the ground truth, which lacks {_few(unknown)}; give the ground truth "
-            "of these images"
+            f"captions: every image must be in the ground truth, which lacks {name_few(unknown)}; give a ground truth "
+            "that has these images"
         )
     return [objects[image] for image, _ in captions]
-
-
-def _few(images: Sequence[str]) -> str:
-    named = ", ".join(images[:_NAMED])
-    return f"{named}{', ...' if len(images) > _NAMED else ''} ({len(images)} in all)"

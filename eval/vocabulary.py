@@ -10,12 +10,10 @@ Two data files stand behind this module (their sources are named in ``eval/data/
 """
 
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from eval.errors import DataFormatError
 from eval.records import read_json
 from eval.resources import data_path
 
@@ -83,29 +81,10 @@ class Vocabulary:
         if pending is not None:
             merged.append(self._single(*pending))
         seat_belongs_to_toilet = any(found.word == "toilet" for found in merged)
-        return [
-            found for found in merged if found.name and not (seat_belongs_to_toilet and found.word == "seat")
-        ]
+        return [found for found in merged if found.name and not (seat_belongs_to_toilet and found.word == "seat")]
 
     def _single(self, index: int, word: str) -> Found:
         return Found(self.name_of.get(word, ""), word, index, index)
-
-    def canonical(self, name: str) -> str:
-        """The COCO name for a name or one of its synonyms.
-
-        Raises:
-            DataFormatError: When the vocabulary has no such word.
-
-        >>> load_vocabulary().canonical("bike")
-        'bicycle'
-        """
-        try:
-            return self.name_of[name.strip().lower()]
-        except (KeyError, AttributeError):
-            raise DataFormatError(
-                f"object name: must be one of the {len(self.names)} COCO names or their synonyms, got {name!r}; "
-                "see eval/data/chair_synonyms.json"
-            ) from None
 
 
 def _pairs(doubles: Mapping[str, str], qualifiers: Mapping[str, list[str]]) -> dict[tuple[str, str], str]:
