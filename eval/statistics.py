@@ -1,0 +1,168 @@
+"""Bootstrap intervals: how much of a number is the choice of samples.
+
+Every metric here is a function of column means. A sample is a row of numbers, such as (is tp, is fp, is tn, is fn) of
+one question, or (hallucinated mentions, mentions) of one caption; precision is mean(tp) / (mean(tp) + mean(fp)), CHAIRi
+mean(hallucinated) / mean(mentions). Resampling rows and taking the metric of the new means is then one matrix product
+away for any metric. Samples that belong together, as the six questions of a POPE image do, can be resampled together:
+add up their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.errors import EvalError
+
+Array = NDArray[np.float64]
+Metric = Callable[[Array], Array]
+"""Column means ``(..., columns)`` to values ``(...)``; a value that is not defined is NaN."""
+
+_CHUNK = 4_000_000  # numbers gathered at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its percentile bootstrap interval.
+
+    Attributes:
+        estimate: The metric of the samples themselves.
+        low: Lower end.
+        high: Upper end.
+        level: Share of resamples inside, e.g. 0.95.
+        resamples: Number of resamples in which the metric was defined.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    resamples: int
+
+
+def first_column(means: Array) -> Array:
+    """The plain mean: the metric of samples that are single numbers.
+
+    Example:
+        >>> float(first_column(np.array([0.25])))
+        0.25
+    """
+    return np.asarray(means[..., 0])
+
+
+def bootstrap(
+    samples: ArrayLike,
+    metric: Metric = first_column,
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return a metric with its percentile bootstrap interval.
+
+    Args:
+        samples: ``(samples, columns)``, or ``(samples,)`` for one column.
+        metric: The metric as a function of column means.
+        resamples: How often to draw as many samples with replacement.
+        level: Share of resamples that the interval holds, in (0, 1).
+        seed: Seed of the draws.
+
+    Raises:
+        EvalError: An argument is out of range, the samples are not finite numbers, or the metric is not defined for
+            them.
+
+    Example:
+        >>> interval = bootstrap([1.0] * 80 + [0.0] * 20)
+        >>> interval.estimate, 0.70 < interval.low < 0.75, 0.85 < interval.high < 0.90
+        (0.8, True, True)
+    """
+    rows = _rows(samples, "samples")
+    rng = _generator(resamples, level, seed)
+    means = _resampled_means(rows, resamples, rng)
+    return _interval(metric(rows.mean(axis=0)), metric(means), level)
+
+
+def bootstrap_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    metric: Metric = first_column,
+    *,
+    paired: bool,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return ``metric(second) - metric(first)`` with its percentile bootstrap interval.
+
+    Args:
+        first: ``(samples, columns)``, or ``(samples,)`` for one column.
+        second: Likewise, with as many columns.
+        metric: The metric as a function of column means.
+        paired: Whether row i of both is the same question or caption. Then both are drawn together, and what makes
+            a sample hard for both leaves the difference; else each is drawn for itself.
+        resamples: How often to draw as many samples with replacement.
+        level: Share of resamples that the interval holds, in (0, 1).
+        seed: Seed of the draws.
+
+    Raises:
+        EvalError: As `bootstrap`; or the two have different columns, or, paired, different numbers of rows.
+
+    Example:
+        >>> before, after = [1.0, 0.0] * 50, [1.0, 0.0] * 49 + [1.0, 1.0]
+        >>> paired = bootstrap_difference(before, after, paired=True)
+        >>> unpaired = bootstrap_difference(before, after, paired=False)
+        >>> paired.high - paired.low < unpaired.high - unpaired.low
+        True
+    """
+    one, two = _rows(first, "first"), _rows(second, "second")
+    if one.shape[1] != two.shape[1] or (paired and len(one) != len(two)):
+        raise EvalError(
+            f"second must have the columns of first{' and its rows, since they are paired' if paired else ''}, "
+            f"got shapes {one.shape} and {two.shape}"
+        )
+    rng = _generator(resamples, level, seed)
+    if paired:
+        together = _resampled_means(np.hstack([one, two]), resamples, rng)
+        means_one, means_two = np.hsplit(together, 2)
+    else:
+        means_one, means_two = (_resampled_means(rows, resamples, rng) for rows in (one, two))
+    estimate = metric(two.mean(axis=0)) - metric(one.mean(axis=0))
+    return _interval(estimate, metric(means_two) - metric(means_one), level)
+
+
+def _resampled_means(rows: Array, resamples: int, rng: np.random.Generator) -> Array:
+    chunk = max(1, _CHUNK // rows.size)
+    means = []
+    for start in range(0, resamples, chunk):
+        drawn = rng.integers(len(rows), size=(min(chunk, resamples - start), len(rows)))
+        means.append(rows[drawn].mean(axis=1))  # (chunk, samples, columns) -> (chunk, columns)
+    return np.concatenate(means)
+
+
+def _interval(estimate: Array, values: Array, level: float) -> Interval:
+    defined = values[np.isfinite(values)]
+    if not np.isfinite(estimate) or not len(defined):
+        raise EvalError(f"metric must be defined for the samples, got {estimate}: nothing of its denominator is there")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), float(low), float(high), level, len(defined))
+
+
+def _generator(resamples: int, level: float, seed: int) -> np.random.Generator:
+    if resamples < 1:
+        raise EvalError(f"resamples must be at least 1, got {resamples}")
+    if not 0 < level < 1:
+        raise EvalError(f"level must lie between 0 and 1, got {level}: 0.95 for a 95 % interval")
+    return np.random.default_rng(seed)
+
+
+def _rows(samples: ArrayLike, name: str) -> Array:
+    rows = np.asarray(samples, dtype=np.float64)
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or not rows.size:
+        raise EvalError(f"{name} must be rows of numbers, at least one, got shape {rows.shape}")
+    if not np.isfinite(rows).all():
+        raise EvalError(f"{name} must be finite, got NaN or infinity")
+    return rows
