@@ -1,4 +1,4 @@
-"""Building POPE questions from annotated images, as the paper does (Li et al., EMNLP 2023, section 5.1).
+"""Building POPE questions from annotated images, as the paper does (Li et al., EMNLP 2023).
 
 Per image as many objects that are there (label *yes*) as objects that are not (label *no*), in turn. The split says
 which absent objects are asked for: any (*random*), those most frequent in the chosen images (*popular*), or those seen

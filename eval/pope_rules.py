@@ -24,7 +24,7 @@ def parse_answer(text: str, rule: str = "pope", gold: str | None = None) -> Verd
     `pope`    *no* if ``No``, ``no`` or ``not`` is a word of what stands before the first ".",       yes
               commas dropped, split on single spaces (POPE's and LLaVA's script)
     `opera`   *no* if ``No``, ``not``, ``no``, ``NO`` or a word in ``n't`` is a word of the text,    yes
-              "." and "," dropped, split on single spaces (OPERA, HALC, DeCo)
+              "." and "," dropped, split on single spaces (OPERA's script)
     `vcd`     the gold label if that label is a *substring* of the lower-cased text: with gold       the other label
               *no*, "I know" is a no (VCD)
     `lmms`    yes or no if the lower-cased, stripped text is exactly that word: equal to the gold    unknown
