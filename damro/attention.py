@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -88,9 +89,12 @@ def resolve_layer(model: PreTrainedModel, family: Family, layer: int | None) -> 
     if layer is None:
         return family.feature_layer(model, reference=True)
     depth = len(encoder_layers(family.vision_tower(model)))
-    if not -depth <= layer < depth:
-        raise ParameterError(f"layer must name one of the ViT's {depth} layers (0 to {depth - 1}), got {layer}")
-    return layer % depth
+    if not isinstance(layer, Integral) or isinstance(layer, bool) or not -depth <= layer < depth:
+        raise ParameterError(
+            f"layer must name one of the ViT's {depth} layers (0 to {depth - 1}, or from the end -{depth} to -1), "
+            f"got {layer!r}"
+        )
+    return int(layer) % depth
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -132,7 +133,7 @@ def check_top_k(top_k: int, patches: int) -> None:
     Raises:
         ParameterError: unless it is a whole number in `1 .. patches`.
     """
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= patches:
+    if not isinstance(top_k, Integral) or isinstance(top_k, bool) or not 1 <= top_k <= patches:
         raise ParameterError(f"top_k must be a whole number from 1 to the {patches} patches of a tile, got {top_k!r}")
 
 

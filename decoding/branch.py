@@ -63,8 +63,11 @@ class NegativeBranch:
         state, prompt_logits = self._prefilled()
         if history.shape[1] == 0:
             return prompt_logits[prompt_of].to(history.device)
-        state, common = _follow(state, history.to(prompt_of.device), prompt_of)
-        logits = self._extend(state, history.to(prompt_of.device), common)
+        tokens = history.to(prompt_of.device)
+        # From here until the pass has succeeded the cache fits no history; an interrupt must not leave it in use.
+        self._state = None
+        state, common = _follow(state, tokens, prompt_of)
+        logits = self._extend(state, tokens, common)
         return logits.to(history.device)
 
     def _prompt_of_rows(self, history: Tensor) -> Tensor:
@@ -92,8 +95,6 @@ class NegativeBranch:
         full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
         start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
         positions = start + torch.arange(common, history.shape[1], device=start.device)
-        # Until the pass has succeeded the cache belongs to no history; an interrupt must not leave a half-fed one.
-        self._state = None
         logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions)
         self._state = state._replace(tokens=history.clone())
         return logits

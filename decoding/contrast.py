@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +24,18 @@ def check_strengths(alpha: float, beta: float) -> None:
         Traceback (most recent call last):
         decoding.errors.ParameterError: alpha must be a finite number >= 0, got -1.0; ...
     """
-    if not (math.isfinite(alpha) and alpha >= 0):
+    if not (_is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
         raise ParameterError(
-            f"alpha must be a finite number >= 0, got {alpha}; 0 switches the contrast off, 0.5 to 2 is usual"
+            f"alpha must be a finite number >= 0, got {alpha!r}; 0 switches the contrast off, 0.5 to 2 is usual"
         )
-    if not 0 < beta <= 1:
+    if not (_is_number(beta) and 0 < beta <= 1):
         raise ParameterError(
-            f"beta must be in (0, 1], got {beta}; 0.1 keeps tokens at least a tenth as likely as the best"
+            f"beta must be in (0, 1], got {beta!r}; 0.1 keeps tokens at least a tenth as likely as the best"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def plausible_tokens(full: Tensor, beta: float) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from decoding.errors import InputsError, UnsupportedModelError
 from decoding.families import instructblip, llava, llava_next
-from decoding.families.base import Encoding, Family
+from decoding.families.base import Encoding, Family, attention_mask_of
 
 FAMILIES: dict[str, Family] = {
     "llava": llava,
@@ -67,12 +67,15 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     for key in family_of(model).REQUIRED_INPUTS:
         if inputs.get(key) is None:
             raise InputsError(f"inputs of {model.config.model_type} must hold {key!r}, got {sorted(inputs)}")
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    if mask is not None and mask.shape != ids.shape:
+    ids = inputs["input_ids"]
+    if ids.ndim != 2:
+        raise InputsError(f"input_ids must be (prompts, tokens), got shape {tuple(ids.shape)}")
+    mask = attention_mask_of(model, inputs)
+    if mask.shape != ids.shape:
         raise InputsError(
             f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}"
         )
-    if mask is not None and not bool(mask[:, -1].all()):
+    if not bool(mask[:, -1].all()):
         raise InputsError(
             "inputs must be padded on the left, got padding at the end of a row; "
             "set processor.tokenizer.padding_side = 'left'"

@@ -81,12 +81,29 @@ class Family(Protocol):
 def embed_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:
     """Embeds the text and puts the image features into their columns."""
     ids: Tensor = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
+    mask = attention_mask_of(model, inputs).to(ids.device)
     image_mask = ids == model.config.image_token_id
     embeds = model.get_input_embeddings()(ids)
     features = torch.cat([feature.to(embeds.device) for feature in encoding.features])
     return VisualPrompt(scatter_features(embeds, image_mask, features), mask, image_mask)
+
+
+def attention_mask_of(model: LVLM, inputs: Mapping[str, Any]) -> Tensor:
+    """The mask in `inputs`, or the one that ``generate`` infers where there is none: padding tokens are not read.
+
+    Like ``generate``, it infers nothing if the padding token is unknown or is also an end token.
+
+    Returns:
+        `(B, L)`, 1 for columns that are read.
+    """
+    mask: Tensor | None = inputs.get("attention_mask")
+    if mask is not None:
+        return mask
+    ids: Tensor = inputs["input_ids"]
+    pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
+    if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+        return torch.ones_like(ids)
+    return ids.ne(pad).long()
 
 
 def rows_of_images(model: LVLM, inputs: Mapping[str, Any], features: Sequence[Tensor]) -> tuple[int, ...]:

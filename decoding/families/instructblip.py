@@ -13,7 +13,6 @@ from decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
 DEFAULT_HEADS = "mean"
-full_prompt = embed_prompt
 
 
 def vision_tower(model: LVLM) -> nn.Module:
@@ -46,6 +45,13 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     features = list(outputs.pooler_output)
     rows = rows_of_images(model, inputs, features)
     return Encoding(outputs, features, rows, (1,) * len(features), patch_grid(model.config, pixels))
+
+
+def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:
+    """The prompt the model reads; without a mask it reads every column, padding too."""
+    if inputs.get("attention_mask") is None:
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+    return embed_prompt(model, inputs, encoding)
 
 
 def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
