@@ -79,7 +79,7 @@ def contrast_scores(full: Tensor, negative: Tensor | None, alpha: float, beta: f
     Example:
         >>> import torch
         >>> full, negative = torch.tensor([2.0, 1.9, -5.0]), torch.tensor([2.0, 0.0, 0.0])
-        >>> contrast_scores(full, negative, alpha=1.0, beta=0.5).exp().round(decimals=3).tolist()
+        >>> [round(p, 3) for p in contrast_scores(full, negative, alpha=1.0, beta=0.5).exp().tolist()]
         [0.142, 0.858, 0.0]
     """
     full = full.float()
