@@ -1,0 +1,186 @@
+"""Trains the tiny models: ``python -m damro.tiny.train``. Killed and started again, it goes on where it was.
+
+LLaVA comes first; the other two begin from its weights:
+
+    python -m damro.tiny.train --model llava --out runs/llava
+    python -m damro.tiny.train --model llava_next --out runs/llava_next --start runs/llava
+    python -m damro.tiny.train --model instructblip --out runs/instructblip --start runs/llava
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from damro.tiny.cache import SceneCache, build_cache
+from damro.tiny.language_stage import train_language
+from damro.tiny.loop import Schedule
+from damro.tiny.model import FAMILIES, build_model, build_processor
+from damro.tiny.qformer_stage import convert_tower, train_qformer
+from damro.tiny.vision_stage import train_vision
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the weights, beside the code and the scenes.
+
+    Attributes:
+        vision: stage 1. No steps: the ViT stays as it came.
+        language: stage 2.
+        scenes: training scenes; the ViT sees the first three quarters, the language model the last.
+        seed: of the first weights.
+    """
+
+    vision: Schedule
+    language: Schedule
+    scenes: int = 200_000
+    seed: int = 0
+
+
+RECIPES: dict[str, Recipe] = {
+    "llava": Recipe(
+        vision=Schedule(steps=1400, batch=128, rate=1e-3, warmup=100),
+        language=Schedule(steps=2000, batch=32, rate=1.5e-3, warmup=100),
+    ),
+    "llava_next": Recipe(
+        vision=Schedule(steps=0, batch=128, rate=1e-3),
+        language=Schedule(steps=600, batch=24, rate=8e-4, warmup=50),
+    ),
+    "instructblip": Recipe(
+        vision=Schedule(steps=400, batch=128, rate=5e-4, warmup=50),
+        language=Schedule(steps=800, batch=16, rate=1e-3, warmup=50),
+    ),
+}
+"""The recipes of the shipped checkpoints."""
+
+
+def train(
+    family: str,
+    out: Path,
+    cache_folder: Path,
+    recipe: Recipe,
+    start: Path | None = None,
+    vision: CLIPVisionConfig | None = None,
+    text: LlamaConfig | None = None,
+) -> PreTrainedModel:
+    """Trains one model, or finishes a training that was interrupted.
+
+    Args:
+        family: "llava", "llava_next" or "instructblip".
+        out: folder of the checkpoint; the states of the stages lie in ``out/state`` until then.
+        cache_folder: folder of the rendered scenes.
+        recipe: how.
+        start: checkpoint of a trained LLaVA that the other two families begin from.
+        vision: ViT of another size.
+        text: language model of another size.
+
+    Returns:
+        The trained model in float32. The checkpoint in `out` is float16.
+
+    Raises:
+        ValueError: LLaVA-NeXT or InstructBLIP without `start`.
+    """
+    if family != "llava" and start is None:
+        raise ValueError(f"start must name a LLaVA checkpoint for {family}, not None; train llava first")
+    torch.manual_seed(recipe.seed)
+    cache = build_cache(cache_folder, "train", recipe.scenes)
+    model, processor = build_model(family, vision, text), build_processor(family)
+    state = out / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    if start is not None:
+        _begin_from(model, start)
+    _run_stages(family, model, processor, cache, recipe, state)
+    export(model, processor, out)
+    return model
+
+
+def _run_stages(
+    family: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    cache: SceneCache,
+    recipe: Recipe,
+    state: Path,
+) -> None:
+    """Stage 1, then stage 2."""
+    seen_by_vision = recipe.scenes * 3 // 4
+    rows = range(seen_by_vision, recipe.scenes)
+    if family == "instructblip":
+        if recipe.vision.steps:
+            train_vision(model.vision_model, -1, cache, seen_by_vision, recipe.vision, state)
+        train_qformer(model, processor, cache, rows, recipe.language, state / "language.pt")
+        return
+    if recipe.vision.steps:
+        train_vision(model.model.vision_tower, -2, cache, seen_by_vision, recipe.vision, state)
+    train_language(model, processor, cache, rows, recipe.language, state / "language.pt")
+
+
+def _begin_from(model: PreTrainedModel, start: Path) -> None:
+    """Copies what the families share from a trained LLaVA: the ViT, the projector, the language model."""
+    trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
+    if model.config.model_type == "instructblip":
+        convert_tower(trained.model.vision_tower, model.vision_model)
+        model.language_model.load_state_dict(
+            {
+                **{f"model.{name}": value for name, value in trained.model.language_model.state_dict().items()},
+                "lm_head.weight": trained.lm_head.weight,
+            }
+        )
+        return
+    missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
+    if set(missing) - {"model.image_newline"} or unexpected:
+        raise ValueError(f"start must hold a LLaVA of the same sizes, not {start}; train it with the same sizes")
+
+
+def export(model: PreTrainedModel, processor: ProcessorMixin, out: Path) -> None:
+    """Saves a checkpoint in float16 that any Auto class loads. The model itself stays as it is.
+
+    Args:
+        model: a trained model.
+        processor: its processor.
+        out: the folder.
+    """
+    family_model = type(model)(model.config)
+    family_model.load_state_dict(model.state_dict())
+    family_model.generation_config = model.generation_config
+    family_model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        arguments: in place of ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(description="Train a tiny LVLM on rendered scenes, on a CPU.")
+    parser.add_argument("--model", choices=FAMILIES, default="llava", help="which (default: llava)")
+    parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: runs/MODEL)")
+    parser.add_argument("--start", type=Path, help="LLaVA checkpoint to begin from (default: runs/llava)")
+    parser.add_argument("--cache", type=Path, default=Path("runs/scenes"), help="folder of rendered scenes, 6 GB")
+    parser.add_argument("--vision-steps", type=int, help="steps of stage 1, in place of the recipe's")
+    parser.add_argument("--language-steps", type=int, help="steps of stage 2, in place of the recipe's")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    recipe = RECIPES[chosen.model]
+    if chosen.vision_steps is not None:
+        recipe = replace(recipe, vision=replace(recipe.vision, steps=chosen.vision_steps))
+    if chosen.language_steps is not None:
+        recipe = replace(recipe, language=replace(recipe.language, steps=chosen.language_steps))
+    start = None if chosen.model == "llava" else chosen.start or Path("runs/llava")
+    train(chosen.model, chosen.out or Path("runs") / chosen.model, chosen.cache, recipe, start)
+
+
+if __name__ == "__main__":
+    main()
