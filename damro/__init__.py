@@ -11,26 +11,34 @@ from damro._version import __version__
 
 if TYPE_CHECKING:
     from damro.attention import CLSAttention, cls_attention
+    from damro.generation import generate
     from damro.outliers import Outliers, find_outliers
     from damro.presets import preset
     from damro.processor import DAMROProcessor
+    from damro.views import OutlierView, outlier_view
 
 __all__ = [
     "CLSAttention",
     "DAMROProcessor",
+    "OutlierView",
     "Outliers",
     "__version__",
     "cls_attention",
     "find_outliers",
+    "generate",
+    "outlier_view",
     "preset",
 ]
 
 _HOME = {
     "CLSAttention": "damro.attention",
     "DAMROProcessor": "damro.processor",
+    "OutlierView": "damro.views",
     "Outliers": "damro.outliers",
     "cls_attention": "damro.attention",
     "find_outliers": "damro.outliers",
+    "generate": "damro.generation",
+    "outlier_view": "damro.views",
     "preset": "damro.presets",
 }
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from damro.attention import CLSAttention, family_heads, read_attention, record_cls
-from damro.outliers import check_top_k, rank_patches
-from damro.presets import Task, preset
+from damro.attention import CLSAttention
+from damro.presets import Task
+from damro.views import Choose, Variant, outlier_view, rule_for
 from decoding.branch import NegativeBranch
-from decoding.contrast import check_strengths
-from decoding.errors import ParameterError
-from decoding.families import check_inputs, family_of
+from decoding.families import family_of
+from decoding.generate import as_list
 from decoding.processor import ContrastiveProcessor
-
-Variant = Literal["reference", "corrected"]
-Choose = Callable[[Tensor, int], Tensor]
 
 
 class DAMROProcessor(ContrastiveProcessor):
@@ -69,40 +64,17 @@ class DAMROProcessor(ContrastiveProcessor):
         variant: Variant = "reference",
         choose: Choose | None = None,
     ) -> None:
-        if variant not in get_args(Variant):
-            raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
-        family = family_of(model)
-        check_inputs(model, inputs)
-        defaults = preset(model.config.model_type, task)
-        alpha = defaults.alpha if alpha is None else alpha
-        beta = defaults.beta if beta is None else beta
-        check_strengths(alpha, beta)  # before the vision tower runs
-        reference = variant == "reference"
-        layer = family.feature_layer(model, reference=reference)
-        with torch.no_grad():
-            with record_cls(family.vision_tower(model), [layer]) as recorded:
-                encoding = family.encode(model, inputs)
-            self.attention: CLSAttention = read_attention(recorded[layer], encoding, layer, family_heads(family))
-            top_k = defaults.top_k if top_k is None else top_k
-            check_top_k(top_k, self.attention.weights.shape[-1])
-            self.outliers: Tensor = (choose or rank_patches)(self.attention.weights, top_k)
-            # The released code takes InstructBLIP's features from a tensor with [CLS] in front, by indices that
-            # do not count it: patch i - 1 stands for patch i.
-            shift = int(reference and model.config.model_type == "instructblip")
-            prompt = family.prompt_of_patches(model, inputs, encoding, self.outliers - shift)
-        config = model.generation_config
+        view = outlier_view(
+            model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
+        )
+        self.attention: CLSAttention = view.attention
+        self.outliers: Tensor = view.outliers
+        rule, config = rule_for(model, alpha, beta, task), model.generation_config
         super().__init__(
-            NegativeBranch(family.decoder(model), model.get_input_embeddings(), prompt),
+            NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), view.contrast.negative),
             inputs["input_ids"],
-            alpha,
-            beta,
-            eos_token_ids=_as_list(config.eos_token_id),
+            rule.alpha,
+            rule.beta,
+            eos_token_ids=as_list(config.eos_token_id),
             pad_token_id=config.pad_token_id,
         )
-
-
-def _as_list(token_ids: int | list[int] | None) -> list[int]:
-    """The end tokens of a generation config, which may be none, one or several."""
-    if token_ids is None:
-        return []
-    return [token_ids] if isinstance(token_ids, int) else list(token_ids)

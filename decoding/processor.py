@@ -3,56 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from decoding.branch import NegativeBranch
-from decoding.contrast import check_strengths, contrast_scores, plausible_tokens
 from decoding.errors import InputsError, NonFiniteScoresError
+from decoding.methods import ContrastRule, ScoreRule
+
+OVERFLOW = (
+    "must have a finite best token in every row, got NaN or infinity; the model overflowed: "
+    "try bfloat16 or float32 instead of float16"
+)
 
 
-class ContrastiveProcessor(LogitsProcessor):
-    """Replaces next-token scores by their contrast with a negative prompt.
+class RuleProcessor(LogitsProcessor):
+    """Replaces next-token scores by what a rule makes of them and of a negative prompt's.
 
-    The negative pass is lazy: while a single token survives the plausibility cutoff in every row that is still
-    being written, the contrast cannot change anything and the pass is put off. What was put off is fed in one
-    chunk when the pass is next needed, so results are exactly those of running it at every step.
+    The negative pass is lazy: while the rule can do without it in every row that is still being written, it is
+    put off. What was put off is fed in one chunk when the pass is next needed, so results are exactly those of
+    running it at every step.
 
     It may be passed bare or in a list: ``logits_processor=p`` and ``logits_processor=[p]`` are the same.
 
     Args:
         branch: the negative prompt's logits.
         prompt_ids: `(B, P)`, the `input_ids` of the full prompt; histories are what stands behind them.
-        alpha: strength of the contrast, >= 0.
-        beta: plausibility cutoff in (0, 1].
+        rule: how scores come about.
         eos_token_ids: tokens that end a row; a row that holds nothing but padding after one is finished and does
             not call for the negative pass.
         pad_token_id: what ``generate`` fills finished rows with.
-
-    Raises:
-        ParameterError: if `alpha` or `beta` is out of range.
     """
 
     def __init__(
         self,
         branch: NegativeBranch,
         prompt_ids: Tensor,
-        alpha: float,
-        beta: float,
+        rule: ScoreRule,
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
     ) -> None:
-        check_strengths(alpha, beta)
         self.branch = branch
-        self.alpha = alpha
-        self.beta = beta
+        self.rule = rule
         self._prompt_ids = prompt_ids
         self._eos = tuple(eos_token_ids)
         self._pad = pad_token_id
 
-    def __iter__(self) -> Iterator[ContrastiveProcessor]:
+    def __iter__(self) -> Iterator[Self]:
         """Iterates over itself: ``generate`` takes a list of processors, and one is a list of one."""
         yield self
 
@@ -68,20 +67,24 @@ class ContrastiveProcessor(LogitsProcessor):
             scores: `(R, V)`, logits or log-probabilities of the full prompt; not modified.
 
         Returns:
-            `(R, V)`, log-probabilities, `-inf` outside the plausible tokens, in the dtype of `scores`.
+            `(R, V)`, log-probabilities in the dtype of `scores`.
 
         Raises:
             InputsError: if `input_ids` do not continue the prompts this processor was made for.
             NonFiniteScoresError: if a row of `scores`, or the negative prompt's, is NaN or overflows.
         """
         history = self._history(input_ids)
-        negative = self.branch.logits(history) if self._needs_negative(history, scores) else None
-        contrasted = contrast_scores(scores, negative, self.alpha, self.beta)
+        full, step = scores.float(), history.shape[1]
+        undecided = self.rule.undecided(full, step) & ~self._finished(history)
+        # One transfer answers both questions. NaN makes the best score NaN, overflow makes it infinite.
+        broken = ~full.amax(dim=-1).isfinite()
+        needed, unusable = torch.stack([undecided.any(), broken.any()]).tolist()
+        if unusable:
+            raise NonFiniteScoresError(f"scores {OVERFLOW}")
+        negative = self.branch.logits(history) if needed else None
+        contrasted = self.rule(full, negative, step)
         if negative is not None and bool(contrasted.isnan().any()):
-            raise NonFiniteScoresError(
-                "scores of the negative prompt must be numbers, got NaN or infinity; the model overflowed: "
-                "try bfloat16 or float32 instead of float16"
-            )
+            raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
         return contrasted.to(scores.dtype)
 
     def _history(self, input_ids: Tensor) -> Tensor:
@@ -100,20 +103,6 @@ class ContrastiveProcessor(LogitsProcessor):
             )
         return input_ids[:, length:]
 
-    def _needs_negative(self, history: Tensor, scores: Tensor) -> bool:
-        """Whether the negative pass can change any row that is still being written."""
-        survivors = plausible_tokens(scores.float(), self.beta).sum(dim=-1)
-        undecided = (survivors > 1) & ~self._finished(history)
-        # One transfer answers both questions. NaN makes the best score NaN, overflow makes it infinite.
-        broken = ~scores.amax(dim=-1).isfinite()
-        needed, unusable = torch.stack([undecided.any(), broken.any()]).tolist()
-        if unusable:
-            raise NonFiniteScoresError(
-                "scores must have a finite best token in every row, got NaN or infinity; the model overflowed: "
-                "try bfloat16 or float32 instead of float16"
-            )
-        return bool(needed) and self.alpha > 0
-
     def _finished(self, history: Tensor) -> Tensor:
         """`(R,)`, rows that ended: an end token, then at least one padding token and nothing else."""
         if not self._eos or self._pad is None or history.shape[1] < 2:
@@ -122,3 +111,32 @@ class ContrastiveProcessor(LogitsProcessor):
         after_end = ends.long().cumsum(dim=-1) - ends.long() > 0  # strictly behind the first end token
         only_padding = ((history == self._pad) | ~after_end).all(dim=-1)
         return after_end.any(dim=-1) & only_padding
+
+
+class ContrastiveProcessor(RuleProcessor):
+    """Subtracts a negative prompt's logits: a :class:`RuleProcessor` with :class:`ContrastRule`.
+
+    Args:
+        branch: the negative prompt's logits.
+        prompt_ids: `(B, P)`, the `input_ids` of the full prompt.
+        alpha: strength of the contrast, >= 0.
+        beta: plausibility cutoff in (0, 1]; scores are `-inf` outside the plausible tokens.
+        eos_token_ids: tokens that end a row.
+        pad_token_id: what ``generate`` fills finished rows with.
+
+    Raises:
+        ParameterError: if `alpha` or `beta` is out of range.
+    """
+
+    def __init__(
+        self,
+        branch: NegativeBranch,
+        prompt_ids: Tensor,
+        alpha: float,
+        beta: float,
+        eos_token_ids: Sequence[int] = (),
+        pad_token_id: int | None = None,
+    ) -> None:
+        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id)
+        self.alpha = alpha
+        self.beta = beta

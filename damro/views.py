@@ -1,0 +1,102 @@
+"""DAMRO's negative view: the prompt whose image is nothing but outlier patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from damro.attention import CLSAttention, family_heads, read_attention, record_cls
+from damro.errors import ParameterError
+from damro.outliers import check_top_k, rank_patches
+from damro.presets import Task, preset
+from decoding.families import check_inputs, family_of
+from decoding.methods import Contrast, ContrastRule
+from decoding.prefix import encode_shared
+
+Variant = Literal["reference", "corrected"]
+Choose = Callable[[Tensor, int], Tensor]
+
+
+class OutlierView(NamedTuple):
+    """DAMRO's two prompts and rule, and what they were made from.
+
+    Attributes:
+        contrast: ready for :func:`decoding.generate.decode`.
+        attention: the [CLS] attention that patches were chosen by.
+        outliers: `(tiles, k)`, the chosen patches of every tile of every image in descending attention.
+    """
+
+    contrast: Contrast
+    attention: CLSAttention
+    outliers: Tensor
+
+
+@torch.no_grad()
+def outlier_view(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    *,
+    alpha: float | None = None,
+    beta: float | None = None,
+    top_k: int | None = None,
+    task: Task | None = None,
+    variant: Variant = "reference",
+    choose: Choose | None = None,
+    shared_image: bool = False,
+) -> OutlierView:
+    """Runs the vision tower once and builds the full and the outlier-only prompt from that run.
+
+    Args:
+        model: a LLaVA, LLaVA-NeXT or (decoder-only) InstructBLIP model.
+        inputs: the mapping its processor returned for images and left-padded text.
+        alpha: strength of the contrast; None takes the preset of the family and `task`.
+        beta: plausibility cutoff in (0, 1]; None takes the preset.
+        top_k: number of outlier patches of a tile; None takes the preset.
+        task: "pope", "chair", "mme" or None; chooses the preset only.
+        variant: "reference" or "corrected", see :class:`damro.DAMROProcessor`.
+        choose: another choice of patches, `(weights (tiles, patches), k) -> (tiles, k)`.
+        shared_image: all prompts show one image; the vision tower sees it once.
+
+    Raises:
+        UnsupportedModelError: the family, or a ViT without [CLS].
+        InputsError: no image, no image token, right padding; different images with `shared_image`.
+        ParameterError: alpha, beta, top_k or variant out of range.
+    """
+    if variant not in get_args(Variant):
+        raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+    family = family_of(model)
+    check_inputs(model, inputs)
+    rule, defaults = rule_for(model, alpha, beta, task), preset(model.config.model_type, task)
+    reference = variant == "reference"
+    layer = family.feature_layer(model, reference=reference)
+    with record_cls(family.vision_tower(model), [layer]) as recorded:
+        encoding = encode_shared(model, inputs) if shared_image else family.encode(model, inputs)
+    attention = read_attention(recorded[layer], encoding, layer, family_heads(family))
+    top_k = defaults.top_k if top_k is None else top_k
+    check_top_k(top_k, attention.weights.shape[-1])
+    outliers = (choose or rank_patches)(attention.weights, top_k)
+    # Of an image that all prompts share the tower saw one copy.
+    copies = len(attention.row) // len(outliers)
+    outliers = outliers.repeat(copies, 1)
+    attention = replace(attention, weights=attention.weights.repeat(copies, 1))
+    # The released code takes InstructBLIP's features from a tensor with [CLS] in front, by indices that do not
+    # count it: patch i - 1 stands for patch i.
+    shift = int(reference and model.config.model_type == "instructblip")
+    full = family.full_prompt(model, inputs, encoding)
+    negative = family.prompt_of_patches(model, inputs, encoding, outliers - shift)
+    return OutlierView(Contrast(full, negative, rule), attention, outliers)
+
+
+def rule_for(model: PreTrainedModel, alpha: float | None, beta: float | None, task: Task | None) -> ContrastRule:
+    """The rule of DAMRO and its controls: what is not given comes from the preset of the family and task.
+
+    Raises:
+        UnsupportedModelError: if the family has no preset; ParameterError: if alpha, beta or task is not valid.
+    """
+    defaults = preset(model.config.model_type, task)
+    return ContrastRule(defaults.alpha if alpha is None else alpha, defaults.beta if beta is None else beta)

@@ -1,0 +1,228 @@
+"""Several branches as rows of one batch: one forward a token, each branch with its own, unpadded KV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from decoding.prompts import VisualPrompt
+
+ROOM = 64
+"""Columns that are allocated ahead of need; KV is copied once in so many tokens instead of at each of them."""
+
+_ATTENTION = "decoding_branches"
+
+
+class Prefill(NamedTuple):
+    """A prompt that has been read: its KV, which of its columns count `(R, L)`, the next logits `(R, V)`."""
+
+    cache: DynamicCache
+    mask: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
+    """Runs the decoder over a whole prompt."""
+    cache, mask = DynamicCache(), prompt.attention_mask
+    output: Any = decoder(
+        inputs_embeds=prompt.inputs_embeds,
+        # Without padding no mask is needed, and attention kernels are faster without one.
+        attention_mask=None if bool(mask.all()) else mask,
+        position_ids=prompt.position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Prefill(cache, mask, output.logits[:, -1])
+
+
+class _States(NamedTuple):
+    """What a branch's rows attend to in one layer: `(R, heads, columns, d)` twice, and which columns count."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
+class _Branch:
+    """The KV of one prompt's rows in every layer, with room to grow in place."""
+
+    def __init__(self, read: Prefill, copies: int) -> None:
+        self.rows = len(read.mask) * copies
+        self.length = read.mask.shape[1]
+        self.position = read.mask.sum(dim=-1).repeat_interleave(copies)
+        self._capacity = self.length + ROOM
+        self._padded = not bool(read.mask.all())
+        counted = read.mask.bool().repeat_interleave(copies, dim=0)
+        self._mask = self._roomy(counted, 1)
+        self._mask[:, self.length :] = True
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        for layer in read.cache.layers:
+            states = [half if copies == 1 else half.repeat_interleave(copies, dim=0) for half in _states_of(layer)]
+            self._layers.append((self._roomy(states[0], 2), self._roomy(states[1], 2)))
+            layer.reset()  # the prompt's KV shall not be held twice
+
+    def _roomy(self, states: Tensor, dim: int) -> Tensor:
+        """A copy of `states` with `self._capacity` columns along `dim`; what is beyond is not initialised."""
+        shape = list(states.shape)
+        shape[dim] = self._capacity
+        roomy = states.new_empty(shape)
+        roomy.narrow(dim, 0, states.shape[dim]).copy_(states)
+        return roomy
+
+    def begin_step(self) -> None:
+        """Makes room for one more column; every layer then writes it with :meth:`append`."""
+        if self.length == self._capacity:
+            self._capacity += ROOM
+            self._mask = self._roomy(self._mask, 1)
+            self._mask[:, self.length :] = True
+            for number, (keys, values) in enumerate(self._layers):
+                self._layers[number] = self._roomy(keys, 2), self._roomy(values, 2)
+        self.length += 1
+        self.position = self.position + 1
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> _States:
+        """Writes the last column of a layer, `(R, heads, 1, d)`, and returns all columns."""
+        all_keys, all_values = self._layers[layer]
+        last = slice(self.length - 1, self.length)
+        all_keys[:, :, last], all_values[:, :, last] = keys, values
+        mask = self._mask[:, None, None, : self.length].to(keys.device) if self._padded else None
+        return _States(all_keys[:, :, : self.length], all_values[:, :, : self.length], mask)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.rows = len(rows)
+        self.position, self._mask = self.position[rows], self._mask[rows]
+        for number, (keys, values) in enumerate(self._layers):
+            there = rows.to(keys.device)
+            self._layers[number] = keys[there], values[there]
+
+
+def _states_of(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.keys, layer.values
+
+
+class _BranchCache(Cache):
+    """Hands each branch's KV to :func:`_attend`, one after the other, where a cache returns one tensor for all."""
+
+    def __init__(self, branches: Sequence[_Branch]) -> None:
+        super().__init__(layers=[])
+        self._branches = branches
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[_States], None]:
+        """Takes the new column of all rows and returns the states of every branch."""
+        sizes = [branch.rows for branch in self._branches]
+        new = zip(self._branches, torch.split(key_states, sizes), torch.split(value_states, sizes), strict=True)
+        return [branch.append(layer_idx, keys, values) for branch, keys, values in new], None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the longest branch."""
+        return max(branch.length for branch in self._branches)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: list[_States], value: None, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of one new token: every branch's rows over that branch's columns, and nothing else."""
+    queries = torch.split(query, [len(states.keys) for states in key])
+    parts = [
+        sdpa_attention_forward(module, rows, states.keys, states.values, states.mask, **kwargs)[0]
+        for rows, states in zip(queries, key, strict=True)
+    ]
+    return torch.cat(parts), None
+
+
+# A name without a mask function: transformers then makes no mask, as each branch brings its own.
+AttentionInterface.register(_ATTENTION, _attend)
+
+
+@contextmanager
+def _branch_attention(decoder: Any) -> Iterator[None]:
+    """While open, the decoder's layers attend by :func:`_attend`."""
+    config = decoder.get_decoder().config
+    usual = config._attn_implementation
+    config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
+def can_branch(decoder: Any) -> bool:
+    """Whether a language model's attention can be given by name and looks at all columns.
+
+    Sliding windows and other kinds of layers keep their KV in other ways than :class:`Branches` does.
+    """
+    config = decoder.get_decoder().config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        bool(getattr(decoder.get_decoder(), "_supports_attention_backend", False))
+        and getattr(config, "sliding_window", None) is None
+        and kinds == {"full_attention"}
+    )
+
+
+class Branches:
+    """Prompts that are continued by the same tokens, side by side.
+
+    A step is one forward of all rows of all branches, so weights are read once; in attention each branch looks
+    at its own columns only. A short branch beside a long one is therefore not padded: KV is the sum of the
+    branches' own, and masks are needed only where rows of one branch differ in length.
+
+    While a step runs, the language model's `config._attn_implementation` names another function; a model must
+    not be used by two threads at once.
+
+    Args:
+        decoder: the causal language model with its head.
+        read: the branches' prompts, B rows each.
+        copies: sequences to continue each prompt with; row r continues prompt `r // copies`.
+
+    Attributes:
+        logits: `(branches, R, V)`, logits of the next token.
+    """
+
+    def __init__(self, decoder: nn.Module, read: Sequence[Prefill], copies: int = 1) -> None:
+        self._decoder = decoder
+        self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
+        self._branches = [_Branch(one, copies) for one in read]
+        self._cache = _BranchCache(self._branches)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> None:
+        """Continues every row of every branch by a token; sets :attr:`logits`.
+
+        Args:
+            tokens: `(R,)`.
+        """
+        # The new token's position is the number of columns read before it.
+        positions = torch.cat([branch.position for branch in self._branches])
+        for branch in self._branches:
+            branch.begin_step()
+        with _branch_attention(self._decoder):
+            output: Any = self._decoder(
+                input_ids=tokens.to(positions.device).repeat(len(self._branches)).unsqueeze(-1),
+                position_ids=positions.unsqueeze(-1),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.logits = output.logits[:, -1].unflatten(0, (len(self._branches), -1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these from every branch.
+
+        Args:
+            rows: row numbers, `(kept,)`.
+        """
+        self.logits = self.logits[:, rows]
+        for branch in self._branches:
+            branch.keep(rows.to(branch.position.device))

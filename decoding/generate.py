@@ -1,0 +1,158 @@
+"""Contrastive decoding at the cost of plain decoding: both branches as rows of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
+
+from decoding.branch import NegativeBranch
+from decoding.branches import can_branch, prefill
+from decoding.errors import ParameterError
+from decoding.families import family_of
+from decoding.loop import BranchLoop, ContrastStep
+from decoding.methods import Contrast
+from decoding.prefix import prefill_shared
+from decoding.processor import RuleProcessor
+from decoding.prompts import VisualPrompt
+
+Strategy = Literal["auto", "fused", "lazy"]
+
+_STOCK_ONLY = (
+    "assistant_early_exit",
+    "assistant_model",
+    "cache_implementation",
+    "constraints",
+    "dola_layers",
+    "force_words_ids",
+    "output_attentions",
+    "output_hidden_states",
+    "past_key_values",
+    "penalty_alpha",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "stop_strings",
+    "use_mtp",
+)
+"""Settings that ask for another loop than plain search, or for something that only the stock loop returns."""
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    contrast: Contrast | VisualPrompt,
+    *,
+    strategy: Strategy = "auto",
+    shared_prefix: bool = False,
+    **generate_kwargs: Any,
+) -> Any:
+    """Generates from prompts that are already embedded: no vision tower runs here.
+
+    "fused" reads both prompts once and then runs both branches as rows of one batch, so that a token costs one
+    pass over the weights. "lazy" runs stock ``generate`` with a processor that skips the negative pass where the
+    rule can do without. Both give the same tokens, up to the rounding of sums that batch size changes.
+    "auto" takes :func:`choose_strategy`'s choice. Beam search, assisted and prompt-lookup decoding, returned
+    attentions or hidden states, and stop strings are the stock loops' business: they are always "lazy".
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned; only `input_ids` are used, which stand in front of what is returned.
+        contrast: the method's two prompts and rule; a prompt alone is decoded plainly.
+        strategy: "auto", "fused" or "lazy".
+        shared_prefix: reads the columns that all prompts have in common once, for all of them. Implies "fused".
+        **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
+            `logits_processor`s stand behind the contrast.
+
+    Returns:
+        What ``model.generate`` returns: `(R, P + T)` token ids, or a ``ModelOutput``. Without `past_key_values`
+        when fused.
+
+    Raises:
+        ParameterError: if `strategy` is unknown, or contradicts `shared_prefix`.
+        NonFiniteScoresError: if the model produced NaN.
+    """
+    if strategy not in get_args(Strategy):
+        raise ParameterError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
+    if shared_prefix and strategy == "lazy":
+        raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
+    decoder: Any = family_of(model).decoder(model)
+    full = contrast if isinstance(contrast, VisualPrompt) else contrast.full
+    call = dict(generate_kwargs)
+    call |= {
+        "input_ids": inputs["input_ids"],
+        "inputs_embeds": full.inputs_embeds,
+        "attention_mask": full.attention_mask,
+    }
+    if strategy == "auto":
+        strategy = "fused" if shared_prefix else choose_strategy(full)
+    read, streamer = prefill_shared if shared_prefix else prefill, generate_kwargs.get("streamer")
+    own_loop = strategy == "fused" and _own_loop_serves(decoder, generate_kwargs)
+    if isinstance(contrast, VisualPrompt):
+        if shared_prefix and own_loop:
+            call["custom_generate"] = BranchLoop([full], None, read, streamer)
+        return decoder.generate(**call)
+    processor: LogitsProcessor
+    if own_loop:
+        processor = ContrastStep(contrast.rule, inputs["input_ids"].shape[1])
+        prompts = [contrast.full, contrast.negative]
+        call["custom_generate"] = BranchLoop(prompts, processor, read, streamer)
+    else:
+        processor = _lazy_processor(model, decoder, inputs["input_ids"], contrast, generate_kwargs)
+    call["logits_processor"] = [processor, *(generate_kwargs.get("logits_processor") or ())]
+    return decoder.generate(**call)
+
+
+def choose_strategy(prompt: VisualPrompt) -> Strategy:
+    """The rule behind "auto": lazy for one row in float32 on a CPU, fused otherwise.
+
+    Fused costs the same at every step, lazy a second pass at some. A second row is nearly free where a step is
+    bound by reading the weights, which a CPU in float32 is not at one row. `benchmarks/RESULTS.md` has the
+    measurement.
+    """
+    embeds = prompt.inputs_embeds
+    alone = embeds.device.type == "cpu" and embeds.dtype == torch.float32 and len(embeds) == 1
+    return "lazy" if alone else "fused"
+
+
+def _own_loop_serves(decoder: Any, generate_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the call is greedy search or sampling with nothing that only the stock loops offer."""
+    asked = [name for name in _STOCK_ONLY if _setting(decoder, generate_kwargs, name)]
+    beams = _setting(decoder, generate_kwargs, "num_beams") or 1
+    cached = _setting(decoder, generate_kwargs, "use_cache") is not False
+    return not asked and beams == 1 and cached and can_branch(decoder)
+
+
+def _setting(decoder: Any, generate_kwargs: Mapping[str, Any], name: str) -> Any:
+    """A setting by the precedence of ``generate``: keyword, then the config passed, then the model's own."""
+    for source in (generate_kwargs.get("generation_config"), decoder.generation_config):
+        if generate_kwargs.get(name) is None and getattr(source, name, None) is not None:
+            return getattr(source, name)
+    return generate_kwargs.get(name)
+
+
+def _lazy_processor(
+    model: PreTrainedModel, decoder: Any, prompt_ids: Tensor, contrast: Contrast, generate_kwargs: Mapping[str, Any]
+) -> RuleProcessor:
+    """The processor that runs the negative pass where it is needed."""
+    ends = as_list(_setting(decoder, generate_kwargs, "eos_token_id"))
+    pad = _setting(decoder, generate_kwargs, "pad_token_id")
+    if pad is None and ends:
+        pad = ends[0]  # as generate does
+    branch = NegativeBranch(decoder, model.get_input_embeddings(), contrast.negative)
+    return RuleProcessor(branch, prompt_ids, contrast.rule, ends, pad)
+
+
+def as_list(token_ids: int | list[int] | None) -> list[int]:
+    """The end tokens of a generation config, which may be none, one or several.
+
+    Example:
+        >>> as_list(None), as_list(2), as_list([2, 7])
+        ([], [2], [2, 7])
+    """
+    if token_ids is None:
+        return []
+    return [token_ids] if isinstance(token_ids, int) else list(token_ids)
