@@ -25,7 +25,8 @@ ImageId = str | int
 Progress = Callable[[str, int, int], None]
 """Called with (what is being read, done, of how many)."""
 
-_COCO_FILE = re.compile(r"(?:.*[/\\])?COCO_(?:train|val|test)20\d\d_(\d{12})(?:\.\w+)?", re.ASCII)
+# "COCO_val2014_000000000042.jpg" as in 2014, "000000000042.jpg" as in 2017, with or without folders before them.
+_COCO_FILE = re.compile(r"(?:.*[/\\])?(?:COCO_(?:train|val|test)20\d\d_(\d{12})(?:\.\w+)?|(\d{12})\.\w+)", re.ASCII)
 _PROGRESS_STEP = 1000
 _NAMED = 5  # how many offenders an error names
 
@@ -33,20 +34,20 @@ _NAMED = 5  # how many offenders an error names
 def image_key(image: ImageId) -> str:
     """The key under which captions and ground truth of one image meet.
 
-    Numbers, numbers in text and COCO 2014 file names of one image give one key; any other name is its own.
+    Numbers, numbers in text and COCO's file names of one image give one key; any other name is its own.
 
     Raises:
         DataFormatError: When the id is neither a whole number nor a text that is not blank.
 
-    >>> image_key(42), image_key("000000000042"), image_key("COCO_val2014_000000000042.jpg"), image_key("scene-12")
-    ('42', '42', '42', 'scene-12')
+    >>> [image_key(image) for image in (42, "0042", "COCO_val2014_000000000042.jpg", "000000000042.jpg", "scene-12")]
+    ['42', '42', '42', '42', 'scene-12']
     """
     if isinstance(image, int) and not isinstance(image, bool):
         return str(image)
     if isinstance(image, str) and image.strip():
         name = image.strip()
         coco = _COCO_FILE.fullmatch(name)
-        digits = coco[1] if coco else name
+        digits = coco[1] or coco[2] if coco else name
         return digits.lstrip("0") or "0" if digits.isascii() and digits.isdigit() else name
     raise DataFormatError(f"image_id: must be a whole number or a name, got {image!r}")
 

@@ -1,0 +1,153 @@
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import chair_reference as reference
+import pytest
+
+from damro.cli import score_chair, setup_nltk
+from eval.errors import DataFormatError, EvalError
+
+RECORDED = reference.CAPTIONS / "r9-llava-7b.jsonl.gz"
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    score_chair.add_parser(commands)
+    setup_nltk.add_parser(commands)
+    args = parser.parse_args(argv)
+    return int(args.run(args))
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    captions = tmp_path / "captions.json"
+    captions.write_text('[{"image": "scene-1.png", "text": "A cat and a dog."}]', encoding="utf-8")
+    objects = tmp_path / "objects.json.gz"
+    objects.write_bytes(gzip.compress(b'{"scene-1.png": ["cat", "bus"]}'))
+    return str(captions), str(objects)
+
+
+def test_json_of_recorded_captions(capsys: pytest.CaptureFixture[str], nltk_data: None) -> None:
+    assert run("chair", "--captions", str(RECORDED), "--json") == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert (result["chair_s"], round(result["chair_i"], 6), round(result["recall"], 6)) == (0.354, 0.138408, 0.647763)
+    assert (result["n_captions"], result["n_mentions"], result["matcher"]) == (500, 2601, "nltk")
+    assert err == ""
+
+
+def test_own_objects_and_gzip(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run("chair", "--captions", files[0], "--objects", files[1], "--matcher", "builtin", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["chair_s"], result["chair_i"], result["recall"]) == (1.0, 0.5, 0.5)
+
+
+def test_table_shows_recall_beside_chair(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run("chair", "--captions", files[0], "--objects", files[1], "--matcher", "builtin")
+    out = capsys.readouterr().out
+    for label, value in (("CHAIRs", "100.00 %"), ("CHAIRi", "50.00 %"), ("Recall", "50.00 %"), ("matcher", "builtin")):
+        assert any(label in line and value in line for line in out.splitlines()), label
+
+
+def test_a_zero_denominator_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text('{"image_id": 42, "caption": "Sky."}\n', encoding="utf-8")
+    run("chair", "--captions", str(captions), "--matcher", "builtin")
+    row = next(line for line in capsys.readouterr().out.splitlines() if "hallucinated" in line and "CHAIRi" in line)
+    assert row.split("│")[2].strip() == "-"
+
+
+def test_a_note_when_the_data_is_not_there(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], no_data: None
+) -> None:
+    run("chair", "--captions", files[0], "--objects", files[1], "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["matcher"] == "builtin"
+    assert "matcher is builtin" in err and "damro setup-nltk" in err
+
+
+def test_records_file(files: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    run("chair", "--captions", files[0], "--objects", files[1], "--matcher", "builtin", "--records", str(path))
+    (record,) = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert record["hallucinated"] == [{"name": "dog", "word": "dog", "start": 12, "end": 15, "token": 4}]
+
+
+def test_annotations_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = {"images": [{"id": 5}]}
+    (tmp_path / "instances_val2014.json").write_text(
+        json.dumps(
+            {
+                **image,
+                "categories": [{"id": 1, "name": "bus"}],
+                "annotations": [{"id": 1, "image_id": 5, "category_id": 1}],
+            }
+        ),
+        encoding="utf-8",
+    )
+    (tmp_path / "captions_val2014.json").write_text(
+        json.dumps({**image, "annotations": [{"id": 1, "image_id": 5, "caption": "A cab."}]}), encoding="utf-8"
+    )
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text('{"image_id": 5, "caption": "A bus, a car and a train."}\n', encoding="utf-8")
+    for _ in range(2):
+        run("chair", "--captions", str(captions), "--annotations", str(tmp_path), "--matcher", "builtin", "--json")
+        result = json.loads(capsys.readouterr().out)
+        assert (result["n_mentions"], result["chair_i"], result["recall"]) == (3, 1 / 3, 1.0)
+    assert (tmp_path / "damro_objects.builtin.json").is_file()
+
+
+def test_a_malformed_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"image_id": 42, "caption": "Sky."}\n{"image_id": \n', encoding="utf-8")
+    with pytest.raises(DataFormatError, match=r"captions\.jsonl, line 2: not JSON"):
+        run("chair", "--captions", str(path))
+
+
+def test_setup_downloads_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_data: None, tmp_path: Path
+) -> None:
+    import nltk
+
+    asked = []
+
+    def download(package: str, download_dir: str | None, quiet: bool) -> bool:
+        asked.append((package, download_dir))
+        return True
+
+    monkeypatch.setattr(nltk, "download", download)
+    assert run("setup-nltk", "--dir", str(tmp_path)) == 0
+    packages = ["punkt_tab", "averaged_perceptron_tagger_eng", "wordnet"]
+    assert asked == [(package, str(tmp_path)) for package in packages]
+    assert f"NLTK_DATA={tmp_path}" in capsys.readouterr().out
+
+
+def test_setup_leaves_alone_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wordnet_data: None
+) -> None:
+    import nltk
+
+    def download(*args: object, **kwargs: object) -> bool:
+        raise AssertionError("nothing was to be downloaded")
+
+    monkeypatch.setattr(nltk, "download", download)
+    assert run("setup-nltk") == 0
+    assert capsys.readouterr().out.count("already there") == 3
+
+
+def test_setup_without_a_network(monkeypatch: pytest.MonkeyPatch, no_data: None) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)
+    with pytest.raises(EvalError, match="punkt_tab could not be downloaded.*--matcher builtin"):
+        run("setup-nltk")
