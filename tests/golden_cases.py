@@ -1,6 +1,6 @@
 """The golden models, inputs and runs, in the form that transformers 5 and the tests want them.
 
-``tests/golden`` is a part of a larger recording; where the larger one lies beside the repository it is used instead.
+``tests/golden`` is a part of a larger recording, which is used too where it lies beside the repository.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class GoldenRun:
         return load_file(self.path)
 
 
-def golden_runs() -> list[GoldenRun]:
-    """Every run at hand: the committed ones, and the rest where the whole recording is present."""
-    home = WHOLE if (WHOLE / "index.json").is_file() else COMMITTED
+def golden_runs(home: Path = COMMITTED) -> list[GoldenRun]:
+    """The runs of a recording: all that are committed, or those of `WHOLE` where it is present."""
+    if not (home / "index.json").is_file():
+        return []
     runs = []
     for record in json.loads((home / "index.json").read_text())["runs"]:
         damro = record["damro"]
