@@ -1,0 +1,261 @@
+"""Which image columns the language model reads when it chooses each token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from damro.errors import InputsError, ParameterError, UnsupportedModelError
+from damro.inspection.layout import ImageView, encode_with_views, find_view
+from damro.inspection.plain import Plain
+from decoding.families import check_inputs, family_of
+from decoding.prompts import VisualPrompt
+
+
+@dataclass(frozen=True)
+class DecoderInspection(Plain):
+    """Attention of the generated tokens to the image, averaged over heads.
+
+    Row t is the attention with which token t was *chosen*: that of the position before it, as in the
+    `attentions[t]` that ``generate`` returns.
+
+    Attributes:
+        tokens: `(T,)`, the generated tokens.
+        layers: numbers of the N layers looked at, from 0.
+        columns: `(N, T, I)`, share of the softmax over all visible columns that each image column gets.
+        views: how image columns lie in the images.
+    """
+
+    tokens: Tensor
+    layers: tuple[int, ...]
+    columns: Tensor
+    views: tuple[ImageView, ...]
+
+    def maps(self, view: str = "image", image: int = 0) -> Tensor:
+        """`(N, T, rows, columns)`: the attention laid out over an image.
+
+        Args:
+            view: "image", or "tiles" for LLaVA-NeXT's finer grid.
+            image: the image's number in the prompt.
+
+        Raises:
+            InputsError: if there is no such view.
+        """
+        return find_view(self.views, view, image).read(self.columns)
+
+    @property
+    def image_share(self) -> Tensor:
+        """`(N, T)`: how much of the attention all image columns get together."""
+        return self.columns.sum(dim=-1)
+
+
+def inspect_decoder(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    tokens: Tensor,
+    layers: Sequence[int] | None = None,
+) -> DecoderInspection:
+    """Replays generated tokens in one pass and keeps where in the image each was looking.
+
+    Queries and keys are taken by hooks that are gone afterwards, so this works under any attention
+    implementation; of a layer only the rows of the generated tokens and the image columns are kept.
+
+    Args:
+        model: a supported LVLM.
+        inputs: what its processor returned for one prompt.
+        tokens: `(T,)`, what was generated, by whatever method; no padding.
+        layers: layers of the language model, negative counts from the end; None takes all.
+
+    Raises:
+        InputsError: if there is more than one prompt, or no token.
+        ParameterError: if there is no such layer.
+        UnsupportedModelError: if the family or the language model's attention is not supported.
+    """
+    prompt, views = single_prompt(model, inputs)
+    count = len(decoder_layers(model))
+    for layer in layers or ():
+        if not -count <= layer < count:
+            raise ParameterError(
+                f"layers must name some of the language model's {count} layers (0 to {count - 1}), got {layer}"
+            )
+    numbers = tuple(range(count)) if layers is None else tuple(layer % count for layer in layers)
+    if not numbers:
+        raise ParameterError(f"layers must name at least one of the language model's {count} layers, got none")
+    replayed = replay(model, prompt, tokens, numbers)
+    return DecoderInspection(tokens.cpu(), numbers, replayed.columns, views)
+
+
+class Replay(NamedTuple):
+    """One pass over a prompt and tokens: `logits (T, V)` of each token, `columns (N, T, I)` of attention."""
+
+    logits: Tensor
+    columns: Tensor
+
+
+@torch.no_grad()
+def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[VisualPrompt, tuple[ImageView, ...]]:
+    """The prompt the model reads, and where its image columns lie.
+
+    Raises:
+        InputsError: if there is more than one prompt.
+    """
+    family = family_of(model)
+    check_inputs(model, inputs)
+    if len(inputs["input_ids"]) != 1:
+        raise InputsError(f"inputs must hold one prompt, got {len(inputs['input_ids'])}; inspect them one by one")
+    encoding, views = encode_with_views(model, inputs)
+    return family.full_prompt(model, inputs, encoding), views
+
+
+@torch.no_grad()
+def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers: Sequence[int] = ()) -> Replay:
+    """Feeds a prompt and the tokens that followed it, once.
+
+    Args:
+        model: a supported LVLM.
+        prompt: one row, the full prompt or a negative one.
+        tokens: `(T,)`, T >= 1.
+        layers: the layers whose attention is kept.
+
+    Raises:
+        InputsError: if there is no token.
+    """
+    if tokens.ndim != 1 or not len(tokens):
+        raise InputsError(
+            f"tokens must be one row (T,) of at least one generated token, got shape {tuple(tokens.shape)}; "
+            "cut the prompt and the padding off what generate returned"
+        )
+    embeds = prompt.inputs_embeds
+    fed = model.get_input_embeddings()(tokens[None, :-1].to(embeds.device)).to(embeds.dtype)
+    mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones(1, len(tokens) - 1)], dim=-1)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    image = prompt.image_mask[0].nonzero().flatten()
+    with record_rows(model, layers, mask[0].bool(), image, len(tokens)) as kept:
+        output: Any = family_of(model).decoder(model)(
+            inputs_embeds=torch.cat([embeds, fed], dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=len(tokens),
+        )
+    columns = [kept[layer] for layer in layers]
+    empty = torch.empty(0, len(tokens), len(image))
+    return Replay(output.logits[0].float().cpu(), torch.stack(columns) if columns else empty)
+
+
+def decoder_layers(model: PreTrainedModel) -> Any:
+    """The transformer layers of the language model.
+
+    Raises:
+        UnsupportedModelError: if their queries and keys are not where LLaMA-like models have them.
+    """
+    lvlm: Any = model
+    decoder = lvlm.get_decoder()
+    layers: Any = getattr(decoder, "layers", ())
+    attention = getattr(layers[0], "self_attn", None) if len(layers) else None
+    plain = all(hasattr(attention, name) for name in ("q_proj", "k_proj", "scaling", "head_dim"))
+    if not plain or hasattr(attention, "q_norm"):
+        raise UnsupportedModelError(
+            f"language model must have q_proj and k_proj with rotary positions (LLaMA, Mistral, Vicuna, Qwen2), "
+            f"got {type(decoder).__name__}"
+        )
+    return layers
+
+
+@contextmanager
+def record_rows(
+    model: PreTrainedModel, layers: Sequence[int], read: Tensor, image: Tensor, rows: int
+) -> Iterator[dict[int, Tensor]]:
+    """While open, keeps the last rows of some layers' attention to the image columns.
+
+    Args:
+        model: a supported LVLM.
+        layers: layer numbers.
+        read: `(L,)`, True for columns that are no padding.
+        image: `(I,)`, the image columns.
+        rows: how many rows, counted from the end.
+
+    Yields:
+        A dict that is filled, by layer, with `(rows, I)`, float32 on the CPU. Hooks are removed on exit.
+    """
+    kept: dict[int, Tensor] = {}
+    handles: list[Any] = []
+    length = len(read)
+    causal = torch.arange(length)[None] <= torch.arange(length - rows, length)[:, None]
+    visible = causal.to(read.device) & read  # (rows, L)
+    try:
+        for number in layers:
+            attention = decoder_layers(model)[number].self_attn
+            _check_window(attention, length)
+            handles += _hook_rows(attention, visible, image, kept, number)
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_window(attention: Any, length: int) -> None:
+    """Rows under a sliding window would need another mask."""
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    if window is not None and window < length:
+        raise UnsupportedModelError(
+            f"prompt and tokens must fit the language model's sliding window of {window}, got {length} columns"
+        )
+
+
+def _hook_rows(attention: Any, visible: Tensor, image: Tensor, kept: dict[int, Tensor], number: int) -> list[Any]:
+    """Hooks on one attention module; its queries and keys are dropped as soon as its weights are known."""
+    parts: dict[str, Any] = {}
+    rows = len(visible)
+
+    def rotary(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        parts["rotary"] = kwargs["position_embeddings"]
+
+    def query(module: Any, args: Any, output: Tensor) -> None:
+        parts["query"] = output[0, -rows:].view(rows, -1, attention.head_dim)
+
+    def keys(module: Any, args: Any, output: Tensor) -> None:
+        parts["keys"] = output[0].view(len(output[0]), -1, attention.head_dim)
+
+    def finish(module: Any, args: Any, output: Any) -> None:
+        cos, sin = parts.pop("rotary")
+        turned = rotate(parts.pop("query"), cos[0, -rows:], sin[0, -rows:]).float()  # (rows, heads, d)
+        held = rotate(parts.pop("keys"), cos[0], sin[0]).float()  # (L, kv heads, d)
+        held = held.repeat_interleave(turned.shape[1] // held.shape[1], dim=1)
+        logits = torch.einsum("thd,lhd->htl", turned, held) * attention.scaling
+        weights = torch.softmax(logits.masked_fill(~visible.to(logits.device), float("-inf")), dim=-1)
+        kept[number] = weights[..., image.to(weights.device)].mean(dim=0).cpu()
+
+    return [
+        attention.register_forward_pre_hook(rotary, with_kwargs=True),
+        attention.q_proj.register_forward_hook(query),
+        attention.k_proj.register_forward_hook(keys),
+        attention.register_forward_hook(finish),
+    ]
+
+
+def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) in the half-split layout of LLaMA.
+
+    Args:
+        vectors: `(L, heads, d)`.
+        cos: `(L, d)`.
+        sin: `(L, d)`.
+
+    Returns:
+        `(L, heads, d)`.
+
+    Example:
+        >>> import torch
+        >>> quarter_turn = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> rotate(torch.tensor([[[1.0, 0.0]]]), *quarter_turn).tolist()
+        [[[0.0, 1.0]]]
+    """
+    first, second = vectors.chunk(2, dim=-1)
+    return vectors * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]

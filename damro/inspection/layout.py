@@ -1,0 +1,193 @@
+"""Where in the picture the image columns of a prompt lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.llava_next import modeling_llava_next
+
+from damro.errors import InputsError
+from damro.inspection.plain import Plain
+from decoding.families import Encoding, family_of
+
+
+@dataclass(frozen=True)
+class ImageView(Plain):
+    """A grid of patches over one image of a prompt, and how to read it out of the image columns.
+
+    Attributes:
+        name: "image", the whole image in one grid, or "tiles", LLaVA-NeXT's finer grid over the same image.
+        image: the image's number in the prompt.
+        grid: rows and columns of patches.
+        columns: ordinals among the prompt's image columns: `(patches,)` in row-major order; with `mixing`
+            `(queries,)`.
+        mixing: None, or `(queries, patches)`: how much each query column holds of each patch (InstructBLIP).
+    """
+
+    name: str
+    image: int
+    grid: tuple[int, int]
+    columns: Tensor
+    mixing: Tensor | None = None
+
+    def read(self, values: Tensor) -> Tensor:
+        """Lays values of the image columns out as pictures.
+
+        Args:
+            values: `(..., I)`, one value for each image column of the prompt.
+
+        Returns:
+            `(..., rows, columns)`.
+
+        Example:
+            >>> import torch
+            >>> view = ImageView("image", 0, (2, 1), torch.tensor([3, 1]))
+            >>> view.read(torch.tensor([0.0, 0.1, 0.2, 0.3])).tolist()
+            [[0.30...], [0.10...]]
+        """
+        chosen = values[..., self.columns]
+        if self.mixing is not None:
+            chosen = chosen @ self.mixing
+        return chosen.reshape(*chosen.shape[:-1], *self.grid)
+
+
+def find_view(views: tuple[ImageView, ...], name: str = "image", image: int = 0) -> ImageView:
+    """The view of that name and image.
+
+    Raises:
+        InputsError: if there is none.
+    """
+    for view in views:
+        if (view.name, view.image) == (name, image):
+            return view
+    known = ", ".join(f"{view.name!r} of image {view.image}" for view in views)
+    raise InputsError(f"view must be one of {known}, got {name!r} of image {image}")
+
+
+def image_views(
+    model: PreTrainedModel, inputs: Mapping[str, Any], encoding: Encoding, cross: Tensor | None = None
+) -> tuple[ImageView, ...]:
+    """The views of a single prompt's images.
+
+    Args:
+        model: a supported LVLM.
+        inputs: what its processor returned for one prompt.
+        encoding: the vision tower's run over them.
+        cross: for InstructBLIP, `(images, queries, patches)`: what :func:`record_cross` kept.
+    """
+    views: list[ImageView] = []
+    start = 0
+    for image, feature in enumerate(encoding.features):
+        ordinals = torch.arange(start, start + len(feature))
+        start += len(feature)
+        if cross is not None:
+            views.append(ImageView("image", image, encoding.grid, ordinals, cross[image]))
+            continue
+        patches = encoding.grid[0] * encoding.grid[1]
+        if model.config.model_type == "llava_next":
+            views.append(ImageView("image", image, encoding.grid, ordinals[:patches]))
+            if encoding.tiles[image] > 1:
+                fine = _fine_grid(ordinals[patches:], tiled_shape(model, inputs, encoding, image))
+                views.append(ImageView("tiles", image, (fine.shape[0], fine.shape[1]), fine.flatten()))
+        else:
+            # With the feature strategy "full" the [CLS] column stands in front of the patches.
+            views.append(ImageView("image", image, encoding.grid, ordinals[len(feature) - patches :]))
+    return tuple(views)
+
+
+def _fine_grid(ordinals: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`(rows, columns)`, without the newline column that ends every row."""
+    return ordinals.view(shape[0], shape[1] + 1)[:, :-1]
+
+
+def tiled_shape(model: PreTrainedModel, inputs: Mapping[str, Any], encoding: Encoding, image: int) -> tuple[int, int]:
+    """Patch rows and columns of LLaVA-NeXT's tiles together, padding cut off."""
+    tiles = encoding.tiles[image] - 1
+    blank = torch.zeros(tiles, encoding.grid[0] * encoding.grid[1])
+    rows, columns = stitch_tiles(model, inputs, encoding, image, blank).shape
+    return rows, columns
+
+
+def stitch_tiles(
+    model: PreTrainedModel, inputs: Mapping[str, Any], encoding: Encoding, image: int, values: Tensor
+) -> Tensor:
+    """Joins LLaVA-NeXT's tiles to one picture and cuts off the padding, as the model does.
+
+    Args:
+        model: a LLaVA-NeXT.
+        inputs: with `image_sizes`.
+        encoding: the vision tower's run over them.
+        image: which image.
+        values: `(tiles, patches)`, without the base tile.
+
+    Returns:
+        `(rows, columns)`.
+    """
+    size = inputs["image_sizes"][image].tolist()
+    config: Any = model.config
+    packing: Any = modeling_llava_next  # untyped
+    down, across = packing.get_anyres_image_grid_shape(
+        size, config.image_grid_pinpoints, config.vision_config.image_size
+    )
+    rows, columns = encoding.grid
+    whole = values.view(down, across, rows, columns).transpose(1, 2).reshape(down * rows, across * columns)
+    cut: Tensor = packing.unpad_image(whole[None], size)[0]
+    return cut
+
+
+@contextmanager
+def record_cross(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """While open, keeps InstructBLIP's cross-attention whenever its Q-Former runs.
+
+    Yields:
+        A list that gets one tensor `(images, queries, 1 + patches)` for each cross-attention layer, averaged over
+        heads; it stays empty for other families. Hooks are removed on exit.
+    """
+    kept: list[Tensor] = []
+    handles = []
+    qformer = getattr(model, "qformer", None)
+    layers: Any = () if qformer is None else qformer.encoder.layer
+    try:
+        for layer in layers:
+            if layer.has_cross_attention:
+                handles += _hook_cross(layer.crossattention.attention, kept)
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook_cross(attention: Any, kept: list[Tensor]) -> list[Any]:
+    """Hooks that append the weights of one attention module after each of its runs."""
+    parts: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Tensor) -> None:
+            parts[name] = output.view(*output.shape[:2], attention.num_attention_heads, -1).float()
+
+        return hook
+
+    def finish(module: Any, args: Any, output: Any) -> None:
+        logits = torch.einsum("bqhd,bkhd->bhqk", parts.pop("query"), parts.pop("key")) * attention.scaling
+        kept.append(torch.softmax(logits, dim=-1).mean(dim=1).cpu())
+
+    return [
+        attention.query.register_forward_hook(keep("query")),
+        attention.key.register_forward_hook(keep("key")),
+        attention.register_forward_hook(finish),
+    ]
+
+
+def encode_with_views(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Encoding, tuple[ImageView, ...]]:
+    """Runs the vision tower (and Q-Former) once and tells where its columns lie."""
+    with record_cross(model) as kept:
+        encoding = family_of(model).encode(model, inputs)
+    patches = encoding.grid[0] * encoding.grid[1]
+    cross = torch.stack(kept).mean(dim=0)[..., -patches:] if kept else None
+    return encoding, image_views(model, inputs, encoding, cross)

@@ -1,0 +1,161 @@
+"""What the vision tower does: [CLS] attention of every layer and head, patch norms, outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from damro.attention import (
+    ClsQueryKeys,
+    Heads,
+    encoder_layers,
+    family_heads,
+    read_attention,
+    record_cls,
+    resolve_layer,
+)
+from damro.errors import ParameterError
+from damro.inspection.layout import stitch_tiles
+from damro.inspection.plain import Plain
+from damro.outliers import Outliers, Rule, find_outliers
+from damro.presets import preset
+from decoding.families import check_inputs, family_of
+
+
+@dataclass(frozen=True)
+class ViTInspection(Plain):
+    """The vision tower's attention and patch norms on the images of a batch.
+
+    Attributes:
+        layers: numbers of the N layers looked at, from 0.
+        per_head: `(N, heads, tiles, patches)`, attention of [CLS] to the patches, a share of the softmax over all
+            tokens, in each head.
+        merged: `(N, tiles, patches)`, the same with all heads taken as one, `softmax(q_cls k^T C**-0.5)`.
+        norms: `(N, tiles, patches)`, Euclidean length of the patch vectors that each layer puts out.
+        layer: the layer whose attention ranks the patches for DAMRO.
+        heads: how its heads are joined.
+        weights: `(tiles, patches)`, that layer's attention, heads joined.
+        outliers: the patches it flags.
+        grid: patch rows and columns of a tile.
+        row: `(tiles,)`, the prompt each tile belongs to.
+        tile: `(tiles,)`, the tile's number within its image; 0 is the whole image.
+        stitched: for LLaVA-NeXT, `weights` of each image's tiles joined to one `(rows, columns)` picture, padding
+            cut off; None for an image without tiles and for other families.
+    """
+
+    layers: tuple[int, ...]
+    per_head: Tensor
+    merged: Tensor
+    norms: Tensor
+    layer: int
+    heads: Heads
+    weights: Tensor
+    outliers: Outliers
+    grid: tuple[int, int]
+    row: Tensor
+    tile: Tensor
+    stitched: tuple[Tensor | None, ...]
+
+
+@torch.no_grad()
+def inspect_vit(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    layers: Sequence[int] | None = None,
+    *,
+    layer: int | None = None,
+    heads: Heads | None = None,
+    top_k: int | None = None,
+    rule: Rule = "topk",
+) -> ViTInspection:
+    """Looks at the vision tower in one run, under any attention implementation.
+
+    Args:
+        model: a supported LVLM.
+        inputs: what its processor returned.
+        layers: ViT layers to look at, negative counts from the end; None takes all.
+        layer: the layer that ranks the patches; None takes the one the released code reads.
+        heads: how its heads are joined; None takes the family's way.
+        top_k: how many patches to flag; None takes the family's preset, for rules other than "topk" no limit.
+        rule: see :func:`damro.find_outliers`.
+
+    Raises:
+        ParameterError: if a layer, `heads`, `top_k` or `rule` is not one of the model's.
+        UnsupportedModelError, InputsError: see :func:`damro.cls_attention`.
+    """
+    family = family_of(model)
+    check_inputs(model, inputs)
+    tower = family.vision_tower(model)
+    depth = len(encoder_layers(tower))
+    numbers = tuple(resolve_layer(model, family, number) for number in (range(depth) if layers is None else layers))
+    if not numbers:
+        raise ParameterError(f"layers must name at least one of the ViT's {depth} layers, got none")
+    ranking = resolve_layer(model, family, layer)
+    heads = heads or family_heads(family)
+    with record_cls(tower, sorted({*numbers, ranking})) as recorded, record_norms(tower, numbers) as norms:
+        encoding = family.encode(model, inputs)
+    attention = read_attention(recorded[ranking], encoding, ranking, heads)
+    attention = replace(attention, weights=attention.weights.cpu())
+    patches = attention.weights.shape[-1]
+    if top_k is None and rule == "topk":
+        top_k = min(preset(str(model.config.model_type)).top_k, patches)
+    merged = [read_attention(recorded[number], encoding, number, "merged").weights for number in numbers]
+    return ViTInspection(
+        layers=numbers,
+        per_head=torch.stack([head_weights(recorded[number])[..., -patches:] for number in numbers]).cpu(),
+        merged=torch.stack(merged).cpu(),
+        norms=torch.stack([norms[number][..., -patches:] for number in numbers]),
+        layer=ranking,
+        heads=heads,
+        weights=attention.weights,
+        outliers=find_outliers(attention, top_k=top_k, rule=rule),
+        grid=attention.grid,
+        row=attention.row,
+        tile=attention.tile,
+        stitched=tuple(
+            stitch_tiles(model, inputs, encoding, image, tiles[1:]) if len(tiles) > 1 else None
+            for image, tiles in enumerate(torch.split(attention.weights, list(encoding.tiles)))
+        ),
+    )
+
+
+def head_weights(recorded: ClsQueryKeys) -> Tensor:
+    """Softmax of [CLS] over all tokens in each head: `(heads, tiles, 1 + P)`, float32.
+
+    Example:
+        >>> import torch
+        >>> two_heads = ClsQueryKeys(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4, 3))
+        >>> head_weights(two_heads).tolist()
+        [[[0.25, 0.25, 0.25, 0.25]], [[0.25, 0.25, 0.25, 0.25]]]
+    """
+    query, keys = recorded.query.float(), recorded.keys.float()
+    logits = torch.einsum("thd,thnd->htn", query, keys) * query.shape[-1] ** -0.5
+    return torch.softmax(logits, dim=-1)
+
+
+@contextmanager
+def record_norms(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, keeps the length `(tiles, 1 + P)` of every vector that some layers of a ViT put out."""
+    norms: dict[int, Tensor] = {}
+    handles = []
+
+    def keep(number: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            norms[number] = hidden.float().norm(dim=-1).cpu()
+
+        return hook
+
+    try:
+        for number in layers:
+            handles.append(encoder_layers(tower)[number].register_forward_hook(keep(number)))
+        yield norms
+    finally:
+        for handle in handles:
+            handle.remove()
