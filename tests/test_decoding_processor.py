@@ -1,0 +1,190 @@
+"""The logits processor on a branch whose logits are fixed, with the formula written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from decoding.branch import NegativeBranch
+from decoding.errors import InputsError, NonFiniteScoresError, ParameterError
+from decoding.processor import ContrastiveProcessor
+
+PROMPT = torch.tensor([[5, 6, 7], [0, 8, 9]])
+PAD, END = 0, 2
+
+
+class FixedBranch(NegativeBranch):
+    """Says the same of every row, and notes the histories it was asked about."""
+
+    def __init__(self, negative: Tensor) -> None:
+        self.negative = negative
+        self.asked: list[list[list[int]]] = []
+
+    def logits(self, history: Tensor) -> Tensor:
+        self.asked.append(history.tolist())
+        return self.negative.expand(len(history), -1)
+
+
+def processor_of(negative=(0.0, 0.0, 0.0, 3.0), alpha=1.0, beta=0.1, **ends) -> ContrastiveProcessor:
+    return ContrastiveProcessor(FixedBranch(torch.tensor(negative)), PROMPT, alpha, beta, **ends)
+
+
+def after(*histories: tuple[int, ...]) -> Tensor:
+    """The two prompts, each row continued by a history; more rows than prompts repeat the prompts."""
+    prompts = PROMPT.repeat_interleave(len(histories) // 2, dim=0)
+    return torch.cat([prompts, torch.tensor(histories, dtype=torch.long).reshape(len(histories), -1)], dim=1)
+
+
+UNDECIDED = [1.0, 0.5, -9.0, 1.2]
+DECIDED = [9.0, 0.0, 0.0, 0.0]
+
+
+def test_scores_are_the_formula():
+    processor = processor_of()
+    scores = processor(after((), ()), torch.tensor([UNDECIDED, DECIDED]))
+    # Row 0 keeps 1.0, 0.5 and 1.2 (cutoff 1.2 - 2.303): 2*1.0, 2*0.5, 2*1.2 - 3. Row 1 keeps its best alone.
+    mixed = [2.0, 1.0, -0.6]
+    norm = math.log(sum(map(math.exp, mixed)))
+    assert scores[0].tolist() == pytest.approx([2.0 - norm, 1.0 - norm, -math.inf, -0.6 - norm], abs=1e-6)
+    assert scores[1].tolist() == [0.0, -math.inf, -math.inf, -math.inf]
+
+
+def test_scores_passed_in_are_not_modified():
+    scores = torch.tensor([UNDECIDED, DECIDED])
+    kept = scores.clone()
+    processor_of()(after((), ()), scores)
+    assert torch.equal(scores, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_scores_keep_their_dtype(dtype):
+    scores = processor_of()(after((), ()), torch.tensor([UNDECIDED, DECIDED], dtype=dtype))
+    assert scores.dtype == dtype
+    assert scores.exp().sum(-1).tolist() == pytest.approx([1, 1], abs=2e-2)
+
+
+def test_no_pass_while_one_token_survives_in_every_row():
+    processor = processor_of()
+    for length in range(4):
+        processor(after((3,) * length, (4,) * length), torch.tensor([DECIDED, DECIDED]))
+    assert processor.branch.asked == []
+
+
+def test_one_undecided_row_is_enough_for_a_pass():
+    processor = processor_of()
+    processor(after((3,), (4,)), torch.tensor([DECIDED, UNDECIDED]))
+    assert processor.branch.asked == [[[3], [4]]]
+
+
+def test_a_pass_sees_the_whole_history_of_every_row():
+    processor = processor_of()
+    processor(after((3, 1), (4, 1)), torch.tensor([DECIDED, DECIDED]))
+    processor(after((3, 1, 1), (4, 1, 1)), torch.tensor([UNDECIDED, DECIDED]))
+    assert processor.branch.asked == [[[3, 1, 1], [4, 1, 1]]]
+
+
+def test_without_contrast_there_is_never_a_pass():
+    processor = processor_of(alpha=0.0)
+    scores = processor(after((), ()), torch.tensor([UNDECIDED, DECIDED]))
+    assert processor.branch.asked == []
+    assert scores[0].tolist() == pytest.approx(
+        torch.tensor([1.0, 0.5, -math.inf, 1.2]).log_softmax(-1).tolist(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("histories", "asks"),
+    [
+        (((3, END, PAD), (4, 4, 4)), False),  # row 0 has ended and is padded
+        (((3, END, PAD, PAD), (4, 4, 4, 4)), False),
+        (((END, PAD, PAD), (4, 4, 4)), False),
+        (((3, 4, END), (4, 4, 4)), True),  # ends here: indistinguishable from a row that ignores the end token
+        (((3, END, 4), (4, 4, 4)), True),  # went on after an end token that did not count
+        (((3, PAD, PAD), (4, 4, 4)), True),  # the padding token without an end token is a token
+    ],
+)
+def test_finished_rows_do_not_call_for_a_pass(histories, asks):
+    processor = processor_of(eos_token_ids=[END, 1], pad_token_id=PAD)
+    processor(after(*histories), torch.tensor([UNDECIDED, DECIDED]))
+    assert bool(processor.branch.asked) == asks
+
+
+def test_a_padding_token_that_is_the_end_token():
+    processor = processor_of(eos_token_ids=[END], pad_token_id=END)
+    processor(after((3, END, END), (4, 4, 4)), torch.tensor([UNDECIDED, DECIDED]))
+    assert processor.branch.asked == []
+
+
+def test_without_known_end_tokens_every_row_counts():
+    processor = processor_of(pad_token_id=PAD)
+    processor(after((3, END, PAD), (4, 4, 4)), torch.tensor([UNDECIDED, DECIDED]))
+    assert len(processor.branch.asked) == 1
+
+
+def test_bare_it_is_a_list_of_itself():
+    processor = processor_of()
+    assert isinstance(processor, LogitsProcessor)
+    assert list(processor) == [processor]
+    assert len(processor) == 1
+    assert LogitsProcessorList(processor) == LogitsProcessorList([processor])
+
+
+def test_more_rows_than_prompts_repeat_the_prompts():
+    processor = processor_of()
+    scores = torch.tensor([UNDECIDED] * 4)
+    assert processor(after((1,), (2,), (3,), (4,)), scores).shape == (4, 4)
+    assert processor.branch.asked == [[[1], [2], [3], [4]]]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.tensor([[5, 6], [0, 8]]),  # shorter
+        torch.tensor([[5, 6, 7], [0, 8, 8]]),  # other tokens
+        torch.tensor([[5, 6, 7], [0, 8, 8]]).repeat_interleave(2, dim=0),
+        torch.tensor([[5, 6, 7]]),  # fewer rows
+        torch.tensor([[5, 6, 7], [0, 8, 9], [5, 6, 7]]),
+        torch.tensor([[5, 6, 7], [0, 8, 9]]).repeat(2, 1),  # tiled, not interleaved
+        torch.tensor([[1, 5, 6, 7], [0, 0, 8, 9]]),  # another prompt, longer
+    ],
+)
+def test_prompts_of_another_call_are_an_error(ids):
+    with pytest.raises(InputsError, match="input_ids must .* this processor was made for, got .*; make one"):
+        processor_of()(ids, torch.tensor([UNDECIDED]).expand(len(ids), -1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_unusable_scores_are_an_error(bad, alpha):
+    with pytest.raises(NonFiniteScoresError, match="scores must .* got NaN or infinity; .* try bfloat16"):
+        processor_of(alpha=alpha)(after((), ()), torch.tensor([DECIDED, [1.0, bad, 0.0, 0.0]]))
+
+
+def test_a_row_that_forbids_every_token_is_an_error():
+    with pytest.raises(NonFiniteScoresError):
+        processor_of()(after((), ()), torch.tensor([DECIDED, [-math.inf] * 4]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_unusable_scores_of_the_negative_prompt_are_an_error(bad):
+    processor = processor_of(negative=(bad, 0.0, 0.0, 0.0))
+    if bad == math.inf:  # a token the negative prompt is sure of is simply ruled out
+        assert processor(after((), ()), torch.tensor([UNDECIDED, DECIDED]))[0, 0] == -math.inf
+        return
+    with pytest.raises(NonFiniteScoresError, match="negative prompt .*bfloat16"):
+        processor(after((), ()), torch.tensor([UNDECIDED, DECIDED]))
+
+
+def test_minus_infinity_from_earlier_processors_is_no_error():
+    scores = processor_of()(after((), ()), torch.tensor([[1.0, -math.inf, 0.9, -math.inf], DECIDED]))
+    assert scores[0].isneginf().tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("strengths", [{"alpha": -1.0}, {"alpha": math.nan}, {"beta": 0.0}, {"beta": 1.5}])
+def test_strengths_are_checked(strengths):
+    with pytest.raises(ParameterError, match="must be"):
+        processor_of(**strengths)
