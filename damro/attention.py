@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from damro import vit
 from damro.errors import NoClsTokenError, ParameterError, UnsupportedModelError
-from decoding.families import Encoding, Family, check_inputs, family_of
+from damro.vit import HasTower
+from decoding.families import Encoding, check_inputs, family_of
 
 Heads = Literal["merged", "mean", "max"]
 
@@ -28,7 +30,7 @@ class CLSAttention:
         grid: patch rows and patch columns of a tile; patch p stands at `divmod(p, grid[1])`.
         layer: the ViT layer, counted from 0.
         heads: how heads were joined.
-        row: `(tiles,)`, the prompt row each tile belongs to.
+        row: `(tiles,)`, the prompt row (of a bare ViT, the image) each tile belongs to.
         tile: `(tiles,)`, the tile's number within its image; 0 is the whole image, the base tile.
     """
 
@@ -47,40 +49,70 @@ def cls_attention(
     layer: int | None = None,
     heads: Heads | None = None,
 ) -> CLSAttention:
-    """Reads where the [CLS] token of an LVLM's vision tower looks.
+    """Reads where the [CLS] token of an LVLM's vision tower, or of a bare ViT, looks.
 
     Only the query of [CLS] and the keys are taken, by hooks that are gone afterwards, so this works under any
     attention implementation. "merged" treats all heads as one, `softmax(q_cls k^T C**-0.5)`, which is what the
     released code does for LLaVA; "mean" and "max" join the heads' own softmaxes.
 
     Args:
-        model: a supported LVLM.
-        inputs: what its processor returned for images and text.
-        layer: ViT layer, negative counts from the end; None takes the one the model's features come from.
-        heads: "merged", "mean" or "max"; None takes what the released code does for this family.
+        model: a supported LVLM, or a bare ViT: `CLIPVisionModel`, `ViTModel`, `DeiTModel`, `Dinov2Model`,
+            `Dinov2WithRegistersModel`.
+        inputs: what its processor returned for images and text; for a bare ViT, for images.
+        layer: ViT layer, negative counts from the end; None takes the one the model's features come from, of a
+            bare ViT the last.
+        heads: "merged", "mean" or "max"; None takes what the released code does for this family, and "mean" for a
+            bare ViT.
 
     Returns:
-        One row of weights for every tile of every image, in the order the vision tower reads them.
+        One row of weights for every tile of every image, in the order the vision tower reads them. Registers and
+        the distillation token take part in the softmax and are left out of the weights.
 
     Raises:
         UnsupportedModelError: if the family is not supported; NoClsTokenError if the ViT has no [CLS].
         InputsError: if there is no image in `inputs`.
         ParameterError: if `layer` or `heads` is not one of the model's.
     """
+    (attention,) = cls_attentions(model, inputs, [layer], heads)
+    return attention
+
+
+@torch.no_grad()
+def cls_attentions(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    layers: Sequence[int | None],
+    heads: Heads | None = None,
+) -> tuple[CLSAttention, ...]:
+    """Reads several layers in one run of the tower; see :func:`cls_attention`."""
+    family = tower_family(model, inputs)
+    numbers = [resolve_layer(model, family, layer) for layer in layers]
+    with record_cls(family.vision_tower(model), sorted(set(numbers))) as recorded:
+        encoding = family.encode(model, inputs)
+    heads = heads or family_heads(family)
+    return tuple(read_attention(recorded[number], encoding, number, heads) for number in numbers)
+
+
+def tower_family(model: PreTrainedModel, inputs: Mapping[str, Any]) -> HasTower:
+    """How to run the model's ViT, after a look at the inputs.
+
+    Raises:
+        UnsupportedModelError: if the model is neither a supported LVLM nor a bare ViT.
+        InputsError: if `inputs` are not what an LVLM's processor returns for images and text.
+    """
+    if vit.is_bare_vit(model):
+        return vit
     family = family_of(model)
     check_inputs(model, inputs)
-    number = resolve_layer(model, family, layer)
-    with record_cls(family.vision_tower(model), [number]) as recorded:
-        encoding = family.encode(model, inputs)
-    return read_attention(recorded[number], encoding, number, heads or family_heads(family))
+    return family
 
 
-def family_heads(family: Family) -> Heads:
+def family_heads(family: HasTower) -> Heads:
     """How the released code joins the heads for a family."""
     return "mean" if family.DEFAULT_HEADS == "mean" else "merged"
 
 
-def resolve_layer(model: PreTrainedModel, family: Family, layer: int | None) -> int:
+def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -> int:
     """The layer's number from 0; None is the one the released code reads.
 
     Raises:
@@ -139,10 +171,12 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     Raises:
         UnsupportedModelError: if they are not where transformers puts them.
     """
-    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    encoder = getattr(tower, "encoder", tower)  # ViT and DeiT hold their layers themselves
+    layers = getattr(encoder, "layers", getattr(encoder, "layer", None))
     if not isinstance(layers, nn.ModuleList):
         raise UnsupportedModelError(
-            f"vision tower must have encoder.layers, got {type(tower).__name__}; CLIP and InstructBLIP's ViT do"
+            f"vision tower must have a list of layers named layers, encoder.layers or encoder.layer, got "
+            f"{type(tower).__name__}; CLIP, ViT, DeiT, DINOv2 and InstructBLIP's ViT do"
         )
     return layers
 
@@ -154,17 +188,36 @@ def read_attention(recorded: ClsQueryKeys, encoding: Encoding, layer: int, heads
         NoClsTokenError: if the tower has one token a patch and no more.
         ParameterError: if `heads` is unknown.
     """
-    rows, columns = encoding.grid
-    extra = recorded.keys.shape[2] - rows * columns
+    extra = summary_tokens(recorded.keys.shape[2], encoding.grid)
+    weights = cls_weights(recorded, heads)[:, extra:]
+    row, tile = locate_tiles(encoding)
+    return CLSAttention(weights, encoding.grid, layer, heads, row, tile)
+
+
+def summary_tokens(tokens: int, grid: tuple[int, int]) -> int:
+    """How many tokens stand before the patches: [CLS] and, in some ViTs, registers or a distillation token.
+
+    Raises:
+        NoClsTokenError: if there are none.
+
+    Example:
+        >>> summary_tokens(261, (16, 16))  # DINOv2 with four registers
+        5
+    """
+    extra = tokens - grid[0] * grid[1]
     if extra < 1:
         raise NoClsTokenError(
-            f"the vision tower must have a [CLS] token before its {rows}x{columns} patches, got "
-            f"{recorded.keys.shape[2]} tokens; ViTs without one (SigLIP) have no [CLS] attention"
+            f"the vision tower must have a [CLS] token before its {grid[0]}x{grid[1]} patches, got {tokens} tokens; "
+            "ViTs without one (SigLIP) have no [CLS] attention"
         )
-    weights = cls_weights(recorded, heads)[:, extra:]
+    return extra
+
+
+def locate_tiles(encoding: Encoding) -> tuple[Tensor, Tensor]:
+    """For every row of the tower's batch, the prompt row and the number of the tile within its image."""
     row = [r for r, tiles in zip(encoding.rows, encoding.tiles, strict=True) for _ in range(tiles)]
     tile = [t for tiles in encoding.tiles for t in range(tiles)]
-    return CLSAttention(weights, encoding.grid, layer, heads, torch.tensor(row), torch.tensor(tile))
+    return torch.tensor(row), torch.tensor(tile)
 
 
 def cls_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
@@ -191,10 +244,12 @@ def cls_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
 
 def _projections(layer: nn.Module) -> dict[str, nn.Module]:
     """The modules of a layer whose outputs hold queries and keys."""
-    attention = layer.get_submodule("self_attn")
-    if hasattr(attention, "qkv"):
-        return {"qkv": attention.get_submodule("qkv")}
-    return {"query": attention.get_submodule("q_proj"), "keys": attention.get_submodule("k_proj")}
+    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    if "qkv" in modules:
+        return {"qkv": modules["qkv"]}
+    # transformers 5.10 names the projections of DINOv2 query and key.
+    names = ("q_proj", "k_proj") if "q_proj" in modules else ("query", "key")
+    return {"query": modules[names[0]], "keys": modules[names[1]]}
 
 
 def _keep(kept: dict[str, Tensor], name: str) -> Any:
