@@ -9,13 +9,13 @@ from damro.inspection.layout import ImageView
 from damro.inspection.overlap import (
     Mention,
     MentionOverlap,
-    SpelledTokens,
     compare_mentions,
     patch_overlap,
-    token_spans,
 )
+from damro.inspection.pixels import seen_image
 from damro.inspection.plain import jsonable
 from damro.inspection.vit import ViTInspection, inspect_vit
+from damro.inspection.words import SpelledTokens, Word, group_words, token_spans
 
 __all__ = [
     "ContrastInspection",
@@ -25,11 +25,14 @@ __all__ = [
     "MentionOverlap",
     "SpelledTokens",
     "ViTInspection",
+    "Word",
     "compare_mentions",
+    "group_words",
     "inspect_contrast",
     "inspect_decoder",
     "inspect_vit",
     "jsonable",
     "patch_overlap",
+    "seen_image",
     "token_spans",
 ]

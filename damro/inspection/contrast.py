@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from damro.errors import ParameterError
 from damro.inspection.decoder import replay, single_prompt
 from damro.inspection.plain import Plain
-from decoding.contrast import contrast_scores
-from decoding.processor import ContrastiveProcessor
+from decoding.processor import RuleProcessor
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,6 @@ class ContrastInspection(Plain):
         candidate_contrast: `(T, n)`, the same after contrast.
         vetoed: `(T, n)`, True for candidates that were taken out: more likely than the chosen token under the full
             prompt, less likely after contrast.
-        alpha: strength of the contrast.
-        beta: its plausibility cutoff.
     """
 
     tokens: Tensor
@@ -45,8 +42,6 @@ class ContrastInspection(Plain):
     candidate_negative: Tensor
     candidate_contrast: Tensor
     vetoed: Tensor
-    alpha: float
-    beta: float
 
 
 @torch.no_grad()
@@ -54,7 +49,7 @@ def inspect_contrast(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     tokens: Tensor,
-    processor: ContrastiveProcessor,
+    processor: RuleProcessor,
     candidates: int = 8,
 ) -> ContrastInspection:
     """Replays generated tokens under both prompts, one pass each.
@@ -72,15 +67,14 @@ def inspect_contrast(
     Raises:
         InputsError: see :func:`inspect_decoder`.
         ParameterError: if `candidates` is not in 1 .. vocabulary.
-
     """
     prompt, _ = single_prompt(model, inputs)
     full = replay(model, prompt, tokens).logits
     negative = replay(model, processor.branch.prompt, tokens).logits
     if not 1 <= candidates <= full.shape[-1]:
         raise ParameterError(f"candidates must be from 1 to the {full.shape[-1]} tokens, got {candidates}")
-    contrast = contrast_scores(full, negative, processor.alpha, processor.beta)
-    return compare_steps(tokens.cpu(), full, negative, contrast, candidates, processor.alpha, processor.beta)
+    steps = [processor.rule(full[t, None], negative[t, None], t) for t in range(len(tokens))]
+    return compare_steps(tokens.cpu(), full, negative, torch.cat(steps), candidates)
 
 
 def compare_steps(
@@ -89,8 +83,6 @@ def compare_steps(
     negative: Tensor,
     contrast: Tensor,
     candidates: int,
-    alpha: float,
-    beta: float,
 ) -> ContrastInspection:
     """Picks chosen, most likely and vetoed tokens out of the scores of all steps.
 
@@ -100,14 +92,13 @@ def compare_steps(
         negative: `(T, V)`, logits of the negative prompt.
         contrast: `(T, V)`, log-probabilities after contrast.
         candidates: how many tokens to keep.
-        alpha: goes into the result.
-        beta: goes into the result.
 
     Example:
         >>> import torch
+        >>> from decoding.contrast import contrast_scores
         >>> full, negative = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
         >>> contrast = contrast_scores(full, negative, alpha=1.0, beta=0.5)
-        >>> step = compare_steps(torch.tensor([1]), full, negative, contrast, 2, 1.0, 0.5)
+        >>> step = compare_steps(torch.tensor([1]), full, negative, contrast, 2)
         >>> step.candidates.tolist(), step.vetoed.tolist()
         ([[0, 1]], [[True, False]])
     """
@@ -125,6 +116,4 @@ def compare_steps(
         candidate_negative=negative.gather(1, best),
         candidate_contrast=contrast.gather(1, best),
         vetoed=taken,
-        alpha=alpha,
-        beta=beta,
     )

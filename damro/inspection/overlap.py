@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def compare_mentions(
 
     Args:
         overlap: `(T, len(tops))`, what :func:`patch_overlap` returned.
-        spans: for each token, where its characters begin and end; see :func:`token_spans`.
+        spans: for each token, where its characters begin and end; see :func:`damro.inspection.token_spans`.
         mentions: the objects.
         tops: the numbers that `overlap` was computed for.
 
@@ -131,44 +131,3 @@ def compare_mentions(
     missing = torch.full((len(tops),), float("nan"))
     means = {key: torch.stack(rows).mean(dim=0) if rows else missing for key, rows in groups.items()}
     return MentionOverlap(tuple(tops), means[True], means[False], len(groups[True]), len(groups[False]))
-
-
-class SpelledTokens(NamedTuple):
-    """A decoded text and where each token's characters lie in it."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
-def token_spans(tokenizer: Any, tokens: Tensor) -> SpelledTokens:
-    """Decodes tokens and tells which characters each of them adds.
-
-    Special tokens add none. A character spelled by several tokens belongs to the last of them.
-
-    Args:
-        tokenizer: the processor's tokenizer.
-        tokens: `(T,)`.
-
-    Returns:
-        The text and T pairs of first character and the one behind the last.
-    """
-    ids = tokens.tolist()
-    texts = [_decode(tokenizer, ids[:count]) for count in range(len(ids) + 1)]
-    text = texts[-1]
-    ends = [0]
-    for partial in texts[1:]:
-        ends.append(max(ends[-1], _common_length(partial, text)))
-    return SpelledTokens(text, tuple(zip(ends[:-1], ends[1:], strict=True)))
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
-
-
-def _common_length(first: str, second: str) -> int:
-    """Length of the common beginning."""
-    for position, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return position
-    return min(len(first), len(second))

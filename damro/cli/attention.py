@@ -1,0 +1,142 @@
+"""``damro attention IMAGE``: where the vision tower looks, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from damro.cli.options import add_model_options
+
+_NEUTRAL_PROMPT = "Describe the image."
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("attention", help="where a model's vision tower looks, and which patches stick out")
+    parser.add_argument("image", help="an image file")
+    parser.add_argument("--prompt", help="also answer this, and show where each word of the answer looks")
+    parser.add_argument("--layer", type=int, help="ViT layer, negative from the end (default: the one DAMRO reads)")
+    parser.add_argument("--heads", choices=("merged", "mean", "max"), help="(default: as the family's DAMRO)")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="how many patches to flag (default: the family's preset)"
+    )
+    parser.add_argument("--rule", choices=("topk", "iqr", "mad"), default="topk", help="(default: topk)")
+    parser.add_argument("--smooth", action="store_true", help="blend the patches of the picture into each other")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="with --prompt (default: 64)")
+    parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks, prints and draws."""
+    if args.out is not None:
+        _check_out(args.out)  # before the model is loaded
+    from damro.inspection import inspect_vit
+    from damro.loading import load_image, load_model, prepare_inputs
+
+    image = load_image(args.image)
+    model, processor = load_model(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        revision=args.revision,
+    )
+    inputs = prepare_inputs(processor, [image], [args.prompt or _NEUTRAL_PROMPT], model)
+    seen = inspect_vit(model, inputs, layers=[-1], layer=args.layer, heads=args.heads, top_k=args.top_k, rule=args.rule)
+    words = _answer_maps(args, model, processor, inputs) if args.prompt is not None else None
+    if args.out is not None:
+        _draw(args, processor, inputs, seen, words)
+    if args.json:
+        print(json.dumps(_as_json(args, seen, words), allow_nan=False))
+    else:
+        _print_outliers(args, seen)
+    return 0
+
+
+def _check_out(path: str) -> None:
+    from damro.errors import ParameterError
+
+    try:
+        from damro.figures import check_format
+    except ImportError as error:
+        raise ParameterError(f"--out needs matplotlib, got none; {error}") from error
+    check_format(path)
+
+
+def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: Any) -> tuple[str, list[str], Any]:
+    """The greedy answer, its words, and `(words, rows, columns)` of attention, averaged over layers and tokens."""
+    import torch
+
+    from damro.errors import InputsError
+    from damro.inspection import group_words, inspect_decoder, token_spans
+
+    ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
+    tokens = ids[0, inputs["input_ids"].shape[1] :].cpu()
+    spelled = token_spans(processor.tokenizer, tokens)
+    words = group_words(spelled)
+    if not words:
+        raise InputsError(f"prompt must make the model say something, got an empty answer to {args.prompt!r}")
+    maps = inspect_decoder(model, inputs, tokens).maps().mean(dim=0)
+    means = torch.stack([maps[list(word.tokens)].mean(dim=0) for word in words])
+    return spelled.text.strip(), [word.text for word in words], means
+
+
+def _as_json(args: argparse.Namespace, seen: Any, words: Any) -> dict[str, Any]:
+    from damro.inspection import jsonable
+
+    result = {
+        "model": args.model,
+        "image": args.image,
+        "rule": args.rule,
+        **{key: jsonable(getattr(seen, key)) for key in ("layer", "heads", "grid", "row", "tile", "weights")},
+        "outliers": jsonable(seen.outliers),
+    }
+    if words is not None:
+        result["prompt"], result["answer"] = args.prompt, words[0]
+        result["words"] = [{"text": text, "map": jsonable(one)} for text, one in zip(words[1], words[2], strict=True)]
+    return result
+
+
+def _print_outliers(args: argparse.Namespace, seen: Any) -> None:
+    """One line a tile."""
+    rows, columns = seen.grid
+    print(f"{args.model}: [CLS] of layer {seen.layer}, heads {seen.heads}, {rows} x {columns} patches a tile")
+    found = seen.outliers
+    for number, tile in enumerate(seen.tile.tolist()):
+        count = int(found.count[number])
+        places = " ".join(f"({row},{column})" for row, column in found.positions[number, :count].tolist())
+        print(
+            f"tile {tile}: {count} patches hold {found.share[number]:.1%} of the attention, "
+            f"entropy {found.entropy[number]:.2f} nats: {places}"
+        )
+
+
+def _draw(args: argparse.Namespace, processor: Any, inputs: Any, seen: Any, words: Any) -> None:
+    """The [CLS] map of the whole image; with an answer, then one map a word."""
+    from damro.figures import draw_overlay, draw_strip, save_figure
+    from damro.inspection import seen_image
+
+    picture = seen_image(processor, inputs)
+    name = str(args.model).rstrip("/").rsplit("/", 1)[-1]
+    if words is None:
+        count = int(seen.outliers.count[0])
+        figure = draw_overlay(
+            picture,
+            seen.weights[0].view(*seen.grid),
+            title=f"[CLS] attention, layer {seen.layer}, heads {seen.heads}, {name}",
+            outliers=[(row, column) for row, column in seen.outliers.positions[0, :count].tolist()],
+            interpolation="bilinear" if args.smooth else "nearest",
+        )
+    else:
+        figure = draw_strip(
+            picture,
+            words[2],
+            words[1],
+            title=f"attention of each word to the image, mean over layers and heads, {name}",
+            interpolation="bilinear" if args.smooth else "nearest",
+        )
+    save_figure(figure, args.out)

@@ -1,0 +1,263 @@
+"""Pictures of attention and probabilities. The one importer of matplotlib.
+
+Every function returns a `matplotlib.figure.Figure` that belongs to no window; :func:`save_figure` writes it. Colour
+maps are perceptually even and safe for colour-blind readers, and nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill, shorten
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from damro.errors import InputsError, ParameterError
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+except ImportError as error:
+    raise ImportError("figures need matplotlib: pip install 'damro[figures]'") from error
+
+from damro.inspection import ContrastInspection, ViTInspection
+
+Interpolation = Literal["bilinear", "nearest"]
+
+MAP = "viridis"
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"  # Okabe and Ito's palette
+_FORMATS = (".png", ".svg", ".pdf")
+_OPACITY = 0.6
+_TITLE_WIDTH = 60  # characters; matplotlib's own wrapping upsets the constrained layout
+
+
+def draw_overlay(
+    image: Image.Image,
+    values: Tensor,
+    *,
+    title: str,
+    label: str = "share of attention",
+    outliers: Sequence[tuple[int, int]] = (),
+    object_mask: Tensor | None = None,
+    interpolation: Interpolation = "nearest",
+) -> Figure:
+    """A map of patches over the image.
+
+    Args:
+        image: what the map covers from edge to edge; see :func:`damro.inspection.seen_image`.
+        values: `(rows, columns)`.
+        title: says layer, heads and model.
+        label: what the colour bar measures.
+        outliers: row and column of patches to outline, numbered in this order.
+        object_mask: boolean `(H, W)` over the same extent at any resolution; its outline is drawn dashed.
+        interpolation: "nearest" shows the patches as they are, "bilinear" blends them.
+
+    Raises:
+        InputsError: if `values` is no table, or an outlier lies outside it.
+    """
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    shown = _paint_map(axes, image, values, interpolation, (float(values.min()), float(values.max())))
+    _outline_patches(axes, image, values, outliers)
+    if object_mask is not None:
+        height, width = object_mask.shape
+        across = (torch.arange(width) + 0.5) * image.width / width
+        down = (torch.arange(height) + 0.5) * image.height / height
+        axes.contour(
+            across.numpy(), down.numpy(), object_mask.float().numpy(),
+            levels=[0.5], colors="white", linestyles="dashed", linewidths=1.5,
+        )  # fmt: skip
+    axes.set_title(fill(title, _TITLE_WIDTH))
+    figure.colorbar(shown, ax=axes, label=label)
+    return figure
+
+
+def draw_strip(
+    image: Image.Image,
+    maps: Tensor,
+    captions: Sequence[str],
+    *,
+    title: str,
+    label: str = "share of attention",
+    columns: int = 6,
+    interpolation: Interpolation = "bilinear",
+) -> Figure:
+    """One small map for each word, on one scale.
+
+    Args:
+        image: what the maps cover.
+        maps: `(T, rows, columns)`.
+        captions: T words.
+        title: says layers, heads and model.
+        label: what the colour bar measures.
+        columns: pictures in a row.
+        interpolation: see :func:`draw_overlay`.
+
+    Raises:
+        InputsError: if there is no map, or not one caption a map.
+    """
+    if maps.ndim != 3 or len(maps) != len(captions) or not len(maps):
+        raise InputsError(
+            f"maps must be (T, rows, columns) with one caption each, got shape {tuple(maps.shape)} "
+            f"and {len(captions)} captions"
+        )
+    across = min(columns, len(maps))
+    down = math.ceil(len(maps) / across)
+    figure = Figure(figsize=(1.7 * across + 1.2, 1.95 * down + 0.6), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    limits = float(maps.min()), float(maps.max())
+    for number, axes in enumerate(grid.flat):
+        if number >= len(maps):
+            axes.set_axis_off()
+            continue
+        shown = _paint_map(axes, image, maps[number], interpolation, limits)
+        axes.set_title(_literal(captions[number]), fontsize=9)
+    figure.suptitle(fill(title, 18 * across))
+    figure.colorbar(shown, ax=grid, label=label, shrink=0.8)
+    return figure
+
+
+def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figure:
+    """[CLS] attention of every head in every layer looked at, on one logarithmic scale.
+
+    The last column shows all heads taken as one. The layer that ranks the patches for DAMRO is marked.
+
+    Args:
+        inspection: the vision tower's.
+        model: its name, for the title.
+        tile: row of the tile in the batch.
+    """
+    layers, heads = inspection.per_head.shape[:2]
+    maps = torch.cat([inspection.per_head[:, :, tile], inspection.merged[:, None, tile]], dim=1)
+    maps = maps.reshape(layers, heads + 1, *inspection.grid)
+    figure = Figure(figsize=(0.9 * (heads + 1) + 1.6, 0.95 * layers + 0.9), layout="constrained")
+    grid = figure.subplots(layers, heads + 1, squeeze=False)
+    tiny = torch.finfo(maps.dtype).tiny
+    norm = LogNorm(vmin=max(float(maps.min()), tiny), vmax=max(float(maps.max()), 2 * tiny))
+    for row, number in enumerate(inspection.layers):
+        for column in range(heads + 1):
+            axes = grid[row, column]
+            shown = axes.imshow(maps[row, column].numpy(), cmap=MAP, norm=norm)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == 0:
+                axes.set_title(f"head {column}" if column < heads else "merged", fontsize=8)
+            if column == 0:
+                mark = "*" if number == inspection.layer else ""
+                axes.set_ylabel(f"layer {number}{mark}", fontsize=8)
+    figure.suptitle(f"[CLS] attention by layer and head, {model} (* ranks the patches)")
+    figure.colorbar(shown, ax=grid, label="share of attention (log scale)", shrink=0.8)
+    return figure
+
+
+def draw_probabilities(steps: ContrastInspection, step: int, words: Sequence[str], *, title: str) -> Figure:
+    """Bars of the likeliest tokens of one step: full prompt, negative prompt, after contrast.
+
+    Args:
+        steps: from :func:`damro.inspection.inspect_contrast`.
+        step: which generated token.
+        words: how the step's n candidates are spelled.
+        title: says step and model.
+
+    Raises:
+        InputsError: if there is no such step, or not one word a candidate.
+    """
+    if not 0 <= step < len(steps.tokens):
+        raise InputsError(f"step must be from 0 to {len(steps.tokens) - 1}, got {step}")
+    candidates = steps.candidates[step].tolist()
+    if len(words) != len(candidates):
+        raise InputsError(f"words must spell the {len(candidates)} candidates, got {len(words)}")
+    figure = Figure(figsize=(6.4, 0.62 * len(words) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    series = (
+        ("full prompt", steps.candidate_full, _BLUE, ""),
+        ("negative prompt", steps.candidate_negative, _ORANGE, "///"),
+        ("after contrast", steps.candidate_contrast, _GREEN, "..."),
+    )
+    for number, (name, values, colour, hatch) in enumerate(series):
+        at = [place + (number - 1) * 0.27 for place in range(len(words))]
+        axes.barh(at, values[step].exp().tolist(), 0.25, label=name, color=colour, hatch=hatch, edgecolor="white")
+    chosen, vetoed = int(steps.tokens[step]), steps.vetoed[step].tolist()
+    labels = []
+    for token, word, out in zip(candidates, words, vetoed, strict=True):
+        labels.append(_literal(word) + (" (chosen)" if token == chosen else " (taken out)" if out else ""))
+    axes.set_yticks(range(len(words)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("probability")
+    axes.set_title(fill(title, _TITLE_WIDTH))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes a figure as PNG, SVG or PDF, by the name's ending.
+
+    Raises:
+        ParameterError: if the ending is another.
+    """
+    target = Path(path)
+    check_format(target)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Checks the ending before anything is computed.
+
+    Raises:
+        ParameterError: if it is not one of ours.
+
+    Example:
+        >>> check_format("map.jpg")
+        Traceback (most recent call last):
+        decoding.errors.ParameterError: file must end in .png, .svg or .pdf, got 'map.jpg'
+    """
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise ParameterError(f"file must end in .png, .svg or .pdf, got {os.fspath(path)!r}")
+
+
+def _paint_map(
+    axes: Axes, image: Image.Image, values: Tensor, interpolation: Interpolation, limits: tuple[float, float]
+) -> Any:
+    """The image in grey, so that colours are the map's alone, and the map over it."""
+    if values.ndim != 2:
+        raise InputsError(f"values must be (rows, columns), got shape {tuple(values.shape)}")
+    extent = (0.0, float(image.width), float(image.height), 0.0)
+    axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, extent=extent)
+    shown = axes.imshow(
+        values.numpy(), cmap=MAP, alpha=_OPACITY, extent=extent,
+        interpolation=interpolation, vmin=limits[0], vmax=limits[1],
+    )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return shown
+
+
+def _outline_patches(axes: Axes, image: Image.Image, values: Tensor, patches: Sequence[tuple[int, int]]) -> None:
+    """Numbered outlines, white on black so that they stand out on any colour."""
+    rows, columns = values.shape
+    height, width = image.height / rows, image.width / columns
+    for rank, (row, column) in enumerate(patches, start=1):
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise InputsError(f"outliers must lie on the {rows} x {columns} patches, got ({row}, {column})")
+        corner = column * width, row * height
+        for colour, line in (("black", 3.0), ("white", 1.2)):
+            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=line))
+        axes.text(
+            corner[0] + width / 2, corner[1] + height / 2, str(rank), color="white", fontsize=7,
+            ha="center", va="center", path_effects=[withStroke(linewidth=2, foreground="black")],
+        )  # fmt: skip
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib draws as it stands, cut to a label's length: a dollar sign would begin a formula."""
+    return shorten(text, 24, placeholder="...").replace("$", r"\$")
