@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -83,7 +85,7 @@ def _render(split: str, start: int, count: int) -> tuple[Bytes, Bytes, Bytes, By
     return images, patches, groups, themes
 
 
-def build_cache(folder: Path, split: str, count: int, workers: int = 2) -> SceneCache:
+def build_cache(folder: Path, split: str, count: int, workers: int = 1) -> SceneCache:
     """Renders the first scenes of a split into a folder, or opens them if they are there.
 
     Args:
@@ -106,8 +108,11 @@ def build_cache(folder: Path, split: str, count: int, workers: int = 2) -> Scene
         ]
         starts = range(0, count, _CHUNK)
         sizes = [min(_CHUNK, count - start) for start in starts]
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            results = pool.map(_render, [split] * len(starts), starts, sizes)
+        with ExitStack() as stack:
+            spread: Callable[..., Iterable[tuple[Bytes, ...]]] = map
+            if workers > 1:
+                spread = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
+            results = spread(_render, [split] * len(starts), starts, sizes)
             for start, parts in zip(starts, tqdm(results, f"scenes ({split})", len(starts)), strict=True):
                 for array, part in zip(arrays, parts, strict=True):
                     array[start : start + len(part)] = part

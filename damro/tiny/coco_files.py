@@ -57,9 +57,7 @@ def write_coco(folder: Path | str, split: str, count: int) -> Path:
         folder / f"instances_{split}.json",
         {"info": info, "images": images, "annotations": _number(annotations), "categories": categories},
     )
-    _dump(
-        folder / f"captions_{split}.json", {"info": info, "images": images, "annotations": _number(sentences)}
-    )
+    _dump(folder / f"captions_{split}.json", {"info": info, "images": images, "annotations": _number(sentences)})
     return folder
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from damro.tiny.cache import SceneCache
 from damro.tiny.lessons import Lesson, Lessons
 from damro.tiny.loop import Schedule, run_stage
+from damro.tiny.parallel import share_of
 
 IGNORED = -100
 """Label of a token that is not predicted."""
@@ -182,7 +183,7 @@ def train_language(
     embed_prefix = ImagePrefix(model, processor)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in range(schedule.batch)]
+        numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in share_of(schedule.batch)]
         packed = pack_lessons(processor.tokenizer, [lessons.draw(number, step) for number in numbers])
         with torch.autocast("cpu", torch.bfloat16):
             return language_loss(model, embed_prefix(cache.images[numbers]), packed)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import trange
 
+from damro.tiny.parallel import average_gradients, place
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -80,19 +82,25 @@ def run_stage(
     """
     optimizer = make_optimizer(model, schedule)
     first = _restore(state_file, model, optimizer)
-    bar = trange(first, schedule.steps, initial=first, total=schedule.steps, desc=label, mininterval=2.0)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    leads = place()[0] == 0
+    bar = trange(
+        first, schedule.steps, initial=first, total=schedule.steps, desc=label, mininterval=5.0, disable=not leads
+    )
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate * schedule.factor(step)
         loss, figures = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        average_gradients(weights)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if step % 10 == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()}, refresh=False)
-        if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
+        if leads and ((step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps):
             _save(state_file, model, optimizer, step + 1)
+    model.zero_grad(set_to_none=True)
 
 
 def _restore(state_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -16,6 +16,7 @@ from damro.tiny.cache import SceneCache
 from damro.tiny.language_stage import IGNORED
 from damro.tiny.lessons import Lesson, Lessons
 from damro.tiny.loop import Schedule, run_stage
+from damro.tiny.parallel import share_of
 from damro.tiny.vision_stage import to_pixels
 
 
@@ -133,7 +134,7 @@ def train_qformer(
     lessons = Lessons(cache)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in range(schedule.batch)]
+        numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in share_of(schedule.batch)]
         drawn = [lessons.draw(number, step) for number in numbers]
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():

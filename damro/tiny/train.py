@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from damro.tiny.cache import SceneCache, build_cache
 from damro.tiny.language_stage import train_language
 from damro.tiny.loop import Schedule
 from damro.tiny.model import FAMILIES, build_model, build_processor
+from damro.tiny.parallel import place, run_parallel
 from damro.tiny.qformer_stage import convert_tower, train_qformer
 from damro.tiny.vision_stage import train_vision
 
@@ -49,7 +51,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "llava": Recipe(
-        vision=Schedule(steps=1400, batch=128, rate=1e-3, warmup=100),
+        vision=Schedule(steps=1100, batch=128, rate=1e-3, warmup=100),
         language=Schedule(steps=2000, batch=32, rate=1.5e-3, warmup=100),
     ),
     "llava_next": Recipe(
@@ -100,7 +102,8 @@ def train(
     if start is not None:
         _begin_from(model, start)
     _run_stages(family, model, processor, cache, recipe, state)
-    export(model, processor, out)
+    if place()[0] == 0:
+        export(model, processor, out)
     return model
 
 
@@ -170,16 +173,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/scenes"), help="folder of rendered scenes, 6 GB")
     parser.add_argument("--vision-steps", type=int, help="steps of stage 1, in place of the recipe's")
     parser.add_argument("--language-steps", type=int, help="steps of stage 2, in place of the recipe's")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share a batch (default: 2)")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
     recipe = RECIPES[chosen.model]
     if chosen.vision_steps is not None:
         recipe = replace(recipe, vision=replace(recipe.vision, steps=chosen.vision_steps))
     if chosen.language_steps is not None:
         recipe = replace(recipe, language=replace(recipe.language, steps=chosen.language_steps))
     start = None if chosen.model == "llava" else chosen.start or Path("runs/llava")
-    train(chosen.model, chosen.out or Path("runs") / chosen.model, chosen.cache, recipe, start)
+    out = chosen.out or Path("runs") / chosen.model
+    build_cache(chosen.cache, "train", recipe.scenes, chosen.workers)  # once, before the processes part
+    run_parallel(
+        partial(train, chosen.model, out, chosen.cache, recipe, start), chosen.workers, out / "state" / "meeting"
+    )
 
 
 if __name__ == "__main__":

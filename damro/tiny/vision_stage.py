@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from damro.tiny.cache import CLASSES, NO_CLASS, SceneCache
 from damro.tiny.loop import Schedule, run_stage
 from damro.tiny.model import GRID
+from damro.tiny.parallel import share_of
 
 
 class VisionTask(nn.Module):
@@ -49,11 +50,11 @@ def to_pixels(images: np.ndarray) -> Tensor:  # type: ignore[type-arg]
     Returns:
         float32 (B, 3, 96, 96).
     """
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def take_batch(cache: SceneCache, step: int, batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The scenes of a step: in order, mirrored in every second round through the cache.
+    """This process's scenes of a step: in order, mirrored in every second round through the cache.
 
     Args:
         cache: the scenes.
@@ -64,21 +65,19 @@ def take_batch(cache: SceneCache, step: int, batch: int, count: int) -> tuple[Te
     Returns:
         Pixels (B, 3, 96, 96), patch labels (B, 64), and which classes are there (B, C) as 0 or 1.
     """
-    rows = np.arange(step * batch, (step + 1) * batch)
+    rows = step * batch + np.array(share_of(batch))
     mirrored = (rows // count) % 2 == 1
     rows = rows % count
     images, patches = cache.images[rows], cache.patches[rows].reshape(-1, GRID, GRID)
     images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     patches = np.where(mirrored[:, None, None], patches[:, :, ::-1], patches)
-    present = torch.zeros(batch, len(CLASSES))
+    present = torch.zeros(len(rows), len(CLASSES))
     for row, groups in enumerate(cache.groups[rows]):
         present[row, [int(name) for name, amount, _ in groups if amount]] = 1.0
-    return to_pixels(images), torch.from_numpy(patches.reshape(batch, -1).astype(np.int64)), present
+    return to_pixels(images), torch.from_numpy(patches.reshape(len(rows), -1).astype(np.int64)), present
 
 
-def vision_loss(
-    task: VisionTask, pixels: Tensor, labels: Tensor, present: Tensor
-) -> tuple[Tensor, dict[str, float]]:
+def vision_loss(task: VisionTask, pixels: Tensor, labels: Tensor, present: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Binary cross-entropy of the scene's classes plus cross-entropy of its foreground patches.
 
     Args:
