@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -11,8 +13,16 @@ from torch import Tensor
 
 from damro.attention import CLSAttention
 from damro.errors import InputsError, ParameterError
+from damro.features import PatchFeatures
+from damro.outlier_rules import FEATURE_SCORES, FeatureRule, sum_layers
 
-Rule = Literal["topk", "iqr", "mad"]
+AttentionRule = Literal["topk", "iqr", "mad"]
+Rule = AttentionRule | FeatureRule
+RULES: tuple[str, ...] = (*get_args(AttentionRule), *get_args(FeatureRule))
+
+_CUTOFF = 3.0
+_NORM_CUTOFF = 10.0
+"""Norms spread unevenly over a picture, and high norms are several times the median: 3 would flag mere scatter."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +52,33 @@ class Outliers:
 
 
 def find_outliers(
-    attention: CLSAttention,
+    attention: CLSAttention | Sequence[CLSAttention],
     *,
     top_k: int | None = None,
-    rule: Rule = "topk",
+    rule: Rule | Sequence[Rule] = "topk",
+    features: PatchFeatures | None = None,
+    cutoff: float | None = None,
     object_mask: Tensor | None = None,
 ) -> Outliers:
-    """Flags the patches that draw the most [CLS] attention.
+    """Flags the patches that draw the most [CLS] attention, or whose features stand out.
 
     Args:
-        attention: what :func:`damro.cls_attention` returned.
+        attention: what :func:`damro.cls_attention` returned; several layers are summed.
         top_k: how many; needed for "topk", an upper limit for the other rules.
-        rule: "topk"; "iqr", above the third quartile by 1.5 interquartile ranges (Tukey); "mad", above the median
-            by 3 median absolute deviations scaled to a standard deviation (1.4826).
+        rule: of the attention, "topk"; "iqr", above the third quartile by 1.5 interquartile ranges (Tukey); "mad",
+            above the median by `cutoff` median absolute deviations scaled to a standard deviation (1.4826). Of the
+            features, by the same threshold as "mad": "norm", "cosine" with [CLS], "redundancy" with neighbours; see
+            :mod:`damro.outlier_rules`. Several rules: the patches that each of them flags.
+        features: what :func:`damro.features.patch_features` returned for the same inputs; for rules of features.
+        cutoff: for the rules with that threshold; None takes 3, for "norm" 10. Cosines end at 1, so that a tile of
+            much alike patches may need a lower one.
         object_mask: boolean `(H, W)` for all tiles or `(tiles, H, W)`, True on objects, in the tile's own frame
             at any resolution. A patch lies on background if less than half of it is object.
 
     Raises:
-        ParameterError: if `rule` is unknown or `top_k` is not in `1 .. patches`.
-        InputsError: if the mask is not boolean or has another shape.
+        ParameterError: if `rule` is unknown or lacks `features`, `top_k` is not in `1 .. patches`, or `cutoff` is
+            not a finite number.
+        InputsError: if the mask is not boolean, or features or mask are not of the same tiles.
 
     Example:
         >>> import torch
@@ -72,8 +90,13 @@ def find_outliers(
         >>> round(found.share.item(), 2)
         0.8
     """
+    if not isinstance(attention, CLSAttention):
+        attention = sum_layers(attention)
     weights = attention.weights
-    flagged = flag_patches(weights, top_k, rule)
+    rules = (rule,) if isinstance(rule, str) else tuple(rule)
+    if not rules:
+        raise ParameterError(f"rule must name one or more of {', '.join(RULES)}, got none")
+    flagged = torch.stack([_flag(attention, features, name, top_k, cutoff) for name in rules]).all(dim=0)
     count = flagged.sum(dim=-1)
     # Sorting unflagged patches behind all others keeps descending attention among the flagged.
     order = weights.masked_fill(~flagged, float("-inf")).argsort(dim=-1, descending=True, stable=True)
@@ -95,14 +118,36 @@ def find_outliers(
     )
 
 
-def flag_patches(weights: Tensor, top_k: int | None, rule: Rule) -> Tensor:
-    """Boolean `(tiles, patches)`: the flagged patches of each row of `weights`.
+def _flag(
+    attention: CLSAttention, features: PatchFeatures | None, rule: Rule, top_k: int | None, cutoff: float | None
+) -> Tensor:
+    """The patches that one rule flags."""
+    if rule not in FEATURE_SCORES:
+        return flag_patches(attention.weights, top_k, rule, _CUTOFF if cutoff is None else cutoff)
+    if features is None:
+        raise ParameterError(
+            f"features must be given with rule {rule!r}, got None; pass damro.features.patch_features(model, inputs)"
+        )
+    scores = FEATURE_SCORES[rule](features).to(attention.weights.device)
+    if scores.shape != attention.weights.shape:
+        raise InputsError(
+            f"features must be of the attention's tiles and patches {tuple(attention.weights.shape)}, got "
+            f"{tuple(scores.shape)}; read both from the same inputs"
+        )
+    default = _NORM_CUTOFF if rule == "norm" else _CUTOFF
+    return flag_patches(scores, top_k, "mad", default if cutoff is None else cutoff)
+
+
+def flag_patches(weights: Tensor, top_k: int | None, rule: str, cutoff: float = _CUTOFF) -> Tensor:
+    """Boolean `(tiles, patches)`: the flagged patches of each row of `weights`, attention or another score.
 
     Raises:
         ParameterError: see :func:`find_outliers`.
     """
-    if rule not in get_args(Rule):
-        raise ParameterError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+    if rule not in get_args(AttentionRule):
+        raise ParameterError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if not isinstance(cutoff, Real) or isinstance(cutoff, bool) or not isfinite(cutoff):
+        raise ParameterError(f"cutoff must be a finite number of deviations above the median, got {cutoff!r}")
     patches = weights.shape[-1]
     if top_k is None and rule == "topk":
         raise ParameterError("top_k must be given with rule 'topk', got None; the paper uses 10 for LLaVA")
@@ -118,7 +163,7 @@ def flag_patches(weights: Tensor, top_k: int | None, rule: Rule) -> Tensor:
         threshold = quantile[2] + 1.5 * (quantile[2] - quantile[0])
     else:
         deviation = (weights - quantile[1]).abs().quantile(0.5, dim=-1, keepdim=True)
-        threshold = quantile[1] + 3 * 1.4826 * deviation
+        threshold = quantile[1] + cutoff * 1.4826 * deviation
     return best & (weights > threshold)
 
 
