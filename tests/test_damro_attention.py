@@ -25,6 +25,10 @@ def tiles(model, inputs):
 
 
 def hooks_of(model) -> int:
+    """Hooks at hand; transformers hangs up its own where hidden states are asked for, so ask first."""
+    config = model.config.vision_config
+    with torch.no_grad():
+        vision_tower(model)(torch.zeros(1, 3, config.image_size, config.image_size), output_hidden_states=True)
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
