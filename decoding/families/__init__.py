@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from decoding.errors import InputsError, UnsupportedModelError
 from decoding.families import instructblip, llava, llava_next
-from decoding.families.base import Encoding, Family, attention_mask_of
+from decoding.families.base import ColumnPatches, Encoding, Family, attention_mask_of
 
 FAMILIES: dict[str, Family] = {
     "llava": llava,
@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     "instructblip": instructblip,
 }
 
-__all__ = ["FAMILIES", "Encoding", "Family", "check_inputs", "family_of"]
+__all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,20 @@ class Encoding:
     rows: Sequence[int]
     tiles: Sequence[int]
     grid: tuple[int, int]
+
+
+class ColumnPatches(NamedTuple):
+    """What fills the columns of one image.
+
+    Attributes:
+        patch: `(columns,)`, the patch's number counted through all tiles of the image, `tile * patches + patch`; -1
+            for a column that is no patch ([CLS], a newline).
+        line: `(columns,)`, the line of patches that a column belongs to. What is no patch belongs to the patches of
+            its line.
+    """
+
+    patch: Tensor
+    line: Tensor
 
 
 class Family(Protocol):
@@ -75,6 +89,13 @@ class Family(Protocol):
             encoding: the vision tower's run over them.
             patches: `(tiles of all images, k)`, patch numbers in the order they shall stand; tiles the family
                 does not use are ignored. Patch -1 is the [CLS] token, where the family's features hold it.
+        """
+
+    def column_patches(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+        """Which patch fills each column, image by image.
+
+        Raises:
+            UnsupportedModelError: if the family's columns are not patches.
         """
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoding.families.base import LVLM, Encoding, embed_prompt, patch_grid, rows_of_images
+from decoding.errors import UnsupportedModelError
+from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
 from decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
@@ -60,6 +61,18 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     index = (patches.to(tokens.device) + 1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     features = query_features(model, inputs, tokens.gather(1, index))
     return full_prompt(model, inputs, encoding).replace_image(features)
+
+
+def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+    """Refuses: a column is a query of the Q-Former, which has read all patches.
+
+    Raises:
+        UnsupportedModelError: always.
+    """
+    raise UnsupportedModelError(
+        f"model must have image columns that are patches, got instructblip, whose {model.config.num_query_tokens} "
+        "columns are queries of its Q-Former; LLaVA and LLaVA-NeXT have such columns"
+    )
 
 
 def query_features(model: LVLM, inputs: Mapping[str, Any], image_embeds: Tensor) -> Tensor:

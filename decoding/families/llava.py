@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from decoding.families.base import (
     LVLM,
+    ColumnPatches,
     Encoding,
     clip_feature_layer,
     embed_prompt,
@@ -58,6 +59,14 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     """Keeps the columns of some patches of each image."""
     prompt = full_prompt(model, inputs, encoding)
     return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask)))
+
+
+def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+    """One column a patch, in image order; with the feature strategy "full", [CLS] in front."""
+    patches = torch.arange(encoding.grid[0] * encoding.grid[1])
+    if model.config.vision_feature_select_strategy == "full":
+        patches = torch.cat([patches.new_tensor([-1]), patches])
+    return [ColumnPatches(patches, torch.zeros_like(patches)) for _ in encoding.features]
 
 
 def patch_columns(

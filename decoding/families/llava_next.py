@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from decoding.families.base import LVLM, Encoding, embed_prompt, patch_grid, rows_of_images
+from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
 from decoding.families.llava import decoder, feature_layer, patch_columns, vision_tower
 from decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",
     "REQUIRED_INPUTS",
+    "column_patches",
     "decoder",
     "encode",
     "feature_layer",
@@ -47,3 +49,22 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     prompt = full_prompt(model, inputs, encoding)
     # Every row of patches ends in a newline, so the last column of an image is one.
     return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask), last_column=True))
+
+
+def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+    """The base tile in image order, then the lines of the joined tiles without their padding, a newline behind each."""
+    patches = encoding.grid[0] * encoding.grid[1]
+    # The model itself packs the patches' numbers as if they were features, so that joining, cropping and newlines
+    # are its own. Half precision would not do: it cannot tell numbers above 2048 apart.
+    numbers = [torch.arange(tiles * patches).view(tiles, patches, 1).float() for tiles in encoding.tiles]
+    sizes = inputs["image_sizes"].expand(len(numbers), -1)
+    packed, _ = model.model.pack_image_features(
+        numbers, sizes, model.config.vision_feature_select_strategy, image_newline=torch.tensor([-1.0])
+    )
+    columns = []
+    for vectors in packed:
+        patch = vectors[:, 0].long()
+        joined = (torch.arange(len(patch)) >= patches).long()
+        newline = (patch < 0).long()
+        columns.append(ColumnPatches(patch, joined + newline.cumsum(dim=0) - newline))
+    return columns
