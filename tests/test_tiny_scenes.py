@@ -124,7 +124,7 @@ def test_reference_captions_name_exactly_the_objects() -> None:
     for index in range(80):
         picture = scene("validation", index)
         # "vases" is left out: WordNet reads it as "vas", and so does the scorer.
-        expected = {group.name for group in group_objects(picture) if (group.name, group.count) != ("vase", 2)}
+        expected = {group.name for group in group_objects(picture) if (group.name, group.number) != ("vase", 2)}
         for text in reference_captions(picture):
             assert {mention.name for mention in builtin.find(text)} == expected, text
 

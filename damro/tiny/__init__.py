@@ -47,7 +47,7 @@ def path(family: str = "llava") -> Path:
 
 
 def load(family: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """Loads a shipped model and its processor, on the CPU, ready to generate.
+    r"""Loads a shipped model and its processor, on the CPU, ready to generate.
 
     Args:
         family: "llava", "llava_next" or "instructblip".
@@ -61,7 +61,7 @@ def load(family: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, 
 
     Example:
         >>> model, processor = load()
-        >>> prompt = "USER: <image>\\nGenerate a short caption of this image. ASSISTANT:"
+        >>> prompt = "USER: <image>\nGenerate a short caption of this image. ASSISTANT:"
         >>> inputs = processor(images=scene("test", 0).image, text=prompt, return_tensors="pt")
         >>> caption = processor.decode(model.generate(**inputs)[0, inputs.input_ids.shape[1] :])
     """
@@ -69,5 +69,6 @@ def load(family: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = path(family)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    return model.eval(), processor

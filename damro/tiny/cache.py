@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from damro.tiny.captions import PLACES, Group, group_objects
 from damro.tiny.dice import Bytes
@@ -81,7 +81,7 @@ def _render(split: str, start: int, count: int) -> tuple[Bytes, Bytes, Bytes, By
         patches[row] = label_patches(picture)
         themes[row] = THEMES.index(picture.theme)
         for place, group in enumerate(group_objects(picture)):
-            groups[row, place] = (CLASSES.index(group.name), group.count, PLACES.index(group.where))
+            groups[row, place] = (CLASSES.index(group.name), group.number, PLACES.index(group.where))
     return images, patches, groups, themes
 
 

@@ -49,12 +49,12 @@ class Group(NamedTuple):
 
     Attributes:
         name: the COCO name.
-        count: how many.
+        number: how many.
         where: "on the left", "in the middle" or "on the right": where the largest one is.
     """
 
     name: str
-    count: int
+    number: int
     where: str
 
 
@@ -119,9 +119,9 @@ def short_caption(place: str, groups: list[Group], dice: Dice) -> str:
 
     Example:
         >>> short_caption("a kitchen", [Group("cup", 2, "on the left"), Group("apple", 1, "on the right")], Dice(1))
-        'Two cups and an apple in a kitchen.'
+        'A kitchen with two cups and an apple.'
     """
-    things = join_phrases([phrase(group.name, group.count) for group in groups])
+    things = join_phrases([phrase(group.name, group.number) for group in groups])
     if dice.chance(70):
         return f"{things[0].upper()}{things[1:]} in {place}."
     return f"{place[0].upper()}{place[1:]} with {things}."
@@ -138,10 +138,10 @@ def detailed_caption(place: str, groups: list[Group], dice: Dice) -> str:
     opening = "The image shows" if dice.chance(60) else "The scene is set in"
     sentences = [f"{opening} {place}."]
     for position, group in enumerate(groups[:2]):
-        verb = "are" if group.count > 1 else "is"
+        verb = "are" if group.number > 1 else "is"
         also = " also" if position else ""
-        sentences.append(f"There {verb}{also} {phrase(group.name, group.count)} {group.where}.")
-    rest = [phrase(group.name, group.count) for group in groups[2:]]
+        sentences.append(f"There {verb}{also} {phrase(group.name, group.number)} {group.where}.")
+    rest = [phrase(group.name, group.number) for group in groups[2:]]
     if rest:
         sentences.append(f"In addition, {join_phrases(rest)} can be seen.")
     return " ".join(sentences)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from damro.tiny.cache import SceneCache
+from damro.tiny.dice import Bytes
 from damro.tiny.lessons import Lesson, Lessons
 from damro.tiny.loop import Schedule, run_stage
 from damro.tiny.parallel import share_of
@@ -115,7 +115,7 @@ class ImagePrefix(nn.Module):
         self.model = model
         self.processor = processor
 
-    def forward(self, images: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def forward(self, images: Bytes) -> Tensor:
         """Embeds the prefixes of uint8 images (B, 96, 96, 3): float (B, prefix, D)."""
         pictures = [Image.fromarray(image) for image in images]
         inputs = self.processor(images=pictures, text=["USER: <image>"] * len(pictures), return_tensors="pt")
@@ -124,7 +124,8 @@ class ImagePrefix(nn.Module):
         features = torch.cat(list(self.model.model.get_image_features(**inputs).pooler_output))
         embeds = self.model.get_input_embeddings()(ids)
         spots = (ids == self.model.config.image_token_id).unsqueeze(-1).expand_as(embeds)
-        return embeds.masked_scatter(spots, features.to(embeds.dtype))
+        filled: Tensor = embeds.masked_scatter(spots, features.to(embeds.dtype))
+        return filled
 
 
 def language_loss(model: PreTrainedModel, prefix: Tensor, packed: Packed) -> tuple[Tensor, dict[str, float]]:

@@ -106,7 +106,7 @@ def build_model(
             LlavaConfig(
                 vision_config=vision,
                 text_config=text,
-                image_token_id=IMAGE_ID,
+                image_token_index=IMAGE_ID,
                 image_seq_length=GRID * GRID,
                 vision_feature_layer=-2,
                 vision_feature_select_strategy="default",
@@ -118,7 +118,7 @@ def build_model(
             LlavaNextConfig(
                 vision_config=vision,
                 text_config=text,
-                image_token_id=IMAGE_ID,
+                image_token_index=IMAGE_ID,
                 image_grid_pinpoints=PINPOINTS,
                 image_seq_length=GRID * GRID,
                 vision_feature_layer=-2,
@@ -130,7 +130,7 @@ def build_model(
         model = InstructBlipForConditionalGeneration(_instructblip_config(vision, text))
     else:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}; choose one of them")
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         pad_token_id=_PAD, bos_token_id=_BOS, eos_token_id=_EOS, do_sample=False, max_new_tokens=64
     )
     return model
@@ -145,8 +145,8 @@ def _instructblip_config(vision: CLIPVisionConfig, text: LlamaConfig) -> Instruc
             intermediate_size=vision.intermediate_size,
             num_hidden_layers=vision.num_hidden_layers,
             num_attention_heads=vision.num_attention_heads,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
+            image_size=SIDE,
+            patch_size=PATCH,
             hidden_act=vision.hidden_act,
             layer_norm_eps=vision.layer_norm_eps,
         ).to_dict(),
@@ -166,12 +166,11 @@ def _instructblip_config(vision: CLIPVisionConfig, text: LlamaConfig) -> Instruc
         text_config=text.to_dict(),
         num_query_tokens=QUERIES,
         image_token_index=IMAGE_ID,
-        tie_word_embeddings=True,
     )
 
 
 def build_processor(family: str) -> ProcessorMixin:
-    """Builds the processor of a family: word-level tokenizer, Pillow image processor, chat template.
+    r"""Builds the processor of a family: word-level tokenizer, Pillow image processor, chat template.
 
     Args:
         family: "llava", "llava_next" or "instructblip".
@@ -186,11 +185,11 @@ def build_processor(family: str) -> ProcessorMixin:
         >>> processor = build_processor("llava")
         >>> talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a cat?"}]}]
         >>> processor.apply_chat_template(talk, add_generation_prompt=True)
-        'USER: <image>\\nIs there a cat? ASSISTANT:'
+        'USER: <image>\nIs there a cat? ASSISTANT:'
     """
     tokenizer = build_tokenizer()
     if family == "llava":
-        return LlavaProcessor(
+        return LlavaProcessor(  # type: ignore[no-untyped-call]
             image_processor=CLIPImageProcessorPil(
                 size={"shortest_edge": SIDE},
                 crop_size={"height": SIDE, "width": SIDE},
@@ -204,7 +203,7 @@ def build_processor(family: str) -> ProcessorMixin:
             chat_template=CHAT_TEMPLATE,
         )
     if family == "llava_next":
-        return LlavaNextProcessor(
+        return LlavaNextProcessor(  # type: ignore[no-untyped-call]
             image_processor=LlavaNextImageProcessorPil(
                 size={"shortest_edge": SIDE},
                 crop_size={"height": SIDE, "width": SIDE},
@@ -219,7 +218,7 @@ def build_processor(family: str) -> ProcessorMixin:
             chat_template=CHAT_TEMPLATE,
         )
     if family == "instructblip":
-        return InstructBlipProcessor(
+        return InstructBlipProcessor(  # type: ignore[no-untyped-call]
             image_processor=BlipImageProcessorPil(
                 size={"height": SIDE, "width": SIDE}, image_mean=_MEAN, image_std=_STD
             ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, multiprocessing
 
 
 def share_of(batch: int) -> range:
@@ -55,8 +55,10 @@ def average_gradients(weights: Sequence[Tensor]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= world
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
 
 
 def run_parallel(work: Callable[[], object], workers: int, meeting: Path) -> None:
@@ -72,7 +74,8 @@ def run_parallel(work: Callable[[], object], workers: int, meeting: Path) -> Non
         return
     meeting.parent.mkdir(parents=True, exist_ok=True)
     meeting.unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_enter, (work, workers, str(meeting.resolve())), nprocs=workers)
+    arguments = (work, workers, str(meeting.resolve()))
+    multiprocessing.spawn(_enter, arguments, nprocs=workers)  # type: ignore[attr-defined, no-untyped-call]
     meeting.unlink(missing_ok=True)
 
 

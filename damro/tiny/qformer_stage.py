@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import InstructBlipForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from damro.tiny.cache import SceneCache
 from damro.tiny.language_stage import IGNORED
@@ -68,7 +68,10 @@ def batch_lessons(tokenizer: PreTrainedTokenizerBase, lessons: list[Lesson]) -> 
 
 
 def qformer_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, patches: Tensor, rows: list[list[Lesson]]
+    model: InstructBlipForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    patches: Tensor,
+    rows: list[list[Lesson]],
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the answers, weighted as in the LLaVA stage.
 
@@ -111,7 +114,7 @@ def qformer_loss(
 
 
 def train_qformer(
-    model: PreTrainedModel,
+    model: InstructBlipForConditionalGeneration,
     processor: ProcessorMixin,
     cache: SceneCache,
     rows: range,

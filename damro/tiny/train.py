@@ -13,6 +13,7 @@ import argparse
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -109,7 +110,7 @@ def train(
 
 def _run_stages(
     family: str,
-    model: PreTrainedModel,
+    model: Any,
     processor: ProcessorMixin,
     cache: SceneCache,
     recipe: Recipe,
@@ -128,7 +129,7 @@ def _run_stages(
     train_language(model, processor, cache, rows, recipe.language, state / "language.pt")
 
 
-def _begin_from(model: PreTrainedModel, start: Path) -> None:
+def _begin_from(model: Any, start: Path) -> None:
     """Copies what the families share from a trained LLaVA: the ViT, the projector, the language model."""
     trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
     if model.config.model_type == "instructblip":
@@ -156,7 +157,7 @@ def export(model: PreTrainedModel, processor: ProcessorMixin, out: Path) -> None
     family_model = type(model)(model.config)
     family_model.load_state_dict(model.state_dict())
     family_model.generation_config = model.generation_config
-    family_model.half().save_pretrained(out)
+    family_model.half().save_pretrained(out)  # type: ignore[no-untyped-call]
     processor.save_pretrained(out)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from damro.tiny.cache import CLASSES, NO_CLASS, SceneCache
+from damro.tiny.dice import Bytes
 from damro.tiny.loop import Schedule, run_stage
 from damro.tiny.model import GRID
 from damro.tiny.parallel import share_of
@@ -41,7 +42,7 @@ class VisionTask(nn.Module):
         return self.scene_head(output.pooler_output), self.patch_head(patches)
 
 
-def to_pixels(images: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def to_pixels(images: Bytes) -> Tensor:
     """Normalises as the processors do: to -1 .. 1.
 
     Args:
