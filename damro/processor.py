@@ -69,12 +69,14 @@ class DAMROProcessor(ContrastiveProcessor):
         )
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
-        rule, config = rule_for(model, alpha, beta, task), model.generation_config
+        rule, decoder = rule_for(model, alpha, beta, task), family_of(model).decoder(model)
+        config: Any = decoder.generation_config  # the one generate reads: for InstructBLIP its language model's
+        ends = as_list(config.eos_token_id)
         super().__init__(
-            NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), view.contrast.negative),
+            NegativeBranch(decoder, model.get_input_embeddings(), view.contrast.negative),
             inputs["input_ids"],
             rule.alpha,
             rule.beta,
-            eos_token_ids=as_list(config.eos_token_id),
-            pad_token_id=config.pad_token_id,
+            eos_token_ids=ends,
+            pad_token_id=ends[0] if config.pad_token_id is None and ends else config.pad_token_id,  # as generate does
         )

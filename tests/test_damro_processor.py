@@ -459,16 +459,22 @@ def test_no_negative_pass_while_one_token_survives(family):
     assert processor.branch.passes == undecided + prompt_pass
 
 
-def test_finished_rows_do_not_call_for_the_negative_pass():
-    model, inputs = fresh_model("llava"), inputs_of("llava_batch2")
-    free = write(model, inputs, DAMROProcessor(model, inputs, **STRENGTHS), max_new_tokens=6)
-    ends = free[:, 1].tolist()  # both rows end at their second token at the latest
-    model.generation_config.eos_token_id = ends
+@EVERY_FAMILY
+@pytest.mark.parametrize("pad", [0, None], ids=["padding", "padded with the end token"])
+def test_finished_rows_do_not_call_for_the_negative_pass(family, pad):
+    """The end token stands in the config that ``generate`` reads: for InstructBLIP its language model's."""
+    model, inputs = fresh_model(family), inputs_of(f"{family}_batch2")
+    config = getattr(model, "language_model", model).generation_config
+    config.eos_token_id, config.pad_token_id = [50, 60], pad
     processor = DAMROProcessor(model, inputs, **STRENGTHS)
-    rows = torch.cat([inputs["input_ids"], torch.tensor([[ends[0], 0, 0]] * 2)], dim=1)
-    scores = processor(rows, torch.randn(2, 200))
+    filler = 50 if pad is None else pad
+    ended = torch.tensor([[40, 50, filler], [41, 60, filler]])
+    scores = processor(torch.cat([inputs["input_ids"], ended], dim=1), torch.randn(2, 200))
     assert processor.branch.passes == 0
     torch.testing.assert_close(scores.exp().sum(-1), torch.ones(2))
+    alive = torch.tensor([[40, 50, filler], [41, 42, 43]])
+    processor(torch.cat([inputs["input_ids"], alive], dim=1), torch.zeros(2, 200))
+    assert processor.branch.passes == 2  # the prompt, and what was put off in one chunk
 
 
 # The model stays as it was
