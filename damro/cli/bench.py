@@ -1,0 +1,215 @@
+"""``damro bench``: how fast plain, naive, lazy and fused decoding are on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+_TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
+"""Image tokens: patches along a side of an image, and images."""
+
+_QUESTIONS = 6
+_QUESTIONS_ABOUT = 576
+_MIB = 2**20
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure decoding speed: plain, naive, lazy, fused",
+        description="Times plain decoding, the naive two-pass processor and damro.generate in one process, in turn, "
+        "and prints medians. Random weights in the shape of a real model unless CONFIG is a checkpoint.",
+    )
+    parser.add_argument(
+        "--config", default="small", help="small, llava-1.5-7b, micro, or a checkpoint (default: small)"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--batch", type=_count, nargs="+", default=[1, 4], metavar="B", help="(default: 1 4)")
+    parser.add_argument("--new-tokens", type=_count, nargs="+", default=[64], metavar="N", help="(default: 64)")
+    parser.add_argument(
+        "--image-tokens",
+        type=int,
+        nargs="+",
+        choices=sorted(_TILES),
+        default=[64, 576, 2880],
+        metavar="T",
+        help="64, 576, 2880: how the cost grows, at the first batch size (default: all). 2880 is five images of 576",
+    )
+    parser.add_argument("--repeats", type=_count, default=3, help="runs of which the median is taken (default: 3)")
+    parser.add_argument("--no-questions", action="store_true", help="leave out the questions about one image")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints."""
+    import torch
+
+    from damro.speed import copy_bandwidth, machine, questions_per_second, weight_bytes
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    report: dict[str, Any] = {
+        "config": args.config,
+        "dtype": args.dtype,
+        "repeats": args.repeats,
+        **machine(torch.device(device)),
+        "cells": [],
+    }
+    if not args.json:
+        print(_headline(report))
+    models = _Models(args.config, device, args.dtype)
+    for image_tokens, batch, new_tokens in _cells(args):
+        model = models.of(image_tokens)
+        speeds = _measure(model, _inputs(model, batch, image_tokens), new_tokens, args.repeats)
+        report["cells"].append(
+            {"image_tokens": image_tokens, "batch": batch, "new_tokens": new_tokens, "methods": speeds}
+        )
+        if not args.json:
+            print(_table(report["cells"][-1]))
+    model = models.of(_QUESTIONS_ABOUT)
+    if not args.no_questions:
+        inputs = _inputs(model, _QUESTIONS, _QUESTIONS_ABOUT, same_image=True)
+        report["questions"] = questions_per_second(model, inputs, repeats=args.repeats)
+    read, bandwidth = weight_bytes(model), copy_bandwidth(model.device)
+    report["roofline"] = {
+        "weight_bytes": read,
+        "bytes_per_second": bandwidth,
+        "seconds_per_token": read / bandwidth,
+    }
+    print(json.dumps(report) if args.json else _tail(report))
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return value
+
+
+def _cells(args: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
+    """Image tokens, batch and new tokens of everything to be measured.
+
+    Batches and new tokens vary at one number of image tokens; the others stand for themselves.
+    """
+    base = 576 if 576 in args.image_tokens else args.image_tokens[-1]
+    for tokens in args.image_tokens:
+        for batch in args.batch if tokens == base else args.batch[:1]:
+            for new_tokens in args.new_tokens if tokens == base else args.new_tokens[:1]:
+                yield tokens, batch, new_tokens
+
+
+class _Models:
+    """The model for a number of image tokens; one is held at a time."""
+
+    def __init__(self, config: str, device: str, dtype: str) -> None:
+        self._config = config
+        self._device = device
+        self._dtype = dtype
+        self._grid = 0
+        self._model: Any = None
+
+    def of(self, image_tokens: int) -> Any:
+        """A random model whose images have the wanted number of columns, or the checkpoint.
+
+        Raises:
+            UnsupportedModelError: if a checkpoint is not LLaVA-1.5, or has other image tokens.
+        """
+        grid = _TILES[image_tokens][0]
+        if grid != self._grid:
+            self._model = None  # before the next one is made
+            self._model, self._grid = self._make(grid), grid
+        return self._model
+
+    def _make(self, grid: int) -> Any:
+        import torch
+
+        from damro.errors import UnsupportedModelError
+        from damro.loading import load_model
+        from damro.shapes import SHAPES, random_model, with_grid
+
+        if self._config in SHAPES:
+            dtype = getattr(torch, self._dtype)
+            return random_model(with_grid(SHAPES[self._config], grid), device=self._device, dtype=dtype)
+        model: Any = load_model(self._config, device=self._device, dtype=self._dtype).model
+        vision = model.config.vision_config
+        if model.config.model_type != "llava" or vision.image_size // vision.patch_size != grid:
+            raise UnsupportedModelError(
+                f"config must be a LLaVA-1.5 of {grid**2} image tokens to be measured at so many, got "
+                f"{model.config.model_type} with {(vision.image_size // vision.patch_size) ** 2}; "
+                "set --image-tokens to what it has, and --no-questions if that is not 576"
+            )
+        return model
+
+
+def _inputs(model: Any, batch: int, image_tokens: int, *, same_image: bool = False) -> Any:
+    from damro.shapes import random_inputs
+
+    return random_inputs(model, batch, images=_TILES[image_tokens][1], same_image=same_image)
+
+
+def _naive() -> Any:
+    """The naive processor, which is part of the repository and not of the package."""
+    try:
+        from benchmarks.naive_processor import NaiveProcessor
+    except ModuleNotFoundError:
+        return None
+    return NaiveProcessor
+
+
+def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str, Any]:
+    """Every method's figures, with its ratios to greedy."""
+    from damro.speed import measure, methods
+
+    speeds = measure(model, methods(model, inputs, _naive()), new_tokens=new_tokens, repeats=repeats)
+    greedy = speeds["greedy"]
+    return {
+        name: {
+            **asdict(speed),
+            "step_ratio": speed.step / greedy.step if greedy.step else None,
+            "whole_ratio": speed.whole / greedy.whole,
+        }
+        for name, speed in speeds.items()
+    }
+
+
+def _headline(report: dict[str, Any]) -> str:
+    return (
+        f"{report['config']}, {report['dtype']}, {report['device']}: {report['hardware']}, "
+        f"{report['threads']} threads, load {report['load']}, torch {report['torch']}, "
+        f"transformers {report['transformers']}, {report['date']}; medians of {report['repeats']}"
+    )
+
+
+def _table(cell: dict[str, Any]) -> str:
+    lines = [
+        f"\n{cell['image_tokens']} image tokens, batch {cell['batch']}, {cell['new_tokens']} new tokens",
+        f"{'':10}{'tokens/s':>10}{'call s':>9}{'ratio':>7}{'step ms':>9}{'ratio':>7}{'vision':>8}{'peak MiB':>10}",
+    ]
+    for name, speed in cell["methods"].items():
+        peak = "" if speed["peak_bytes"] is None else f"{speed['peak_bytes'] / _MIB:.0f}"
+        step_ratio = "" if speed["step_ratio"] is None else f"{speed['step_ratio']:.2f}"
+        lines.append(
+            f"{name:10}{speed['tokens_per_second']:>10.1f}{speed['whole']:>9.3f}{speed['whole_ratio']:>7.2f}"
+            f"{speed['step'] * 1000:>9.2f}{step_ratio:>7}{speed['vision_passes']:>8}{peak:>10}"
+        )
+    return "\n".join(lines)
+
+
+def _tail(report: dict[str, Any]) -> str:
+    lines = [""]
+    if "questions" in report:
+        single = report["questions"]["damro, one by one"]
+        lines.append(f"{_QUESTIONS} questions about one image, questions/s (ratio to damro, one by one)")
+        lines += [f"  {name:22}{rate:>8.2f}{rate / single:>7.2f}" for name, rate in report["questions"].items()]
+    roof = report["roofline"]
+    lines.append(
+        f"roofline: {roof['weight_bytes'] / 1e6:.1f} MB of weights a token over "
+        f"{roof['bytes_per_second'] / 1e9:.1f} GB/s (copy) = {roof['seconds_per_token'] * 1000:.2f} ms a token"
+    )
+    return "\n".join(lines)
