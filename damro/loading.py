@@ -159,7 +159,21 @@ def prepare_inputs(
         padding=True,
         add_special_tokens=not written,  # a template that writes the beginning-of-text token itself
     )
+    if "qformer_attention_mask" in inputs:
+        _pad_qformer_right(inputs)
     return inputs if model is None else inputs.to(model.device, model.dtype)
+
+
+def _pad_qformer_right(inputs: BatchFeature) -> None:
+    """Moves the padding of the Q-Former's text behind it.
+
+    InstructBLIP's processor pads it on the language model's side, the left. The Q-Former numbers its tokens by their
+    column, so there an answer would depend on the longest question of the batch.
+    """
+    mask = inputs["qformer_attention_mask"]
+    order = mask.argsort(dim=-1, descending=True, stable=True)
+    for key in ("qformer_input_ids", "qformer_attention_mask"):
+        inputs[key] = inputs[key].gather(-1, order)
 
 
 def format_prompt(processor: Any, prompt: str) -> str:

@@ -1,0 +1,62 @@
+"""Random choices that depend on a sample and a seed alone: not on the batch, its order, the process or the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+def seed_of(seed: int, sample_id: str, purpose: str) -> int:
+    """Return a seed of 63 bits for one purpose in one sample.
+
+    Example:
+        >>> seed_of(1, "a", "tokens") == seed_of(1, "a", "tokens") != seed_of(1, "a", "patches")
+        True
+    """
+    digest = hashlib.sha256(f"{seed}\0{purpose}\0{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def rank_at_random(patches: int, seed: int) -> Tensor:
+    """Return all patch numbers ``(patches,)`` in a random order."""
+    return torch.randperm(patches, generator=torch.Generator().manual_seed(seed))
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, unused-ignore]
+    """Turns greedy search into sampling with a random stream for each row.
+
+    ``generate`` draws all rows of a batch from one stream, so an answer depends on which others it is drawn with. Here
+    every row has its own: the highest of ``log p + g`` with g from a standard Gumbel distribution is a draw from p
+    (Gumbel, 1954). Pass it last, with ``do_sample=False``.
+
+    Args:
+        seeds: One for each row.
+        temperature: Divides the scores first, above 0.
+        top_p: Then only the likeliest tokens that together reach this probability stay.
+
+    Example:
+        >>> scores = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
+        >>> SeededSampling([1, 2], temperature=0.01)(torch.zeros(2, 1, dtype=torch.long), scores).argmax(-1).tolist()
+        [1, 0]
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float = 1.0, top_p: float = 1.0) -> None:
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+        self._top_p = top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores ``(rows, V)`` with noise added, in float32, -inf where they were."""
+        scaled = torch.log_softmax(scores.float() / self._temperature, dim=-1)
+        if self._top_p < 1:
+            ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+            # A token goes if those before it reach top_p already; the first never does.
+            before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+            scaled = scaled.masked_fill((before >= self._top_p).scatter(-1, order, before >= self._top_p), -torch.inf)
+        # Drawn on the CPU, so that every device draws the same. -log of an exponential draw is a Gumbel draw.
+        noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one) for one in self._streams])
+        return scaled - noise.log().to(scaled.device)

@@ -1,0 +1,331 @@
+"""From a batch of samples to answers: what a run does with a model. The one room of runs that knows torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from damro.errors import InputsError
+from damro.generation import least_patches
+from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
+from damro.presets import Task, preset
+from damro.views import OutlierView, outlier_view, rule_for
+from decoding.families import family_of
+from decoding.generate import decode
+from decoding.methods import Contrast
+from decoding.prefix import encode_shared
+from decoding.prompts import VisualPrompt
+from eval.drawing import SeededSampling, rank_at_random, seed_of
+from eval.methods import Method, parse_method
+from eval.run_config import RunRequest, digest_of_folder, package_versions
+from eval.runs import Answered
+from eval.samples import MAX_NEW_TOKENS, Sample, prompt_for
+
+OpenImage = Callable[[str], Image.Image]
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """Parameters of the contrast; None where the method has none."""
+
+    alpha: float | None = None
+    beta: float | None = None
+    top_k: int | None = None
+
+
+@dataclass
+class Engine:
+    """Answers batches of samples with one model and one method.
+
+    Attributes:
+        model: In evaluation mode.
+        processor: The model's, padding on the left.
+        method: What is contrasted, and how tokens are drawn.
+        strengths: Of the contrast.
+        max_new_tokens: Longest answer in tokens.
+        top_p: Nucleus of sampling.
+        seed: Of sampling and of random patches.
+        open_image: From an image's name to the image.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    method: Method
+    strengths: Strengths
+    max_new_tokens: int
+    seed: int
+    open_image: OpenImage
+    top_p: float = 1.0
+    config: GenerationConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Settle how ``generate`` searches, whatever the checkpoint would like: sampling is `SeededSampling`'s."""
+        self.config = copy.deepcopy(self.model.generation_config)
+        self.config.update(
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_length=None,
+            max_new_tokens=self.max_new_tokens,
+        )
+        if self.config.pad_token_id is None:
+            self.config.pad_token_id = self.processor.tokenizer.pad_token_id
+
+    def answer(self, batch: Sequence[Sample]) -> list[Answered]:
+        """Answer a batch; see `eval.runs.AnswerBatch`."""
+        answers: dict[str, Answered] = {}
+        images: dict[str, Image.Image] = {}
+        for sample in batch:
+            try:
+                images[sample.sample_id] = self.open_image(sample.image)
+                self._check_length(sample, images[sample.sample_id])
+            except (ValueError, OSError) as error:
+                answers[sample.sample_id] = Answered(None, error=str(error))
+        good = [sample for sample in batch if sample.sample_id not in answers]
+        answers.update(self._answer_or_split(good, images))
+        return [answers[sample.sample_id] for sample in batch]
+
+    def _answer_or_split(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
+        """Answer a batch; halve it while memory is short, and take samples one by one to find one that fails."""
+        from accelerate.utils import find_executable_batch_size
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not batch:
+            return {}
+        try:
+            return self._answer_together(batch, images)
+        except Exception as error:
+            if len(batch) == 1:
+                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                return {batch[0].sample_id: Answered(None, error=reason)}
+            short_of_memory = should_reduce_batch_size(error)
+        size = len(batch)
+        if not short_of_memory:
+            return {key: value for sample in batch for key, value in self._answer_or_split([sample], images).items()}
+
+        def halve() -> int:
+            nonlocal size
+            size = size // 2
+            return size
+
+        @find_executable_batch_size(starting_batch_size=halve(), reduce_batch_size_fn=halve)
+        def answer_parts(batch_size: int) -> dict[str, Answered]:
+            parts: dict[str, Answered] = {}
+            for start in range(0, len(batch), batch_size):
+                part = batch[start : start + batch_size]
+                # A single sample that does not fit fails by itself; more than one are halved further.
+                together = self._answer_or_split if batch_size == 1 else self._answer_together
+                parts.update(together(part, images))
+            return parts
+
+        return dict(answer_parts())
+
+    def _answer_together(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
+        """Answer a batch at once; questions about one image share its encoding and what they begin with."""
+        if len({sample.image for sample in batch}) == 1:
+            return self._generate(batch, images, shared=len(batch) > 1)
+        groups: dict[str, list[Sample]] = {}
+        for sample in batch:
+            groups.setdefault(sample.image, []).append(sample)
+        if max(map(len, groups.values())) == 1:
+            return self._generate(batch, images, shared=False)
+        parts = [self._generate(group, images, shared=len(group) > 1) for group in groups.values()]
+        return {key: answered for part in parts for key, answered in part.items()}
+
+    @torch.no_grad()
+    def _generate(
+        self, batch: Sequence[Sample], images: dict[str, Image.Image], *, shared: bool
+    ) -> dict[str, Answered]:
+        inputs = prepare_inputs(
+            self.processor,
+            [images[sample.sample_id] for sample in batch],
+            [sample.prompt for sample in batch],
+            self.model,
+        )
+        names = [batch[0].image] if shared else [sample.image for sample in batch]
+        view = self._view(inputs, names, shared)
+        processors: list[LogitsProcessor] = []
+        if self.method.temperature:
+            seeds = [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
+            processors.append(SeededSampling(seeds, self.method.temperature, self.top_p))
+        ids = decode(
+            self.model,
+            inputs,
+            view.contrast if isinstance(view, OutlierView) else view,
+            shared_prefix=shared,
+            generation_config=self.config,
+            logits_processor=processors,
+        )
+        texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        found = outliers_by_row(view, len(batch)) if isinstance(view, OutlierView) else [None] * len(batch)
+        return {
+            sample.sample_id: Answered(text.strip(), outliers)
+            for sample, text, outliers in zip(batch, texts, found, strict=True)
+        }
+
+    def _view(self, inputs: Any, names: Sequence[str], shared: bool) -> VisualPrompt | Contrast | OutlierView:
+        """What is decoded: the prompt alone, or with its negative."""
+        model, strengths = self.model, self.strengths
+        if self.method.contrast in (None, "no-image"):
+            family = family_of(model)
+            full = family.full_prompt(
+                model, inputs, encode_shared(model, inputs) if shared else family.encode(model, inputs)
+            )
+            if self.method.contrast is None:
+                return full
+            return Contrast(full, full.drop_image(), rule_for(model, strengths.alpha, strengths.beta, None))
+
+        def choose_at_random(weights: Tensor, count: int) -> Tensor:
+            tiles = tiles_of_images(model, inputs)
+            seeds = [
+                seed_of(self.seed, f"{name}#{tile}", "patches")
+                for name, number in zip(names, tiles, strict=False)
+                for tile in range(number)
+            ]
+            rows = [rank_at_random(weights.shape[-1], seed)[:count] for seed in seeds]
+            return torch.stack(rows).to(weights.device)
+
+        choosers = {"random-k": choose_at_random, "least-k": least_patches}
+        return outlier_view(
+            model,
+            inputs,
+            alpha=strengths.alpha,
+            beta=strengths.beta,
+            top_k=strengths.top_k,
+            choose=choosers.get(self.method.contrast or ""),
+            shared_image=shared,
+        )
+
+    def _check_length(self, sample: Sample, image: Image.Image) -> None:
+        """Refuse a prompt that is longer than the model's context by its text alone."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
+        if limit is not None and words >= limit:
+            raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
+
+
+def tiles_of_images(model: PreTrainedModel, inputs: Any) -> list[int]:
+    """Return how many tiles the vision tower reads of each image."""
+    if "image_sizes" not in inputs:
+        return [1] * len(inputs["pixel_values"])
+    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]
+
+
+def outliers_by_row(view: OutlierView, rows: int) -> list[list[list[int]]]:
+    """Return the chosen patches of the base tiles in each row of the prompt."""
+    found: list[list[list[int]]] = [[] for _ in range(rows)]
+    attention = view.attention
+    for row, tile, chosen in zip(attention.row.tolist(), attention.tile.tolist(), view.outliers.tolist(), strict=True):
+        if tile == 0:
+            found[row].append(chosen)
+    return found
+
+
+def load(request: RunRequest) -> Loaded:
+    """Load the model of a request, as the options say."""
+    return load_model(
+        request.model,
+        device=request.device_map or request.device,
+        dtype=request.dtype,
+        revision=request.revision,
+    )
+
+
+def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> Engine:
+    """Return what answers a request's samples.
+
+    Raises:
+        EvalError: There is no such method.
+        DecodingError: alpha, beta or top_k is out of range.
+    """
+    method = parse_method(request.method)
+    return Engine(
+        model=loaded.model,
+        processor=loaded.processor,
+        method=method,
+        strengths=strengths_of(request, method, loaded.model.config.model_type),
+        max_new_tokens=request.max_new_tokens or MAX_NEW_TOKENS[request.benchmark],
+        seed=request.seed,
+        open_image=open_image,
+        top_p=request.top_p,
+    )
+
+
+def strengths_of(request: RunRequest, method: Method, family: str) -> Strengths:
+    """Return the parameters of the contrast: those asked for, else the preset of family and benchmark."""
+    if method.contrast is None:
+        return Strengths()
+    tasks: dict[str, Task] = {"pope": "pope", "chair": "chair", "mme": "mme"}
+    defaults = preset(family, tasks[request.benchmark])
+    return Strengths(
+        alpha=defaults.alpha if request.alpha is None else request.alpha,
+        beta=defaults.beta if request.beta is None else request.beta,
+        top_k=None if method.contrast == "no-image" else defaults.top_k if request.top_k is None else request.top_k,
+    )
+
+
+def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the answers depend on beside the request, for ``run.json``."""
+    model = engine.model
+    return {
+        "model": {
+            "family": model.config.model_type,
+            "fingerprint": _fingerprint(request, model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": getattr(model.config, "_attn_implementation", None),
+        },
+        "method": {
+            "name": engine.method.name,
+            "contrast": engine.method.contrast,
+            "temperature": engine.method.temperature,
+            "top_p": engine.top_p,
+            "alpha": engine.strengths.alpha,
+            "beta": engine.strengths.beta,
+            "top_k": engine.strengths.top_k,
+        },
+        "prompt": {
+            "template": prompt_for(request, "{question}"),
+            "formatted": format_prompt(engine.processor, prompt_for(request, "{question}")),
+        },
+        "generation": {key: value for key, value in engine.config.to_diff_dict().items() if _is_plain(value)},
+        "data": data,
+        "device": str(model.device.type),
+        "packages": package_versions(),
+    }
+
+
+def _fingerprint(request: RunRequest, model: PreTrainedModel) -> str:
+    """The commit on the Hub, or a checksum of the folder or of the embedded model's weights."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return f"commit {commit}"
+    folder = Path(request.model)
+    if folder.is_dir():
+        return f"sha256 {digest_of_folder(folder)}"
+    return f"sha256 {digest_of_weights(model)}"
+
+
+def digest_of_weights(model: PreTrainedModel) -> str:
+    """Return the SHA-256 of a model's names and weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list)

@@ -1,0 +1,60 @@
+"""The names of decoding methods in runs: what is contrasted with what, and how tokens are drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from eval.errors import EvalError
+
+CONTRASTS = ("damro", "random-k", "least-k", "no-image")
+"""DAMRO and its controls: the negative prompt holds the k patches with the most [CLS] attention, k random ones, the k
+with the least, or no image at all."""
+
+
+class Method(NamedTuple):
+    """How answers are decoded.
+
+    Attributes:
+        contrast: One of `CONTRASTS`, or None for plain decoding.
+        temperature: Of sampling; 0 is greedy search.
+    """
+
+    contrast: str | None
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """The shortest name that `parse_method` reads as this method."""
+        if self.contrast is None and self.temperature in (0, 1):
+            return "sample" if self.temperature else "greedy"
+        suffix = f"@{self.temperature:g}" if self.temperature else ""
+        return f"{self.contrast or 'sample'}{suffix}"
+
+
+def parse_method(text: str) -> Method:
+    """Read the name of a method: ``greedy``, ``sample`` or one of `CONTRASTS`, with ``@T`` to sample at temperature T.
+
+    Raises:
+        EvalError: There is no such method, or the temperature is not above 0.
+
+    Example:
+        >>> parse_method("damro"), parse_method("damro@1").temperature, parse_method("sample").name
+        (Method(contrast='damro', temperature=0.0), 1.0, 'sample')
+        >>> parse_method("sample@0.5").name
+        'sample@0.5'
+    """
+    name, marked, written = text.partition("@")
+    if name not in ("greedy", "sample", *CONTRASTS) or (name == "greedy" and marked):
+        raise EvalError(
+            f"method must be greedy, sample, {', '.join(CONTRASTS)}, all but greedy with @TEMPERATURE to sample, "
+            f"got {text!r}"
+        )
+    temperature = 1.0 if name == "sample" else 0.0
+    if marked:
+        try:
+            temperature = float(written)
+        except ValueError:
+            temperature = -1.0
+        if not 0 < temperature < 100:
+            raise EvalError(f"method's temperature must be a number above 0 and below 100, got {text!r}")
+    return Method(name if name in CONTRASTS else None, temperature)

@@ -1,0 +1,155 @@
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from damro.loading import Loaded, prepare_inputs
+from damro.tiny.model import build_model, build_processor
+from eval.drawing import SeededSampling
+from eval.engine import Engine, make_engine, tiles_of_images
+from eval.run_config import RunRequest
+from eval.runs import Answered
+from eval.samples import Sample, open_scene
+
+QUESTIONS = ["Is there a cat in the image?", "Is there an orange on the left in the image? Yes, no.", "Is there a dog?"]
+METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "random-k@1"]
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_next", "instructblip"])
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    torch.manual_seed(0)
+    model = build_model(request.param).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                # Far from uniform, so that answers differ and no rank of a patch hangs on rounding.
+                weight.normal_(0, (6 if "qkv" in name else 2) * weight.shape[1] ** -0.5)
+    processor = build_processor(request.param)
+    processor.tokenizer.padding_side = "left"
+    return Loaded(model, processor)
+
+
+def make(loaded: Loaded, method: str, **options: Any) -> Engine:
+    request = RunRequest("pope", "untrained", method=method, max_new_tokens=6, top_k=4, **options)
+    return make_engine(request, loaded, open_scene)
+
+
+def samples(count: int = 6) -> list[Sample]:
+    return [Sample(f"s/{n}", f"scene_{n // 2:06d}.png", QUESTIONS[n % 3], {}) for n in range(count)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_batch_nor_order_changes_an_answer(loaded: Loaded, method: str) -> None:
+    engine = make(loaded, method)
+    together = dict(zip("012345", engine.answer(samples()), strict=True))
+    reordered = [samples()[n] for n in (4, 0, 5, 2, 1, 3)]
+    one_by_one = {sample.sample_id[2:]: engine.answer([sample])[0] for sample in reordered}
+    assert all(answered.error is None and answered.text for answered in together.values())
+    assert len({answered.text for answered in together.values()}) > 1
+    assert one_by_one == together
+
+
+def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
+    found = {method: make(loaded, method).answer(samples(2))[0].outliers for method in METHODS}
+    assert found["greedy"] is found["sample"] is found["no-image"] is None
+    every = replace_top_k(make(loaded, "damro"), 64).answer(samples(2))[0].outliers
+    assert found["damro"] == [every[0][:4]]
+    assert set(found["least-k"][0]) == set(every[0][-4:])
+    drawn = [tuple(answered.outliers[0]) for answered in make(loaded, "random-k").answer(samples(6))]
+    assert drawn[0] == drawn[1]  # a draw an image
+    assert len(set(drawn)) == 3
+    assert make(loaded, "random-k", seed=1).answer(samples(1))[0].outliers != found["random-k"]
+
+
+def replace_top_k(engine: Engine, top_k: int) -> Engine:
+    return replace_strengths(engine, replace(engine.strengths, top_k=top_k))
+
+
+def replace_strengths(engine: Engine, strengths: Any) -> Engine:
+    engine.strengths = strengths
+    return engine
+
+
+def test_contrast_of_strength_zero_over_all_tokens_is_greedy(loaded: Loaded) -> None:
+    plain = [answered.text for answered in make(loaded, "greedy").answer(samples())]
+    for method in ("damro", "no-image"):
+        assert [answered.text for answered in make(loaded, method, alpha=0.0).answer(samples())] == plain
+
+
+def test_a_broken_sample_fails_alone(loaded: Loaded) -> None:
+    engine = make(loaded, "damro")
+    alone = engine.answer(samples(3))
+
+    def open_image(name: str) -> Image.Image:
+        if name == "missing.png":
+            raise FileNotFoundError("no such file: missing.png")
+        return open_scene(name)
+
+    engine.open_image = open_image
+    long = Sample("long", "scene_000000.png", "Is there a cat? " * 400, {})
+    missing = Sample("missing", "missing.png", QUESTIONS[0], {})
+    answers = engine.answer([missing, *samples(3), long])
+    assert answers[0] == Answered(None, error="no such file: missing.png")
+    assert answers[1:4] == alone
+    assert "shorter than the model's context of 1024 tokens" in str(answers[4].error)
+
+
+def failing_above(size: int, error: Exception, engine: Engine) -> Callable[..., Any]:
+    """`generate` that raises for batches of more than `size` rows."""
+    generate = type(engine.model).generate
+
+    def limited(**inputs: Any) -> Any:
+        calls.append(len(inputs["input_ids"]))
+        if calls[-1] > size:
+            raise error
+        return generate(engine.model, **inputs)
+
+    calls: list[int] = []
+    limited.calls = calls  # type: ignore[attr-defined]
+    return limited
+
+
+def test_a_batch_that_does_not_fit_is_halved(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(loaded, "greedy")
+    whole = engine.answer(samples())
+    limited = failing_above(2, RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"), engine)
+    monkeypatch.setattr(engine.model, "generate", limited)
+    assert engine.answer(samples()) == whole
+    assert limited.calls == [6, 3, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_one_sample_that_does_not_fit_fails(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(loaded, "greedy")
+    monkeypatch.setattr(engine.model, "generate", failing_above(0, RuntimeError("CUDA out of memory. No."), engine))
+    answers = engine.answer(samples(2))
+    assert [answered.error for answered in answers] == ["RuntimeError: CUDA out of memory. No."] * 2
+
+
+def test_tiles_of_images(loaded: Loaded) -> None:
+    images = [Image.new("RGB", (96, 96)), Image.new("RGB", (300, 96))]
+    inputs = prepare_inputs(loaded.processor, images, QUESTIONS[:2], loaded.model)
+    tiled = loaded.model.config.model_type == "llava_next"
+    assert tiles_of_images(loaded.model, inputs)[1] == (inputs["pixel_values"].shape[1] if tiled else 1)
+
+
+def test_seeded_sampling_draws_from_the_distribution() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    draws: Sequence[int] = [
+        int(SeededSampling([seed])(torch.zeros(1, 1, dtype=torch.long), scores).argmax()) for seed in range(4000)
+    ]
+    counts = Counter(draws)
+    for token, probability in enumerate((0.5, 0.3, 0.15, 0.05)):
+        # Four standard deviations of a binomial share.
+        assert abs(counts[token] / 4000 - probability) < 4 * (probability * (1 - probability) / 4000) ** 0.5
+
+
+def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(3, 1)
+    scores[:, 0] = -torch.inf  # leaves .6, .3, .1
+    result = SeededSampling([1, 2, 3], top_p=0.7)(torch.zeros(3, 1, dtype=torch.long), scores)
+    assert result.isfinite().tolist() == [[False, True, True, False]] * 3
+    assert not torch.equal(result[0], result[1])
