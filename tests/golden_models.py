@@ -63,7 +63,7 @@ def make_processor(family: str) -> Any:
     tokenizer = word_tokenizer(200)
     shared = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     if family == "llava":
-        pixels = CLIPImageProcessorPil(size=size, crop_size=size)
+        pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size)
         return LlavaProcessor(pixels, tokenizer, **shared)
     if family == "llava_next":
         pins = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]

@@ -1,0 +1,66 @@
+"""``damro explain IMAGE "prompt"``: a page that shows what DAMRO changed, and why."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from damro.cli.options import add_contrast_options, add_model_options
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("explain", help="a page that shows what DAMRO changed in an answer, word by word")
+    parser.add_argument("image", help="an image file")
+    parser.add_argument("prompt", help="the question or instruction; the model's chat template is put around it")
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="(default: report.html)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        metavar="L",
+        help="layers of the language model whose attention is averaged, negative from the end (default: all)",
+    )
+    add_model_options(parser)
+    add_contrast_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers twice, and writes the page."""
+    target = Path(args.out)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"--out must lie in a folder that exists, got {args.out!r}; make {target.parent} first")
+    from damro.explain import explain_answers
+    from damro.explain_page import render_page
+    from damro.loading import load_image, load_model
+
+    image = load_image(args.image)
+    model, processor = load_model(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        revision=args.revision,
+    )
+    explanation = explain_answers(
+        model,
+        processor,
+        image,
+        args.prompt,
+        name=str(args.model).rstrip("/").rsplit("/", 1)[-1],
+        alpha=args.alpha,
+        beta=args.beta,
+        top_k=args.top_k,
+        task=args.task,
+        variant=args.variant,
+        max_new_tokens=args.max_new_tokens,
+        layers=args.layers,
+    )
+    target.write_text(render_page(explanation), encoding="utf-8")
+    print(f"greedy: {explanation.greedy.text}")
+    print(f" damro: {explanation.damro.text}")
+    print(f"wrote {target}")
+    return 0
