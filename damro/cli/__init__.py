@@ -10,14 +10,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from damro._version import __version__
-from damro.cli import answer, attention, score_chair, score_pope, setup_nltk
 from decoding.errors import DecodingError
 from eval.errors import EvalError
 
-_COMMANDS = (answer, attention, setup_nltk)
-_SCORERS = (score_pope, score_chair)
+_COMMANDS = ("answer", "attention", "explain", "bench", "setup_nltk")
+_SCORERS = ("score_pope", "score_chair")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,10 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     score = commands.add_parser("score", help="score recorded answers or captions; runs no model")
     scorers = score.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    for module in _SCORERS:
-        module.add_parser(scorers)
-    for module in _COMMANDS:
-        module.add_parser(commands)
+    for group, modules in ((scorers, _SCORERS), (commands, _COMMANDS)):
+        for module in modules:
+            import_module(f"damro.cli.{module}").add_parser(group)
     return parser
 
 
