@@ -75,9 +75,7 @@ def check_negative_prompt(processor: DAMROProcessor, golden: dict[str, torch.Ten
     """The columns of the negative prompt, their numbers, and the logits that follow them."""
     prompt, mask = processor.branch.prompt, golden["neg_prefill_attention_mask"].bool()
     assert torch.equal(prompt.attention_mask.bool(), mask)
-    torch.testing.assert_close(
-        prompt.inputs_embeds[mask], golden["neg_prefill_inputs_embeds"][mask], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(prompt.inputs_embeds[mask], golden["neg_prefill_inputs_embeds"][mask], atol=1e-4, rtol=0)
     assert torch.equal(prompt.position_ids[mask], golden["neg_prefill_position_ids"][mask])
     history = golden["generated_ids"]
     first = processor.branch.logits(history[:, :0])
