@@ -21,8 +21,9 @@ Rule = AttentionRule | FeatureRule
 RULES: tuple[str, ...] = (*get_args(AttentionRule), *get_args(FeatureRule))
 
 _CUTOFF = 3.0
-_NORM_CUTOFF = 10.0
-"""Norms spread unevenly over a picture, and high norms are several times the median: 3 would flag mere scatter."""
+# Norms spread unevenly over a picture, and high norms are several times the median: 3 would flag mere scatter. Of
+# cosines between neighbours the median is close to 1, which they cannot exceed: the more redundant half it is.
+_FEATURE_CUTOFFS = {"norm": 10.0, "cosine": 3.0, "redundancy": 0.0}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def find_outliers(
             features, by the same threshold as "mad": "norm", "cosine" with [CLS], "redundancy" with neighbours; see
             :mod:`damro.outlier_rules`. Several rules: the patches that each of them flags.
         features: what :func:`damro.features.patch_features` returned for the same inputs; for rules of features.
-        cutoff: for the rules with that threshold; None takes 3, for "norm" 10. Cosines end at 1, so that a tile of
-            much alike patches may need a lower one.
+        cutoff: for the rules with that threshold; None takes 3, for "norm" 10 and for "redundancy" 0, the upper
+            half. Cosines end at 1, so that a tile of much alike patches may need a lower one.
         object_mask: boolean `(H, W)` for all tiles or `(tiles, H, W)`, True on objects, in the tile's own frame
             at any resolution. A patch lies on background if less than half of it is object.
 
@@ -134,8 +135,7 @@ def _flag(
             f"features must be of the attention's tiles and patches {tuple(attention.weights.shape)}, got "
             f"{tuple(scores.shape)}; read both from the same inputs"
         )
-    default = _NORM_CUTOFF if rule == "norm" else _CUTOFF
-    return flag_patches(scores, top_k, "mad", default if cutoff is None else cutoff)
+    return flag_patches(scores, top_k, "mad", _FEATURE_CUTOFFS[rule] if cutoff is None else cutoff)
 
 
 def flag_patches(weights: Tensor, top_k: int | None, rule: str, cutoff: float = _CUTOFF) -> Tensor:

@@ -98,6 +98,13 @@ def test_rules_of_features_against_numpy(features: PatchFeatures, rule: str, cut
         assert found.count[tile] == len(expected)
 
 
+def test_redundancy_flags_the_upper_half() -> None:
+    # Scores 0.5, 1, 0, 0.5 (see above), median 0.5: only patch 1 is above it.
+    features = features_of(torch.tensor([[[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [5.0, 0.0]]]), (2, 2))
+    found = find_outliers(attention_of(torch.full((1, 4), 0.2), (2, 2)), rule="redundancy", features=features)
+    assert found.indices.tolist() == [[1]]
+
+
 def test_several_rules_are_an_intersection(features: PatchFeatures) -> None:
     weights = torch.rand(3, 35, generator=torch.Generator().manual_seed(4)) / 35
     attention = attention_of(weights, GRID)
