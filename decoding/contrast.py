@@ -24,17 +24,18 @@ def check_strengths(alpha: float, beta: float) -> None:
         Traceback (most recent call last):
         decoding.errors.ParameterError: alpha must be a finite number >= 0, got -1.0; ...
     """
-    if not (_is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
+    if not (is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
         raise ParameterError(
             f"alpha must be a finite number >= 0, got {alpha!r}; 0 switches the contrast off, 0.5 to 2 is usual"
         )
-    if not (_is_number(beta) and 0 < beta <= 1):
+    if not (is_number(beta) and 0 < beta <= 1):
         raise ParameterError(
             f"beta must be in (0, 1], got {beta!r}; 0.1 keeps tokens at least a tenth as likely as the best"
         )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; a boolean is none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -23,6 +23,18 @@ from decoding.families.instructblip import query_features
 from decoding.prompts import VisualPrompt, positions_of
 
 
+def encode_images(model: PreTrainedModel, inputs: Mapping[str, Any], *, shared: bool) -> Encoding:
+    """Checks the inputs and runs the vision tower over them once, or over the one image that all prompts share.
+
+    Raises:
+        InputsError: as :func:`decoding.families.check_inputs` and :func:`encode_shared`.
+    """
+    if shared:
+        return encode_shared(model, inputs)
+    check_inputs(model, inputs)
+    return family_of(model).encode(model, inputs)
+
+
 def encode_shared(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoding:
     """Runs the vision tower over one image for all prompts that show it.
 
