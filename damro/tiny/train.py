@@ -53,7 +53,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "llava": Recipe(
         vision=Schedule(steps=1100, batch=128, rate=1e-3, warmup=100),
-        language=Schedule(steps=2000, batch=32, rate=1.5e-3, warmup=100),
+        language=Schedule(steps=1000, batch=32, rate=1.5e-3, warmup=100, save_every=100),
     ),
     "llava_next": Recipe(
         vision=Schedule(steps=0, batch=128, rate=1e-3),
