@@ -186,7 +186,9 @@ def test_an_interrupted_pass_leaves_nothing_behind(decoder, when):
     decoder.fails = 1
     with pytest.raises(KeyboardInterrupt):
         branch.logits(history)
-    check(branch, decoder, history[:, :4])
+    other = history[:, :4].clone()
+    other[:, 3] = (other[:, 3] + 1) % VOCABULARY  # else the half-fed columns would be right by chance
+    check(branch, decoder, other)
     check(branch, decoder, history)
 
 
