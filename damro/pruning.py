@@ -7,7 +7,7 @@ prefill, decoding and the KV cache all get cheaper. Kept columns stay in image o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -180,3 +180,29 @@ class Pruning:
         if self.keep_tokens is None:
             return keep_top(scores, iqr_counts(scores, present).clamp(min=1), present)
         return keep_top(scores, torch.full((len(scores),), self.keep_tokens), present)
+
+
+def record_for(pruning: Pruning | None, model: PreTrainedModel) -> AbstractContextManager[Mapping[int, ClsQueryKeys]]:
+    """What :meth:`Pruning.record` is, or nothing to record without pruning."""
+    return nullcontext({}) if pruning is None else pruning.record(model)
+
+
+def full_prompt(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    encoding: Encoding,
+    pruning: Pruning | None,
+    recorded: Mapping[int, ClsQueryKeys],
+) -> VisualPrompt:
+    """The prompt that sees the image, pruned or whole.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        encoding: the vision tower's run over them, inside of :func:`record_for`.
+        pruning: None keeps all columns.
+        recorded: what :func:`record_for` kept.
+    """
+    if pruning is None:
+        return family_of(model).full_prompt(model, inputs, encoding)
+    return pruning.apply(model, inputs, encoding, recorded)

@@ -14,6 +14,7 @@ from damro.attention import CLSAttention, family_heads, read_attention, record_c
 from damro.errors import ParameterError
 from damro.outliers import check_top_k, rank_patches
 from damro.presets import Task, preset
+from damro.pruning import Pruning, full_prompt, record_for
 from decoding.families import check_inputs, family_of
 from decoding.methods import Contrast, ContrastRule
 from decoding.prefix import encode_shared
@@ -48,6 +49,7 @@ def outlier_view(
     variant: Variant = "reference",
     choose: Choose | None = None,
     shared_image: bool = False,
+    pruning: Pruning | None = None,
 ) -> OutlierView:
     """Runs the vision tower once and builds the full and the outlier-only prompt from that run.
 
@@ -61,20 +63,22 @@ def outlier_view(
         variant: "reference" or "corrected", see :class:`damro.DAMROProcessor`.
         choose: another choice of patches, `(weights (tiles, patches), k) -> (tiles, k)`.
         shared_image: all prompts show one image; the vision tower sees it once.
+        pruning: which image columns of the full prompt to keep, see :mod:`damro.pruning`; None keeps all. The
+            outliers are the same with it and without.
 
     Raises:
-        UnsupportedModelError: the family, or a ViT without [CLS].
+        UnsupportedModelError: the family, or a ViT without [CLS]; with `pruning`, columns that are not patches.
         InputsError: no image, no image token, right padding; different images with `shared_image`.
         ParameterError: alpha, beta, top_k or variant out of range.
     """
-    if variant not in get_args(Variant):
-        raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+    check_variant(variant)
     family = family_of(model)
     check_inputs(model, inputs)
     rule, defaults = rule_for(model, alpha, beta, task), preset(model.config.model_type, task)
     reference = variant == "reference"
     layer = family.feature_layer(model, reference=reference)
-    with record_cls(family.vision_tower(model), [layer]) as recorded:
+    tower = family.vision_tower(model)
+    with record_cls(tower, [layer]) as recorded, record_for(pruning, model) as ranked:
         encoding = encode_shared(model, inputs) if shared_image else family.encode(model, inputs)
     attention = read_attention(recorded[layer], encoding, layer, family_heads(family))
     top_k = defaults.top_k if top_k is None else top_k
@@ -87,9 +91,19 @@ def outlier_view(
     # The released code takes InstructBLIP's features from a tensor with [CLS] in front, by indices that do not
     # count it: patch i - 1 stands for patch i.
     shift = int(reference and model.config.model_type == "instructblip")
-    full = family.full_prompt(model, inputs, encoding)
+    full = full_prompt(model, inputs, encoding, pruning, ranked)
     negative = family.prompt_of_patches(model, inputs, encoding, outliers - shift)
     return OutlierView(Contrast(full, negative, rule), attention, outliers)
+
+
+def check_variant(variant: str) -> None:
+    """Checks the name of a variant.
+
+    Raises:
+        ParameterError: if there is no such variant.
+    """
+    if variant not in get_args(Variant):
+        raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
 
 
 def rule_for(model: PreTrainedModel, alpha: float | None, beta: float | None, task: Task | None) -> ContrastRule:
