@@ -40,6 +40,10 @@ _STOCK_ONLY = (
 """Settings that ask for another loop than plain search, or for something that only the stock loop returns."""
 
 
+_DRAFTING = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp")
+"""Settings that ask for a loop which checks several drafted tokens at once."""
+
+
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
@@ -72,7 +76,8 @@ def decode(
         when fused.
 
     Raises:
-        ParameterError: if `strategy` is unknown, or contradicts `shared_prefix`.
+        ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if drafts of several tokens are
+            asked for with a pruned prompt.
         NonFiniteScoresError: if the model produced NaN.
     """
     if strategy not in get_args(Strategy):
@@ -87,6 +92,8 @@ def decode(
         "inputs_embeds": full.inputs_embeds,
         "attention_mask": full.attention_mask,
     }
+    if full.inputs_embeds.shape[1] != inputs["input_ids"].shape[1]:
+        call |= _limits_of_pruned(decoder, inputs["input_ids"].shape[1], generate_kwargs)
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
     read, streamer = prefill_shared if shared_prefix else prefill, generate_kwargs.get("streamer")
@@ -116,6 +123,26 @@ def choose_strategy(prompt: VisualPrompt) -> Strategy:
     embeds = prompt.inputs_embeds
     alone = embeds.device.type == "cpu" and embeds.dtype == torch.float32 and len(embeds) == 1
     return "lazy" if alone else "fused"
+
+
+def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for a prompt with fewer columns than `input_ids`: limits of length as numbers of new tokens.
+
+    ``generate`` would take the columns from `max_length` and `min_length`, and then compare with the length of
+    `input_ids`. Its loops that check drafts crop the cache to the length of `input_ids`.
+    """
+    drafting = [name for name in _DRAFTING if _setting(decoder, generate_kwargs, name)]
+    if drafting:
+        raise ParameterError(
+            f"{drafting[0]} must be left out where the prompt is pruned, got "
+            f"{_setting(decoder, generate_kwargs, drafting[0])!r}; keep all tokens, or decode without drafts"
+        )
+    limits: dict[str, Any] = {}
+    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        length = _setting(decoder, generate_kwargs, total)
+        if length and _setting(decoder, generate_kwargs, new) is None:
+            limits |= {total: None, new: max(length - prompt_length, 0)}
+    return limits
 
 
 def _own_loop_serves(decoder: Any, generate_kwargs: Mapping[str, Any]) -> bool:
