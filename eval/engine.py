@@ -18,6 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from damro.errors import InputsError
 from damro.generation import least_patches
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
+from damro.outliers import check_top_k, rank_patches
 from damro.presets import Task, preset
 from damro.views import OutlierView, outlier_view, rule_for
 from decoding.families import family_of
@@ -71,7 +72,7 @@ class Engine:
     def __post_init__(self) -> None:
         """Settle how ``generate`` searches, whatever the checkpoint would like: sampling is `SeededSampling`'s."""
         self.config = copy.deepcopy(self.model.generation_config)
-        self.config.update(
+        self.config.update(  # type: ignore[no-untyped-call]
             do_sample=False,
             num_beams=1,
             temperature=None,
@@ -120,7 +121,9 @@ class Engine:
             size = size // 2
             return size
 
-        @find_executable_batch_size(starting_batch_size=halve(), reduce_batch_size_fn=halve)
+        @find_executable_batch_size(  # type: ignore[untyped-decorator]
+            starting_batch_size=halve(), reduce_batch_size_fn=halve
+        )
         def answer_parts(batch_size: int) -> dict[str, Answered]:
             parts: dict[str, Answered] = {}
             for start in range(0, len(batch), batch_size):
@@ -180,33 +183,45 @@ class Engine:
         model, strengths = self.model, self.strengths
         if self.method.contrast in (None, "no-image"):
             family = family_of(model)
-            full = family.full_prompt(
-                model, inputs, encode_shared(model, inputs) if shared else family.encode(model, inputs)
-            )
+            encoding = encode_shared(model, inputs) if shared else family.encode(model, inputs)
+            full = family.full_prompt(model, inputs, encoding)
             if self.method.contrast is None:
                 return full
             return Contrast(full, full.drop_image(), rule_for(model, strengths.alpha, strengths.beta, None))
 
-        def choose_at_random(weights: Tensor, count: int) -> Tensor:
-            tiles = tiles_of_images(model, inputs)
-            seeds = [
-                seed_of(self.seed, f"{name}#{tile}", "patches")
-                for name, number in zip(names, tiles, strict=False)
-                for tile in range(number)
-            ]
-            rows = [rank_at_random(weights.shape[-1], seed)[:count] for seed in seeds]
-            return torch.stack(rows).to(weights.device)
-
-        choosers = {"random-k": choose_at_random, "least-k": least_patches}
+        tiles = [
+            f"{name}#{n}"
+            for name, count in zip(names, tiles_of_images(model, inputs), strict=False)
+            for n in range(count)
+        ]
         return outlier_view(
             model,
             inputs,
             alpha=strengths.alpha,
             beta=strengths.beta,
             top_k=strengths.top_k,
-            choose=choosers.get(self.method.contrast or ""),
+            choose=lambda weights, count: self.choose(weights, tiles),
             shared_image=shared,
         )
+
+    def choose(self, weights: Tensor, tiles: Sequence[str]) -> Tensor:
+        """Return the patches that the method puts into the negative prompt.
+
+        Args:
+            weights: ``(tiles, patches)``, [CLS] attention.
+            tiles: A name for each tile; random patches depend on it and on the seed alone.
+
+        Returns:
+            ``(tiles, k)``, in the order in which they stand in the prompt.
+        """
+        count = self.strengths.top_k or 1
+        check_top_k(count, weights.shape[-1])
+        if self.method.contrast == "least-k":
+            return least_patches(weights, count)
+        if self.method.contrast == "random-k":
+            seeds = [seed_of(self.seed, tile, "patches") for tile in tiles]
+            return torch.stack([rank_at_random(weights.shape[-1], seed)[:count] for seed in seeds]).to(weights.device)
+        return rank_patches(weights, count)
 
     def _check_length(self, sample: Sample, image: Image.Image) -> None:
         """Refuse a prompt that is longer than the model's context by its text alone."""

@@ -1,4 +1,4 @@
-"""MME's folder: a folder a category, images beside files of two ``question\\tanswer`` lines each."""
+"""MME's folder: a folder a category, images beside files of two lines each, question and answer with a tab."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load_questions(folder: Path, categories: Sequence[str] | None = None) -> lis
     questions = [question for name in wanted for question in _category(folder, name)]
     if not questions:
         raise EvalError(
-            f"--images must hold MME's folders (existence, count, ...) with images and questions, found none in {folder}"
+            f"--images must hold MME's folders (existence, count, ...) with questions, found none in {folder}"
         )
     return questions
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.errors import DataFormatError, EvalError
 from eval.coco import image_key, read_objects
+from eval.errors import DataFormatError, EvalError
 from eval.mme_files import load_questions as load_mme_questions
 from eval.pope import Question, build, load_questions
 from eval.pope_questions import to_question
@@ -181,7 +181,7 @@ def _chair(request: RunRequest) -> Dataset:
     objects_file = Path(request.objects) if request.objects else coco_objects_path()
     objects = {image_key(image): names for image, names in read_objects(objects_file).items()}
     images = _choose_images(request, folder, objects)
-    data = {
+    data: dict[str, Any] = {
         "objects": {"file": objects_file.name, "sha256": digest_of_file(objects_file)},
         "images": {"n": len(images), "sha256": _digest(sorted(images))},
     }
@@ -247,7 +247,7 @@ def scene_objects(scenes: int) -> dict[str, list[str]]:
     from damro.tiny.scenes import scene
 
     return {
-        f"scene_{index:06d}.png": sorted({thing.name for thing in scene("test", index).objects})
+        f"test_{index:06d}.png": sorted({thing.name for thing in scene("test", index).objects})
         for index in range(scenes)
     }
 
@@ -256,7 +256,14 @@ def open_scene(name: str) -> Image.Image:
     """Render a test scene by its image name."""
     from damro.tiny.scenes import scene
 
-    return scene("test", int(name.removeprefix("scene_").removesuffix(".png"))).image
+    return scene("test", int(name.removeprefix("test_").removesuffix(".png"))).image
+
+
+def caption_truth(request: RunRequest) -> dict[str, list[str]]:
+    """Return the objects that captions of a request are scored with, without its images."""
+    if request.model == "tiny" and request.images is None:
+        return {str(number): names for number, names in enumerate(scene_objects(request.scenes).values())}
+    return {image_key(image): names for image, names in read_objects(request.objects).items()}
 
 
 def _images_folder(request: RunRequest) -> Path:

@@ -9,7 +9,8 @@ add up their rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,3 +167,63 @@ def _rows(samples: ArrayLike, name: str) -> Array:
     if not np.isfinite(rows).all():
         raise EvalError(f"{name} must be finite, got NaN or infinity")
     return rows
+
+
+def bootstrap_metrics(
+    samples: ArrayLike,
+    metrics: Mapping[str, Metric],
+    *,
+    baseline: ArrayLike | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Return several metrics of the same samples, or their differences to a baseline, with their intervals.
+
+    All metrics are taken of the same resamples; those of equally many samples with one seed are drawn once.
+
+    Args:
+        samples: ``(samples, columns)``.
+        metrics: Each as a function of column means.
+        baseline: ``(samples, columns)``, row by row the same samples: each value is then the metric of ``samples``
+            less that of ``baseline``, both drawn together (paired).
+        resamples: How often to draw as many samples with replacement.
+        level: Share of resamples that an interval holds, in (0, 1).
+        seed: Seed of the draws.
+
+    Returns:
+        By the name of the metric; None where it is not defined for the samples.
+
+    Raises:
+        EvalError: An argument is out of range, the samples are not finite numbers, or baseline has another shape.
+
+    Example:
+        >>> counts = [[1, 0], [1, 1], [0, 1], [1, 0]]
+        >>> found = bootstrap_metrics(counts, {"a": first_column, "never": lambda means: means[..., 1] * np.nan})
+        >>> found["a"].estimate, found["never"]
+        (0.75, None)
+    """
+    rows = _rows(samples, "samples")
+    below = None if baseline is None else _rows(baseline, "baseline")
+    if below is not None and below.shape != rows.shape:
+        raise EvalError(f"baseline must have the shape of samples, since they are paired, got {below.shape}")
+    _generator(resamples, level, seed)  # checks the arguments
+    weights = _resample_weights(len(rows), resamples, seed)
+    results: dict[str, Interval | None] = {}
+    for name, metric in metrics.items():
+        estimate, values = metric(rows.mean(axis=0)), metric(weights @ rows)
+        if below is not None:
+            estimate, values = estimate - metric(below.mean(axis=0)), values - metric(weights @ below)
+        defined = np.isfinite(estimate) and np.isfinite(values).any()
+        results[name] = _interval(estimate, values, level) if defined else None
+    return results
+
+
+@functools.lru_cache(maxsize=8)
+def _resample_weights(count: int, resamples: int, seed: int) -> Array:
+    """How much of each resample every sample is, ``(resamples, count)``."""
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    weights = np.zeros((resamples, count))
+    for number, sample in enumerate(drawn):
+        weights[number] = np.bincount(sample, minlength=count)
+    return weights / count

@@ -9,8 +9,10 @@ from PIL import Image
 
 from damro.loading import Loaded, prepare_inputs
 from damro.tiny.model import build_model, build_processor
+from decoding.generate import decode
 from eval.drawing import SeededSampling
 from eval.engine import Engine, make_engine, tiles_of_images
+from eval.first_token import answer_in_one_token
 from eval.run_config import RunRequest
 from eval.runs import Answered
 from eval.samples import Sample, open_scene
@@ -39,7 +41,7 @@ def make(loaded: Loaded, method: str, **options: Any) -> Engine:
 
 
 def samples(count: int = 6) -> list[Sample]:
-    return [Sample(f"s/{n}", f"scene_{n // 2:06d}.png", QUESTIONS[n % 3], {}) for n in range(count)]
+    return [Sample(f"s/{n}", f"test_{n // 2:06d}.png", QUESTIONS[n % 3], {}) for n in range(count)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,7 +92,7 @@ def test_a_broken_sample_fails_alone(loaded: Loaded) -> None:
         return open_scene(name)
 
     engine.open_image = open_image
-    long = Sample("long", "scene_000000.png", "Is there a cat? " * 400, {})
+    long = Sample("long", "test_000000.png", "Is there a cat? " * 400, {})
     missing = Sample("missing", "missing.png", QUESTIONS[0], {})
     answers = engine.answer([missing, *samples(3), long])
     assert answers[0] == Answered(None, error="no such file: missing.png")
@@ -98,15 +100,14 @@ def test_a_broken_sample_fails_alone(loaded: Loaded) -> None:
     assert "shorter than the model's context of 1024 tokens" in str(answers[4].error)
 
 
-def failing_above(size: int, error: Exception, engine: Engine) -> Callable[..., Any]:
-    """`generate` that raises for batches of more than `size` rows."""
-    generate = type(engine.model).generate
+def failing_above(size: int, error: Exception) -> Callable[..., Any]:
+    """`decode` that raises for batches of more than `size` rows."""
 
-    def limited(**inputs: Any) -> Any:
+    def limited(model: Any, inputs: Any, contrast: Any, **options: Any) -> Any:
         calls.append(len(inputs["input_ids"]))
         if calls[-1] > size:
             raise error
-        return generate(engine.model, **inputs)
+        return decode(model, inputs, contrast, **options)
 
     calls: list[int] = []
     limited.calls = calls  # type: ignore[attr-defined]
@@ -116,15 +117,15 @@ def failing_above(size: int, error: Exception, engine: Engine) -> Callable[..., 
 def test_a_batch_that_does_not_fit_is_halved(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make(loaded, "greedy")
     whole = engine.answer(samples())
-    limited = failing_above(2, RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"), engine)
-    monkeypatch.setattr(engine.model, "generate", limited)
+    limited = failing_above(1, RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"))
+    monkeypatch.setattr("eval.engine.decode", limited)
     assert engine.answer(samples()) == whole
-    assert limited.calls == [6, 3, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
+    assert limited.calls == [2, 2, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
 
 
 def test_one_sample_that_does_not_fit_fails(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make(loaded, "greedy")
-    monkeypatch.setattr(engine.model, "generate", failing_above(0, RuntimeError("CUDA out of memory. No."), engine))
+    monkeypatch.setattr("eval.engine.decode", failing_above(0, RuntimeError("CUDA out of memory. No.")))
     answers = engine.answer(samples(2))
     assert [answered.error for answered in answers] == ["RuntimeError: CUDA out of memory. No."] * 2
 
@@ -153,3 +154,13 @@ def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
     result = SeededSampling([1, 2, 3], top_p=0.7)(torch.zeros(3, 1, dtype=torch.long), scores)
     assert result.isfinite().tolist() == [[False, True, True, False]] * 3
     assert not torch.equal(result[0], result[1])
+
+
+def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) -> None:
+    engines = {name: make(loaded, name) for name in METHODS}
+    asked = [Sample(f"s/{n}", "test_000003.png", QUESTIONS[n % 3], {}) for n in range(5)]
+    together = answer_in_one_token(engines, asked)
+    for name, engine in engines.items():
+        engine.config.max_new_tokens = 1
+        assert together[name] == engine.answer(asked)
+    assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 3

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from run_stub import answer, make_samples
 
 from eval.errors import EvalError
 from eval.runs import Answered, FailedSampleError, Loop, Tally
 from eval.samples import Sample
 from eval.sharding import BusyRunError, Workers, consolidate, lock_folder
-from run_stub import answer, make_samples
 
 STUB = Path(__file__).with_name("run_stub.py")
 

@@ -1,0 +1,75 @@
+"""``damro demo``: the whole job on the embedded model, offline, in a minute."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.demo import Demo, Progress
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="the whole job on the embedded model: POPE and CHAIR of DAMRO and its controls, with pictures",
+        description="Caption embedded scenes and ask about them, plainly, with DAMRO, its controls and by sampling; "
+        "score all of it and write metrics.json and report.html. Needs no download.",
+    )
+    parser.add_argument("--out", default="demo", metavar="DIR", help="(default: demo)")
+    parser.add_argument("--scenes", type=int, default=200, metavar="N", help="(default: 200)")
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs, writes and prints."""
+    from eval.demo import run_demo
+    from eval.errors import EvalError
+
+    if args.scenes < 10:
+        raise EvalError(f"--scenes must be at least 10 to make questions of, got {args.scenes}")
+    with _progress() as progress:
+        demo = run_demo(args.out, args.scenes, progress=progress)
+    if args.json:
+        print(json.dumps(demo.metrics))
+    else:
+        _print(demo)
+    place = Path(args.out)
+    print(f"written: {place / 'metrics.json'}, {place / 'report.html'} ({demo.metrics['seconds']} s)", file=sys.stderr)
+    return 0
+
+
+def _print(demo: Demo) -> None:
+    from rich.console import Console
+
+    from damro.cli.run import print_comparison
+
+    for comparison in (demo.pope, demo.chair):
+        print_comparison(comparison, as_json=False)
+    console = Console()
+    for sentence in demo.sentences:
+        console.print(f"\n{sentence}", markup=False, highlight=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("demo", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield update

@@ -1,0 +1,94 @@
+"""One-word answers of many methods at once: a question is read once, and every method starts from the same logits.
+
+Where an answer is one token, methods differ in a few sums over logits: plain decoding, all contrasts and all samplings
+share the full prompt, and the contrasts share the vision tower's run. Answers are those of `eval.engine.Engine` with
+``max_new_tokens=1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from damro.attention import family_heads, read_attention, record_cls
+from damro.loading import prepare_inputs
+from damro.views import rule_for
+from decoding.families import family_of
+from decoding.prefix import encode_shared, prefill_shared
+from decoding.prompts import VisualPrompt
+from eval.drawing import SeededSampling, seed_of
+from eval.engine import Engine
+from eval.runs import Answered
+from eval.samples import Sample
+
+
+@torch.no_grad()
+def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]) -> dict[str, list[Answered]]:
+    """Answer questions about one image by every method.
+
+    Args:
+        engines: By the name of the method; all of one model.
+        samples: All about one image. A question that stands several times is read once.
+
+    Returns:
+        By method, the answers in the order of the samples.
+    """
+    any_engine = next(iter(engines.values()))
+    prompts = list(dict.fromkeys(sample.prompt for sample in samples))
+    place = torch.tensor([prompts.index(sample.prompt) for sample in samples])
+    image = any_engine.open_image(samples[0].image)
+    inputs = prepare_inputs(any_engine.processor, [image] * len(prompts), prompts, any_engine.model)
+    reader = _Reader(engines, inputs, samples[0].image)
+    answers = {}
+    for name, engine in engines.items():
+        scores = reader.scores(engine)[place]
+        if engine.method.temperature:
+            seeds = [seed_of(engine.seed, sample.sample_id, "tokens") for sample in samples]
+            scores = SeededSampling(seeds, engine.method.temperature, engine.top_p)(place[:, None], scores)
+        texts = engine.processor.batch_decode(scores.argmax(dim=-1, keepdim=True), skip_special_tokens=True)
+        patches = reader.patches.get(engine.method.contrast or "")
+        answers[name] = [Answered(text.strip(), None if patches is None else [patches]) for text in texts]
+    return answers
+
+
+class _Reader:
+    """The logits behind one image's questions, each computed once."""
+
+    def __init__(self, engines: Mapping[str, Engine], inputs: Any, image: str) -> None:
+        self._model: Any = next(iter(engines.values())).model
+        self._family = family_of(self._model)
+        layer = self._family.feature_layer(self._model, reference=True)
+        with record_cls(self._family.vision_tower(self._model), [layer]) as recorded:
+            self._encoding = encode_shared(self._model, inputs)
+        weights = read_attention(recorded[layer], self._encoding, layer, family_heads(self._family)).weights
+        self._inputs, self._rows = inputs, len(inputs["input_ids"])
+        self._full = self._family.full_prompt(self._model, inputs, self._encoding)
+        self._full_logits = self._read(self._full)
+        self.patches: dict[str, list[int]] = {}
+        self._negative: dict[str, Tensor] = {}
+        for engine in engines.values():
+            contrast = engine.method.contrast
+            if contrast is not None and contrast not in self._negative:
+                self._negative[contrast] = self._read(self._view(engine, contrast, weights, image))
+
+    def scores(self, engine: Engine) -> Tensor:
+        """`(questions, V)`, log-probabilities of the first token under a method."""
+        if engine.method.contrast is None:
+            return torch.log_softmax(self._full_logits.float(), dim=-1)
+        rule = rule_for(self._model, engine.strengths.alpha, engine.strengths.beta, None)
+        return rule(self._full_logits.float(), self._negative[engine.method.contrast], 0)
+
+    def _view(self, engine: Engine, contrast: str, weights: Tensor, image: str) -> VisualPrompt:
+        if contrast == "no-image":
+            return self._full.drop_image()
+        chosen = engine.choose(weights, [f"{image}#{tile}" for tile in range(len(weights))])
+        self.patches[contrast] = chosen[0].tolist()
+        shift = int(self._model.config.model_type == "instructblip")
+        patches = chosen.repeat(self._rows, 1) - shift  # see damro.views.outlier_view
+        return self._family.prompt_of_patches(self._model, self._inputs, self._encoding, patches)
+
+    def _read(self, prompt: VisualPrompt) -> Tensor:
+        return prefill_shared(self._family.decoder(self._model), prompt).logits

@@ -1,0 +1,30 @@
+"""One command of the command line by its module: ``python run_cli.py MODULE ARGUMENTS``, as the root would run it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from decoding.errors import DecodingError
+from eval.errors import EvalError
+
+
+def call(module: str, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    import_module(f"damro.cli.{module}").add_parser(parser.add_subparsers(required=True))
+    args = parser.parse_args([module, *arguments])
+    return int(args.run(args))
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        return call(*argv)
+    except (DecodingError, EvalError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_cli import call
+
+from damro.tiny.model import build_model, build_processor
+from damro.tiny.scenes import scene
+from eval.errors import EvalError
+from eval.run_config import RunMismatchError
+from eval.runs import FailedSampleError
+
+RUN_CLI = Path(__file__).with_name("run_cli.py")
+FAST = ["--max-new-tokens", "3", "--batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows nothing, five images under COCO's names, ten questions about them, their objects."""
+    place = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    model = build_model("llava")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                weight.normal_(0, 2 * weight.shape[1] ** -0.5)
+    model.save_pretrained(place / "model")
+    build_processor("llava").save_pretrained(place / "model")
+    (place / "images").mkdir()
+    lines, objects = [], {}
+    for number in range(1, 6):
+        name = f"COCO_val2014_{number:012d}.png"
+        picture = scene("test", number)
+        picture.image.save(place / "images" / name)
+        objects[str(number)] = sorted({thing.name for thing in picture.objects})
+        for label, noun in (("yes", objects[str(number)][0]), ("no", "unicorn")):
+            fields = {"question_id": len(lines) + 1, "image": name, "text": f"Is there a {noun} in the image?"}
+            lines.append(json.dumps({**fields, "label": label}))
+    (place / "questions.jsonl").write_text("\n".join(lines))
+    (place / "objects.json").write_text(json.dumps(objects))
+    return place
+
+
+def pope(world: Path, out: Path, *more: str) -> list[str]:
+    files = ["--questions", str(world / "questions.jsonl"), "--images", str(world / "images")]
+    return ["run", "pope", "--model", str(world / "model"), *files, "--out", str(out), *FAST, *more]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def test_a_comparison_writes_records_scores_and_report(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*pope(world, tmp_path, "--methods", "greedy", "damro", "random-k@1", "--json", "--top-k", "4")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "scores.json").read_text())
+    assert list(printed["methods"]) == ["greedy", "damro", "random-k@1"]
+    assert printed["methods"]["damro"]["scores"]["questions.jsonl"]["n"] == 10
+    assert set(printed["methods"]["damro"]["scores"]["questions.jsonl"]["difference"]) == {
+        *("accuracy", "precision", "recall", "f1", "yes_ratio")
+    }
+    pinned = json.loads((tmp_path / "damro/run.json").read_text())
+    assert pinned["resolved"]["method"] == {
+        **{"name": "damro", "contrast": "damro", "temperature": 0.0, "top_p": 1.0},
+        **{"alpha": 2.0, "beta": 0.1, "top_k": 4},
+    }
+    assert pinned["resolved"]["model"]["fingerprint"].startswith("sha256 ")
+    assert [len(record["outliers"][0]) for record in records(tmp_path / "damro")] == [4] * 10
+    csv = (tmp_path / "scores.csv").read_text().splitlines()
+    assert csv[0].startswith("group,method,metric,value,low,high,difference")
+    assert len(csv) == 1 + 3 * 5
+    assert "## questions.jsonl" in (tmp_path / "scores.md").read_text()
+    assert "<title>POPE" in (tmp_path / "report.html").read_text()
+
+
+def test_run_json_alone_is_enough_to_run_again(world: Path, tmp_path: Path) -> None:
+    call(*pope(world, tmp_path / "one", "--method", "damro@1", "--seed", "3"))
+    call("run", "--from", str(tmp_path / "one/damro@1/run.json"), "--out", str(tmp_path / "two"))
+    assert records(tmp_path / "two/damro@1") == records(tmp_path / "one/damro@1")
+    call(*pope(world, tmp_path / "three", "--method", "damro@1", "--seed", "4"))
+    assert records(tmp_path / "three/damro@1") != records(tmp_path / "one/damro@1")
+
+
+def test_another_run_in_the_folder_is_refused_with_what_differs(world: Path, tmp_path: Path) -> None:
+    call(*pope(world, tmp_path, "--seed", "1"))
+    with pytest.raises(RunMismatchError, match=r"differs in 1: request.seed: 1 -> 2"):
+        call(*pope(world, tmp_path, "--seed", "2"))
+    with pytest.raises(EvalError, match="must hold no records with --no-resume"):
+        call(*pope(world, tmp_path, "--seed", "1", "--no-resume"))
+
+
+def test_bad_images_are_counted_aloud_or_stop_a_strict_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (world / "images").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "COCO_val2014_000000000001.png").write_bytes(b"no image")
+    (images / "COCO_val2014_000000000002.png").unlink()
+    arguments = pope(world, tmp_path / "out", "--images", str(images))
+    assert call(*arguments) == 0
+    assert "4 of 10 samples failed and are not scored" in " ".join(capsys.readouterr().out.split())
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["methods"]["greedy"]["failed"] == 4
+    assert scores["methods"]["greedy"]["scores"]["questions.jsonl"]["n"] == 6
+    assert "no such file" in records(tmp_path / "out/greedy")[2]["error"]
+    with pytest.raises(FailedSampleError, match="under --strict"):
+        call(*pope(world, tmp_path / "strict", "--images", str(images), "--strict"))
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "a/../../b.png", "..\\b.png", "C:/b.png"])
+def test_an_image_outside_the_folder_is_refused(world: Path, tmp_path: Path, name: str) -> None:
+    question = {"question_id": 1, "image": name, "text": "Is there a cat in the image?", "label": "no"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    with pytest.raises(EvalError, match="must stay inside the images folder"):
+        call(*pope(world, tmp_path / "out", "--questions", str(tmp_path / "questions.jsonl")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--objects", str(world / "objects.json"), "--images", str(world / "images")]
+    arguments = ["--methods", "greedy", "least-k", "--matcher", "builtin", "--out", str(tmp_path), "--json"]
+    assert call("run", "chair", "--model", str(world / "model"), *files, *arguments, *FAST) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]["least-k"]["scores"]["captions"]
+    assert scores["n_captions"] == 5
+    assert scores["matcher"] == "builtin"
+    assert {record["prompt"] for record in records(tmp_path / "greedy")} == {"Generate a short caption of this image."}
+
+
+def test_mme_in_the_official_layout(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mme/existence"
+    folder.mkdir(parents=True)
+    scene("test", 1).image.save(folder / "0001.png")
+    (folder / "0001.txt").write_text(
+        "Is there a cat? Please answer yes or no.\tNo\nIs there a dog? Please answer yes or no.\tYes\n"
+    )
+    arguments = ["--images", str(tmp_path / "mme"), "--out", str(tmp_path / "out"), "--json", *FAST]
+    assert call("run", "mme", "--model", str(world / "model"), *arguments) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["existence"]
+    assert (scores["n_questions"], scores["n_images"]) == (2, 1)
+
+
+def test_compare_tells_recorded_runs_apart(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(*pope(world, tmp_path / "a"))
+    call(*pope(world, tmp_path / "b", "--method", "no-image"))
+    capsys.readouterr()
+    assert call("compare", str(tmp_path / "a/greedy"), str(tmp_path / "b/no-image"), "--rules", "all", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["methods"]) == ["greedy", "no-image"]
+    assert [name.partition(" ")[2] for name in found["methods"]["greedy"]["scores"]] == [
+        *("", "(opera)", "(vcd)", "(lmms)", "(vlmeval)")
+    ]
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="needs the images, none are downloaded: give --images"):
+        call("run", "pope", "--model", "somebody/llava", "--out", str(tmp_path))
+    with pytest.raises(EvalError, match="method must be greedy, sample, damro"):
+        call("run", "pope", "--method", "magic", "--out", str(tmp_path))
+    with pytest.raises(EvalError, match="either a benchmark"):
+        call("run", "--out", str(tmp_path))
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_cleanly_and_the_run_goes_on(world: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1])}
+    slow = ["--max-new-tokens", "200", "--batch-size", "1"]
+    command = [sys.executable, str(RUN_CLI), *pope(world, tmp_path / "cut", *slow)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "cut/greedy/records.jsonl"
+    while process.poll() is None and not (file.exists() and file.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "give the same command again to go on" in told
+    assert 0 < len(records(tmp_path / "cut/greedy")) < 10
+    call(*pope(world, tmp_path / "cut", *slow))
+    call(*pope(world, tmp_path / "whole", *slow))
+    assert records(tmp_path / "cut/greedy") == records(tmp_path / "whole/greedy")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(world: Path, tmp_path: Path) -> None:
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1])}
+    several = pope(world, tmp_path / "two", "--methods", "greedy", "damro@1", "--batch-size", "2")
+    done = subprocess.run([*launcher, str(RUN_CLI), *several], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    call(*pope(world, tmp_path / "one", "--methods", "greedy", "damro@1", "--batch-size", "2"))
+    for method in ("greedy", "damro@1"):
+        assert records(tmp_path / "two" / method) == records(tmp_path / "one" / method)
+        assert not list((tmp_path / "two" / method).glob("records-*"))
