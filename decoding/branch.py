@@ -70,6 +70,12 @@ class NegativeBranch:
         logits = self._extend(state, tokens, common)
         return logits.to(history.device)
 
+    def restart(self) -> None:
+        """Forgets every history; the prompt stays read."""
+        if self._state is not None and self._state.tokens.shape[1]:
+            self._state.cache.crop(-self._state.tokens.shape[1])
+            self._state = self._state._replace(tokens=self._state.tokens[:, :0])
+
     def _prompt_of_rows(self, history: Tensor) -> Tensor:
         rows, prompts = len(history), len(self.prompt.attention_mask)
         if rows % prompts:

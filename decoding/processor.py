@@ -73,12 +73,21 @@ class RuleProcessor(LogitsProcessor):
             InputsError: if `input_ids` do not continue the prompts this processor was made for.
             NonFiniteScoresError: if a row of `scores`, or the negative prompt's, is NaN or overflows.
         """
-        history = self._history(input_ids)
+        prompts = self._expected_prompts(input_ids)
+        history = input_ids[:, prompts.shape[1] :]
         full, step = scores.float(), history.shape[1]
+        if step == 0:
+            # Chunks of the history then fall as in the first call, so that a second one repeats it to the last bit.
+            self.branch.restart()
         undecided = self.rule.undecided(full, step) & ~self._finished(history)
-        # One transfer answers both questions. NaN makes the best score NaN, overflow makes it infinite.
+        # NaN makes the best score NaN, overflow makes it infinite.
         broken = ~full.amax(dim=-1).isfinite()
-        needed, unusable = torch.stack([undecided.any(), broken.any()]).tolist()
+        # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
+        foreign = input_ids[:, : prompts.shape[1]] != prompts
+        # One transfer to the host answers the three questions of a step.
+        needed, unusable, other = torch.stack([undecided.any(), broken.any(), foreign.any()]).tolist()
+        if other:
+            raise self._not_mine(input_ids)
         if unusable:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
         negative = self.branch.logits(history) if needed else None
@@ -87,21 +96,20 @@ class RuleProcessor(LogitsProcessor):
             raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
         return contrasted.to(scores.dtype)
 
-    def _history(self, input_ids: Tensor) -> Tensor:
-        """What stands behind the prompt; checks that it is the prompt."""
+    def _expected_prompts(self, input_ids: Tensor) -> Tensor:
+        """`(R, P)`, the prompts that `input_ids` must begin with."""
         prompts, length = self._prompt_ids.shape
         rows, tokens = input_ids.shape
-        # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
-        same = tokens >= length and rows % prompts == 0
-        if same:
-            expected = self._prompt_ids.to(input_ids.device).repeat_interleave(rows // prompts, dim=0)
-            same = bool((input_ids[:, :length] == expected).all())
-        if not same:
-            raise InputsError(
-                f"input_ids must continue the {prompts} prompts of {length} tokens this processor was made for, "
-                f"got other tokens or rows, shape {tuple(input_ids.shape)}; make one processor for each call's inputs"
-            )
-        return input_ids[:, length:]
+        if tokens < length or rows % prompts:
+            raise self._not_mine(input_ids)
+        return self._prompt_ids.to(input_ids.device).repeat_interleave(rows // prompts, dim=0)
+
+    def _not_mine(self, input_ids: Tensor) -> InputsError:
+        prompts, length = self._prompt_ids.shape
+        return InputsError(
+            f"input_ids must continue the {prompts} prompts of {length} tokens this processor was made for, "
+            f"got other tokens or rows, shape {tuple(input_ids.shape)}; make one processor for each call's inputs"
+        )
 
     def _finished(self, history: Tensor) -> Tensor:
         """`(R,)`, rows that ended: an end token, then at least one padding token and nothing else."""

@@ -235,3 +235,14 @@ def test_an_interrupted_negative_pass_leaves_nothing_behind(family):
         write(model, inputs, processor)
     handle.remove()
     assert torch.equal(write(model, inputs, processor), write(model, inputs, damro(family)[2]))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@EVERY_FAMILY
+def test_a_second_generate_gives_the_same_scores_to_the_last_bit(family, copies):
+    model, inputs, processor = damro(family, "batch2", beta=0.5)
+    options = {"num_return_sequences": copies, "num_beams": copies, "output_scores": True}
+    options |= {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
+    first, second = (model.generate(**inputs, logits_processor=processor, **options).scores for _ in range(2))
+    for once, again in zip(first, second, strict=True):
+        assert torch.equal(once, again)

@@ -23,6 +23,10 @@ class FixedBranch(NegativeBranch):
     def __init__(self, negative: Tensor) -> None:
         self.negative = negative
         self.asked: list[list[list[int]]] = []
+        self.restarts = 0
+
+    def restart(self) -> None:
+        self.restarts += 1
 
     def logits(self, history: Tensor) -> Tensor:
         self.asked.append(history.tolist())
@@ -185,3 +189,10 @@ def test_minus_infinity_from_earlier_processors_is_no_error():
 def test_strengths_are_checked(strengths):
     with pytest.raises(ParameterError, match="must be"):
         processor_of(**strengths)
+
+
+def test_the_branch_starts_anew_with_every_generation() -> None:
+    processor = processor_of()
+    for history in ((), (1,), (1, 2), ()):
+        processor(after(history, history), torch.tensor([UNDECIDED, UNDECIDED]))
+    assert processor.branch.restarts == 2
