@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from damro.generation import generate
     from damro.outliers import Outliers, find_outliers
     from damro.presets import preset
-    from damro.processor import DAMROProcessor
+    from damro.processor import DAMROProcessor, contrast_processor
     from damro.views import OutlierView, outlier_view
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Outliers",
     "__version__",
     "cls_attention",
+    "contrast_processor",
     "find_outliers",
     "generate",
     "outlier_view",
@@ -36,6 +37,7 @@ _HOME = {
     "OutlierView": "damro.views",
     "Outliers": "damro.outliers",
     "cls_attention": "damro.attention",
+    "contrast_processor": "damro.processor",
     "find_outliers": "damro.outliers",
     "generate": "damro.generation",
     "outlier_view": "damro.views",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.attention import CLSAttention
+from damro.errors import ParameterError
+from damro.generation import METHODS, MethodOptions, make_contrast
 from damro.presets import Task
 from damro.views import Choose, Variant, outlier_view, rule_for
 from decoding.branch import NegativeBranch
 from decoding.families import family_of
 from decoding.generate import as_list
-from decoding.processor import ContrastiveProcessor
+from decoding.methods import Contrast
+from decoding.processor import ContrastiveProcessor, RuleProcessor
 
 
 class DAMROProcessor(ContrastiveProcessor):
@@ -69,14 +73,48 @@ class DAMROProcessor(ContrastiveProcessor):
         )
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
-        rule, decoder = rule_for(model, alpha, beta, task), family_of(model).decoder(model)
-        config: Any = decoder.generation_config  # the one generate reads: for InstructBLIP its language model's
-        ends = as_list(config.eos_token_id)
-        super().__init__(
-            NegativeBranch(decoder, model.get_input_embeddings(), view.contrast.negative),
-            inputs["input_ids"],
-            rule.alpha,
-            rule.beta,
-            eos_token_ids=ends,
-            pad_token_id=ends[0] if config.pad_token_id is None and ends else config.pad_token_id,  # as generate does
-        )
+        rule, (ends, pad) = rule_for(model, alpha, beta, task), _end_tokens(model)
+        branch = NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), view.contrast.negative)
+        super().__init__(branch, inputs["input_ids"], rule.alpha, rule.beta, ends, pad)
+
+
+def contrast_processor(
+    model: PreTrainedModel, inputs: Mapping[str, Any], *, method: str = "damro", **options: Any
+) -> RuleProcessor:
+    """Any method of :func:`damro.generate` as a logits processor of stock ``generate``.
+
+    ::
+
+        contrast = damro.contrast_processor(model, inputs, method="vcd")
+        ids = model.generate(**inputs, logits_processor=contrast, max_new_tokens=256)
+
+    Args:
+        model: as for :func:`damro.generate`.
+        inputs: the mapping its processor returned for images and left-padded text.
+        method: one of ``damro.generation.METHODS`` but "greedy".
+        **options: parameters of the method, by the names of :class:`damro.generation.MethodOptions`; pruning is not
+            among them, since ``generate`` reads the full prompt itself.
+
+    Raises:
+        ParameterError: an unknown method or option, or one out of range.
+        UnsupportedModelError: the family, or a ViT without [CLS].
+        InputsError: no image, no image token, right padding.
+    """
+    known = [field.name for field in fields(MethodOptions) if field.name not in ("pruning", "shared_image")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ParameterError(f"options must be of {', '.join(known)}, got {', '.join(unknown)}")
+    contrast = make_contrast(model, inputs, method, MethodOptions(**options))
+    if not isinstance(contrast, Contrast):
+        contrasts = ", ".join(name for name in METHODS if name != "greedy")
+        raise ParameterError(f"method must be a contrast ({contrasts}), got {method!r}; it needs no processor")
+    branch = NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), contrast.negative)
+    return RuleProcessor(branch, inputs["input_ids"], contrast.rule, *_end_tokens(model))
+
+
+def _end_tokens(model: PreTrainedModel) -> tuple[list[int], int | None]:
+    """The tokens that end a row, and what ``generate`` pads with."""
+    decoder: Any = family_of(model).decoder(model)
+    config = decoder.generation_config  # the one generate reads: for InstructBLIP its language model's
+    ends = as_list(config.eos_token_id)
+    return ends, ends[0] if config.pad_token_id is None and ends else config.pad_token_id  # as generate does
