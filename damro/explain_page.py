@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from damro.explain import ExplainedAnswer, Explanation
+from damro.inspection import ContrastInspection
 
 _TITLES = {"greedy": "Greedy search", "damro": "With DAMRO"}
 
@@ -61,7 +63,7 @@ def _page_values(explanation: Explanation) -> dict[str, Any]:
         "outliers": vit.outliers.positions[0, :count].tolist(),
         "cls": pack_map(vit.weights[0]),
         "answers": [_answer_values(answer, count) for answer in (explanation.greedy, explanation.damro)],
-        "taken": _taken_rows(explanation.damro),
+        "taken": taken_rows(explanation.damro.steps, explanation.damro.tokens, explanation.damro.candidates),
     }
 
 
@@ -148,19 +150,29 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
-def _taken_rows(answer: ExplainedAnswer) -> list[dict[str, Any]]:
-    """One row for each step where the contrast took the likeliest token out."""
-    steps = answer.steps
+def taken_rows(
+    steps: ContrastInspection, tokens: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    """One row for each step where the contrast took the likeliest token out, ready to be read.
+
+    Args:
+        steps: T steps.
+        tokens: T spelled tokens.
+        candidates: T x n spelled candidates.
+
+    Returns:
+        Dicts of `place` (from 1), `out`, `out_full`, `out_negative`, `chosen`, `chosen_full`, `chosen_negative`.
+    """
     rows = []
     for step in range(len(steps.tokens)):
         if bool(steps.vetoed[step, 0]):
             rows.append(
                 {
                     "place": step + 1,
-                    "out": answer.candidates[step][0],
+                    "out": candidates[step][0],
                     "out_full": percent(math.exp(float(steps.candidate_full[step, 0]))),
                     "out_negative": percent(math.exp(float(steps.candidate_negative[step, 0]))),
-                    "chosen": answer.tokens[step],
+                    "chosen": tokens[step],
                     "chosen_full": percent(math.exp(float(steps.full[step]))),
                     "chosen_negative": percent(math.exp(float(steps.negative[step]))),
                 }

@@ -51,6 +51,7 @@ def requested_urls(browser: Any) -> list[str]:
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
-def console_errors(browser: Any) -> list[str]:
+def console_errors(browser: Any, levels: tuple[str, ...] = ("SEVERE", "WARNING")) -> list[str]:
     """What the console complained about since the last call."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    entries = [entry for entry in browser.get_log("browser") if entry["level"] in levels]
+    return [f"{entry['level']}: {entry['message']}" for entry in entries]
