@@ -16,7 +16,7 @@ from damro._version import __version__
 from decoding.errors import DecodingError
 from eval.errors import EvalError
 
-_COMMANDS = ("answer", "attention", "explain", "bench", "setup_nltk")
+_COMMANDS = ("demo", "answer", "attention", "explain", "run", "compare", "bench", "setup_nltk")
 _SCORERS = ("score_pope", "score_chair")
 
 
