@@ -18,6 +18,9 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+demo: install
+	$(BIN)/damro demo
+
 test: install
 	$(BIN)/python -m pytest -q
 
