@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from decoding.branch import NegativeBranch
 from decoding.branches import can_branch, prefill
@@ -86,14 +87,7 @@ def decode(
         raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
     decoder: Any = family_of(model).decoder(model)
     full = contrast if isinstance(contrast, VisualPrompt) else contrast.full
-    call = dict(generate_kwargs)
-    call |= {
-        "input_ids": inputs["input_ids"],
-        "inputs_embeds": full.inputs_embeds,
-        "attention_mask": full.attention_mask,
-    }
-    if full.inputs_embeds.shape[1] != inputs["input_ids"].shape[1]:
-        call |= _limits_of_pruned(decoder, inputs["input_ids"].shape[1], generate_kwargs)
+    call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
     read, streamer = prefill_shared if shared_prefix else prefill, generate_kwargs.get("streamer")
@@ -123,6 +117,22 @@ def choose_strategy(prompt: VisualPrompt) -> Strategy:
     embeds = prompt.inputs_embeds
     alone = embeds.device.type == "cpu" and embeds.dtype == torch.float32 and len(embeds) == 1
     return "lazy" if alone else "fused"
+
+
+def _prompt_arguments(
+    model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: VisualPrompt, generate_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": full.attention_mask}
+    pruned = full.inputs_embeds.shape[1] != input_ids.shape[1]
+    if pruned:
+        arguments |= _limits_of_pruned(decoder, input_ids.shape[1], generate_kwargs)
+    elif decoder is model and any(_setting(decoder, generate_kwargs, name) for name in _DRAFTING):
+        # Given columns, the loops that check drafts do not feed those of their first round; given tokens and image
+        # features they do. InstructBLIP, whose own generate gives columns, cannot be helped.
+        features = BaseModelOutputWithPooling(pooler_output=[full.inputs_embeds[full.image_mask]])  # type: ignore[arg-type]
+        return arguments | {"mm_encoder_outputs": {"image": features}}
+    return arguments | {"inputs_embeds": full.inputs_embeds}
 
 
 def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
