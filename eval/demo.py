@@ -203,7 +203,7 @@ def _page(demo: Demo, pictures: Sequence[Picture]) -> Page:
         "Matcher": "builtin",
         "Seconds": str(demo.metrics["seconds"]),
     }
-    return Page("damro demo", demo.sentences, facts, [demo.pope, demo.chair], pictures, [example])
+    return Page("damro demo", demo.sentences, facts, pictures[:1], [example], pictures[1:], [demo.pope, demo.chair])
 
 
 def _scene_uri(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,17 +64,19 @@ class Page:
         title: Of the page.
         lead: Sentences to read first.
         facts: What the result depends on.
+        pictures: Shown first.
+        examples: Captions with hallucinated objects marked; shown next.
+        charts: Pictures of the scores.
         comparisons: Shown as tables, with notes.
-        pictures: In their order.
-        examples: Captions with hallucinated objects marked.
     """
 
     title: str
     lead: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    comparisons: Sequence[Comparison] = ()
     pictures: Sequence[Picture] = ()
     examples: Sequence[Example] = ()
+    charts: Sequence[Picture] = ()
+    comparisons: Sequence[Comparison] = ()
 
 
 def render(page: Page) -> str:
@@ -91,9 +94,9 @@ def write_report(comparison: Comparison, path: Path) -> None:
     page = Page(
         title,
         facts={"Benchmark": comparison.benchmark, "Model": comparison.model, "Baseline": comparison.baseline.name},
-        comparisons=[comparison],
-        pictures=[bars(comparison)],
         examples=caption_examples(comparison, 5),
+        charts=[bars(comparison)] if find_spec("matplotlib") else [],
+        comparisons=[comparison],
     )
     write_whole(path, render(page))
 

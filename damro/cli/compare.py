@@ -30,21 +30,20 @@ def run(args: argparse.Namespace) -> int:
     from eval.report import compare, load_runs
 
     benchmark, model, runs = load_runs(args.runs)
-    comparison = compare(benchmark, model, runs, make_scoring(args, benchmark, _truth(args, benchmark)))
+    comparison = compare(benchmark, model, runs, make_scoring(args, benchmark, truth_of(args, benchmark)))
     if args.out:
         write_tables(comparison, Path(args.out))
     print_comparison(comparison, as_json=args.json)
     return 0
 
 
-def _truth(args: argparse.Namespace, benchmark: str) -> Any:
+def truth_of(args: argparse.Namespace, benchmark: str) -> Any:
     """The objects that captions are scored with: of the embedded scenes, or of COCO."""
     if benchmark != "chair":
         return {}
     from eval.coco import read_objects
-    from eval.samples import caption_truth
 
     request = to_request(load_run(args.runs[0]))
     if args.objects or request.objects:
         return read_objects(args.objects or request.objects)
-    return caption_truth(request)
+    return captiontruth_of(request)
