@@ -57,11 +57,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "llava_next": Recipe(
         vision=Schedule(steps=0, batch=128, rate=1e-3),
-        language=Schedule(steps=600, batch=24, rate=8e-4, warmup=50),
+        language=Schedule(steps=450, batch=24, rate=8e-4, warmup=50, save_every=50),
     ),
     "instructblip": Recipe(
-        vision=Schedule(steps=400, batch=128, rate=5e-4, warmup=50),
-        language=Schedule(steps=800, batch=16, rate=1e-3, warmup=50),
+        vision=Schedule(steps=200, batch=128, rate=5e-4, warmup=50, save_every=50),
+        language=Schedule(steps=500, batch=16, rate=1e-3, warmup=50, save_every=50),
     ),
 }
 """The recipes of the shipped checkpoints."""
