@@ -104,7 +104,8 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
                 raise gradio.Error(str(error)) from error
 
         def choose(event: gradio.SelectData) -> Image.Image:
-            return scenes[event.index]
+            chosen: Image.Image = scenes[event.index]
+            return chosen
 
         gallery.select(choose, None, image, api_visibility="private")
         gradio.on(

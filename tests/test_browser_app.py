@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,10 @@ from typing import Any
 import pytest
 from browser import console_errors, open_chromium, requested_urls
 from golden_models import load_golden, make_processor
+from gradio_server import serving
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed")
-
-from damro.app import build_app, serve_app
 
 # Gradio's server leaves sockets and event loops to the garbage collector.
 pytestmark = [
@@ -23,16 +21,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with open_chromium(tmp_path_factory.mktemp("profile")) as driver:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        app = build_app(load_golden("llava"), make_processor("llava"), "golden")
-        address = serve_app(app, port=port, block=False)
+    model, processor = load_golden("llava"), make_processor("llava")
+    with open_chromium(tmp_path_factory.mktemp("profile")) as driver, serving(model, processor) as address:
         requested_urls(driver)  # forget the browser's own start
         driver.get(address)
         yield driver
-        app.close()
 
 
 def wait_for(browser: Any, condition: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from golden_models import save_golden
+from gradio_server import collected_leftovers
 
 from damro.cli import app
 from damro.errors import ParameterError
@@ -31,10 +32,11 @@ def test_without_gradio_the_extra_is_named_before_a_model_is_loaded(monkeypatch:
         app.run(parse("--model", "absent"))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed")
     folder = save_golden("llava", tmp_path)
-    with socket.socket() as taken:
+    with collected_leftovers(), socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
 import threading
 import urllib.error
 import urllib.parse
@@ -14,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from golden_models import load_golden, make_processor, save_golden
+from gradio_server import serving
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 from damro import DAMROProcessor
-from damro.app import answer_request, build_app, serve_app, stream_answer, write_recipe
+from damro.app import answer_request, stream_answer, write_recipe
 from damro.errors import InputsError, ParameterError
 from damro.loading import ImageError, prepare_inputs
 
@@ -110,17 +110,10 @@ def test_errors_of_the_generation_reach_the_one_who_waits(loaded: tuple[Any, Any
         next(answer_request(model, processor, "golden", __file__, "What", 1.0, 0.1, 3, 4))
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def address(loaded: tuple[Any, Any]) -> Iterator[str]:
-    page = build_app(*loaded, "golden")
-    yield serve_app(page, port=free_port(), block=False)
-    page.close()
+    with serving(*loaded) as found:
+        yield found
 
 
 def status(url: Any) -> int:
