@@ -1,0 +1,100 @@
+"""``damro judge RUN RUN``: a language model grades the answers of two runs."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvalError
+from eval.run_config import FORMAT, folder_name, load_run, to_request
+
+_KEY = "OPENAI_API_KEY"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "judge",
+        help="have a language model grade the answers of two runs",
+        description="Send each image with the answers of two runs to an OpenAI-compatible server and have accuracy and "
+        f"detailedness graded, in both orders. The key is taken from {_KEY}; a judgement that is recorded is not asked "
+        "for again.",
+    )
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="folder of a run")
+    parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the judge's name on that server")
+    parser.add_argument("--images", metavar="DIR", help="the images, where the runs' folder has moved")
+    parser.add_argument("--no-images", action="store_true", help="send the answers alone, to a judge that cannot see")
+    parser.add_argument("--out", metavar="DIR", help="(default: judge-SECOND in the folder of the first run)")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N pairs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks, records and prints."""
+    from eval.judge import ASPECTS, judge_runs, openai_judge
+    from eval.report import load_runs
+
+    if args.limit is not None and args.limit < 1:
+        raise EvalError(f"--limit must be at least 1, got {args.limit}")
+    _, _, runs = load_runs(args.runs)
+    (first, second), records = list(runs), list(runs.values())
+    request = {"judge": args.model, "endpoint": args.endpoint, "sees_images": not args.no_images}
+    resolved = {"runs": [load_run(folder)["resolved"] for folder in args.runs]}
+    verdict = judge_runs(
+        *records,
+        Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}"),
+        openai_judge(args.endpoint, args.model, os.environ.get(_KEY)),
+        json.loads(json.dumps({"format": FORMAT, "request": request, "resolved": resolved})),
+        open_bytes=(lambda name: None) if args.no_images else _image_opener(args),
+        limit=args.limit,
+        progress=_tell if sys.stderr.isatty() else None,
+    )
+    if args.json:
+        values = {name: {aspect: v and asdict(v) for aspect, v in getattr(verdict, name).items()} for name in _PARTS}
+        print(json.dumps({"runs": [first, second], "judged": verdict.judged, "failed": len(verdict.failed), **values}))
+        return 0
+    for aspect in ASPECTS:
+        one, two, change = (_show(getattr(verdict, name)[aspect]) for name in _PARTS)
+        print(f"{aspect}: {first} {one}, {second} {two}, difference {change}")
+    print(f"{verdict.judged} pairs, each in both orders; 95 % bootstrap intervals")
+    if verdict.failed:
+        print(f"WARNING: {len(verdict.failed)} pairs have no grades, e.g. {next(iter(verdict.failed.items()))}")
+    return 0
+
+
+_PARTS = ("first", "second", "difference")
+
+
+def _image_opener(args: argparse.Namespace) -> Callable[[str], bytes]:
+    """From an image's name to its PNG, as the runs saw it."""
+    from eval.samples import folder_opener, open_scene
+
+    request = to_request(load_run(args.runs[0]))
+    request = replace(request, images=args.images or request.images)
+    if request.images is None and request.model != "tiny":
+        raise EvalError("--images must be given: the runs do not say where their images are")
+    open_image = open_scene if request.images is None else folder_opener(Path(request.images))
+
+    def open_bytes(name: str) -> bytes:
+        content = io.BytesIO()
+        open_image(name).save(content, format="png")
+        return content.getvalue()
+
+    return open_bytes
+
+
+def _show(interval: Any) -> str:
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _tell(done: int, total: int) -> None:
+    print(f"\r{done} of {total} judgements", end="\n" if done == total else "", file=sys.stderr, flush=True)
