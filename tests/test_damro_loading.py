@@ -72,17 +72,12 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
-    from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+    from transformers import BlipConfig, BlipForConditionalGeneration
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(image_size=28, patch_size=14, **small),
-        text_config=Qwen2Config(vocab_size=200, num_key_value_heads=2, **small),
-        image_token_index=199,
-        video_token_index=198,
-    )
-    LlavaOnevisionForConditionalGeneration(config).save_pretrained(tmp_path)
+    vision = {**small, "image_size": 28, "patch_size": 14}
+    config = BlipConfig(vision_config=vision, text_config={**small, "vocab_size": 200, "encoder_hidden_size": 16})
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
     make_processor("llava").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="model must be of a supported family"):
         load_model(tmp_path)
