@@ -1,4 +1,8 @@
-"""The [CLS] row of a ViT layer's attention, from the queries and keys of that row only."""
+"""The [CLS] row of a ViT layer's attention, from the queries and keys of that row only.
+
+Of a ViT without [CLS] (SigLIP) there is no such row; what its patches receive from all of them can take its place,
+and is named so.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,23 @@ from damro.vit import HasTower
 from decoding.families import Encoding, check_inputs, family_of
 
 Heads = Literal["merged", "mean", "max"]
+Source = Literal["cls", "received"]
 
 
 @dataclass(frozen=True)
 class CLSAttention:
-    """Attention that the [CLS] token of a ViT pays to the patches of each tile.
+    """Attention to the patches of each tile: what the [CLS] token of a ViT pays, or what all tokens pay on average.
 
     Attributes:
         weights: `(tiles, patches)`, float32; a share of the softmax over all tokens, so a row sums to less than
-            one by what [CLS] pays to itself ("max" over heads does not sum to a share).
+            one by what [CLS] pays to itself ("max" over heads does not sum to a share), and to one without [CLS].
         grid: patch rows and patch columns of a tile; patch p stands at `divmod(p, grid[1])`.
         layer: the ViT layer, counted from 0.
         heads: how heads were joined.
         row: `(tiles,)`, the prompt row (of a bare ViT, the image) each tile belongs to.
-        tile: `(tiles,)`, the tile's number within its image; 0 is the whole image, the base tile.
+        tile: `(tiles,)`, the tile's number within its image; 0 is the whole image, the base tile. Of a video, the
+            frame.
+        source: "cls" if this is the [CLS] row, "received" if it is the mean of all rows of a ViT without [CLS].
     """
 
     weights: Tensor
@@ -40,6 +47,7 @@ class CLSAttention:
     heads: Heads
     row: Tensor
     tile: Tensor
+    source: Source = "cls"
 
 
 @torch.no_grad()
@@ -48,6 +56,7 @@ def cls_attention(
     inputs: Mapping[str, Any],
     layer: int | None = None,
     heads: Heads | None = None,
+    source: Source = "cls",
 ) -> CLSAttention:
     """Reads where the [CLS] token of an LVLM's vision tower, or of a bare ViT, looks.
 
@@ -63,6 +72,8 @@ def cls_attention(
             bare ViT the last.
         heads: "merged", "mean" or "max"; None takes what the released code does for this family, and "mean" for a
             bare ViT.
+        source: "cls"; or "received", of a ViT without [CLS]: the attention each patch receives, the mean over the
+            queries of all patches.
 
     Returns:
         One row of weights for every tile of every image, in the order the vision tower reads them. Registers and
@@ -71,9 +82,9 @@ def cls_attention(
     Raises:
         UnsupportedModelError: if the family is not supported; NoClsTokenError if the ViT has no [CLS].
         InputsError: if there is no image in `inputs`.
-        ParameterError: if `layer` or `heads` is not one of the model's.
+        ParameterError: if `layer`, `heads` or `source` is not one of the model's.
     """
-    (attention,) = cls_attentions(model, inputs, [layer], heads)
+    (attention,) = cls_attentions(model, inputs, [layer], heads, source)
     return attention
 
 
@@ -83,11 +94,14 @@ def cls_attentions(
     inputs: Mapping[str, Any],
     layers: Sequence[int | None],
     heads: Heads | None = None,
+    source: Source = "cls",
 ) -> tuple[CLSAttention, ...]:
     """Reads several layers in one run of the tower; see :func:`cls_attention`."""
     family = tower_family(model, inputs)
+    tower = family.vision_tower(model, inputs)
+    check_source(source, tower)
     numbers = [resolve_layer(model, family, layer) for layer in layers]
-    with record_cls(family.vision_tower(model), sorted(set(numbers))) as recorded:
+    with record_cls(tower, sorted(set(numbers))) as recorded:
         encoding = family.encode(model, inputs)
     heads = heads or family_heads(family)
     return tuple(read_attention(recorded[number], encoding, number, heads) for number in numbers)
@@ -129,9 +143,39 @@ def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -
     return int(layer) % depth
 
 
+def has_cls(tower: nn.Module) -> bool:
+    """Whether a ViT has a [CLS] token, by the parameter that transformers keeps it in."""
+    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters())
+
+
+def check_source(source: str, tower: nn.Module) -> None:
+    """Checks that a ViT has what is asked of it.
+
+    Raises:
+        ParameterError: if there is no such source, or [CLS] is to be passed over.
+        NoClsTokenError: if the ViT has no [CLS].
+    """
+    if source not in get_args(Source):
+        raise ParameterError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+    if source == "cls" and not has_cls(tower):
+        raise NoClsTokenError(
+            f"the vision tower must have a [CLS] token, got {type(tower).__name__}, which has none; "
+            "source='received' reads the attention its patches receive"
+        )
+    if source == "received" and has_cls(tower):
+        raise ParameterError(
+            f"source must be 'cls' for a vision tower with a [CLS] token, got 'received' for {type(tower).__name__}"
+        )
+
+
 @dataclass(frozen=True)
 class ClsQueryKeys:
-    """What a hook keeps of one layer: `query (tiles, heads, d)` of [CLS] and `keys (tiles, heads, 1 + P, d)`."""
+    """What a hook keeps of one layer.
+
+    Attributes:
+        query: `(tiles, heads, d)` of [CLS], or `(tiles, heads, P, d)` of all patches where there is no [CLS].
+        keys: `(tiles, heads, 1 + P, d)`.
+    """
 
     query: Tensor
     keys: Tensor
@@ -139,7 +183,7 @@ class ClsQueryKeys:
 
 @contextmanager
 def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQueryKeys]]:
-    """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs.
+    """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs; without [CLS] all queries.
 
     Args:
         tower: a ViT of transformers, with `q_proj` and `k_proj` or a fused `qkv` in each layer.
@@ -151,11 +195,11 @@ def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQuery
     """
     recorded: dict[int, ClsQueryKeys] = {}
     parts: dict[int, dict[str, Tensor]] = {number: {} for number in layers}
-    handles = []
+    handles, first_only = [], has_cls(tower)
     try:
         for number in layers:
             for name, module in _projections(encoder_layers(tower)[number]).items():
-                handles.append(module.register_forward_hook(_keep(parts[number], name)))
+                handles.append(module.register_forward_hook(_keep(parts[number], name, first_only)))
         yield recorded
         for number, kept in parts.items():
             if kept:
@@ -185,9 +229,11 @@ def read_attention(recorded: ClsQueryKeys, encoding: Encoding, layer: int, heads
     """Turns recorded queries and keys into attention over the patches.
 
     Raises:
-        NoClsTokenError: if the tower has one token a patch and no more.
         ParameterError: if `heads` is unknown.
     """
+    if recorded.query.ndim == 4:
+        row, tile = locate_tiles(encoding)
+        return CLSAttention(received_weights(recorded, heads), encoding.grid, layer, heads, row, tile, "received")
     extra = summary_tokens(recorded.keys.shape[2], encoding.grid)
     weights = cls_weights(recorded, heads)[:, extra:]
     row, tile = locate_tiles(encoding)
@@ -234,7 +280,32 @@ def cls_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
     width = query.shape[-1]
     if heads == "merged":
         return torch.softmax(logits.sum(dim=1) * (query.shape[1] * width) ** -0.5, dim=-1)
-    weights = torch.softmax(logits * width**-0.5, dim=-1)
+    return _join(torch.softmax(logits * width**-0.5, dim=-1), heads)
+
+
+def received_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
+    """Attention that each patch receives, the mean over all queries, heads joined: `(tiles, P)`, float32.
+
+    Example:
+        >>> import torch
+        >>> one_head = ClsQueryKeys(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
+        >>> received_weights(one_head, "mean").tolist()
+        [[0.25, 0.25, 0.25, 0.25]]
+    """
+    width, weights = recorded.query.shape[-1], []
+    # A tile at a time: all at once would be tiles x heads x patches x patches.
+    for query, keys in zip(recorded.query.float(), recorded.keys.float(), strict=True):
+        if heads == "merged":
+            logits = torch.einsum("hqd,hnd->qn", query, keys) * (len(query) * width) ** -0.5
+            weights.append(torch.softmax(logits, dim=-1).mean(dim=0))
+        else:
+            logits = torch.einsum("hqd,hnd->hqn", query, keys) * width**-0.5
+            weights.append(_join(torch.softmax(logits, dim=-1).mean(dim=1)[None], heads)[0])
+    return torch.stack(weights)
+
+
+def _join(weights: Tensor, heads: Heads) -> Tensor:
+    """`(tiles, heads, n)` to `(tiles, n)`."""
     if heads == "mean":
         return weights.mean(dim=1)
     if heads == "max":
@@ -252,9 +323,9 @@ def _projections(layer: nn.Module) -> dict[str, nn.Module]:
     return {"query": modules[names[0]], "keys": modules[names[1]]}
 
 
-def _keep(kept: dict[str, Tensor], name: str) -> Any:
+def _keep(kept: dict[str, Tensor], name: str, first_only: bool) -> Any:
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        kept[name] = output[:, :1] if name == "query" else output
+        kept[name] = output[:, :1] if name == "query" and first_only else output
 
     return hook
 
@@ -266,5 +337,6 @@ def _split(kept: dict[str, Tensor], heads: int) -> ClsQueryKeys:
         fused = kept["qkv"].view(tiles, tokens, 3, heads, -1)  # query, key, value
         return ClsQueryKeys(fused[:, 0, 0], fused[:, :, 1].transpose(1, 2))
     tiles, tokens, _ = kept["keys"].shape
-    query = kept["query"].view(tiles, heads, -1)
+    query = kept["query"].view(tiles, kept["query"].shape[1], heads, -1).transpose(1, 2)
+    query = query[:, :, 0] if query.shape[2] == 1 else query
     return ClsQueryKeys(query, kept["keys"].view(tiles, tokens, heads, -1).transpose(1, 2))

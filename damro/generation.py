@@ -101,7 +101,7 @@ def generate(
     The vision tower runs once. The tokens are those of :class:`damro.DAMROProcessor` with the same parameters.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT or (decoder-only) InstructBLIP model.
+        model: of one of ``decoding.families.FAMILIES``.
         inputs: the mapping its processor returned for images and left-padded text.
         method: "damro"; its controls "random-k" (k random patches), "least-k" (the k least attended) and
             "no-image" (the text alone) in place of the outliers; "vcd", "icd" and "m3id", see

@@ -46,7 +46,16 @@ def preset(family: str, task: Task | None = None) -> Preset:
         raise UnsupportedModelError(
             f"family must have a preset ({', '.join(_DEFAULT)}), got {family!r}; pass alpha, beta and top_k"
         )
-    if task is not None and task not in get_args(Task):
-        raise ParameterError(f"task must be one of {', '.join(get_args(Task))} or None, got {task!r}")
+    check_task(task)
     chosen = _DEFAULT[family]
     return chosen._replace(alpha=_CHAIR_ALPHA[family]) if task == "chair" else chosen
+
+
+def check_task(task: str | None) -> None:
+    """Checks the name of a task.
+
+    Raises:
+        ParameterError: if it is unknown.
+    """
+    if task is not None and task not in get_args(Task):
+        raise ParameterError(f"task must be one of {', '.join(get_args(Task))} or None, got {task!r}")

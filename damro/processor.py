@@ -33,7 +33,9 @@ class DAMROProcessor(ContrastiveProcessor):
     calls with the same inputs, under greedy search, sampling, beams and prompt lookup.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT or (decoder-only) InstructBLIP model.
+        model: of one of ``decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and InstructBLIP;
+            for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are ranked by the
+            attention they receive, which is not the paper's method.
         inputs: the mapping its processor returned for images and left-padded text.
         alpha: strength of the contrast; None takes the preset of the family and `task`.
         beta: plausibility cutoff in (0, 1]; None takes the preset.
@@ -51,7 +53,7 @@ class DAMROProcessor(ContrastiveProcessor):
         attention: the :class:`damro.CLSAttention` they were chosen by.
 
     Raises:
-        UnsupportedModelError: the family, or a ViT without [CLS].
+        UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None.
         InputsError: no image, no image token, right padding.
         ParameterError: alpha, beta or top_k out of range.
     """

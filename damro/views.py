@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from damro.attention import CLSAttention, family_heads, read_attention, record_cls
 from damro.errors import ParameterError
 from damro.outliers import check_top_k, rank_patches
-from damro.presets import Task, preset
+from damro.presets import Task, check_task, preset
 from damro.pruning import Pruning, full_prompt, record_for
 from decoding.families import check_inputs, family_of
 from decoding.methods import Contrast, ContrastRule
@@ -28,7 +28,8 @@ class OutlierView(NamedTuple):
 
     Attributes:
         contrast: ready for :func:`decoding.generate.decode`.
-        attention: the [CLS] attention that patches were chosen by.
+        attention: the [CLS] attention that patches were chosen by, or of a ViT without [CLS] the attention they
+            receive; its `source` tells.
         outliers: `(tiles, k)`, the chosen patches of every tile of every image in descending attention.
     """
 
@@ -54,7 +55,7 @@ def outlier_view(
     """Runs the vision tower once and builds the full and the outlier-only prompt from that run.
 
     Args:
-        model: a LLaVA, LLaVA-NeXT or (decoder-only) InstructBLIP model.
+        model: of one of ``decoding.families.FAMILIES``.
         inputs: the mapping its processor returned for images and left-padded text.
         alpha: strength of the contrast; None takes the preset of the family and `task`.
         beta: plausibility cutoff in (0, 1]; None takes the preset.
@@ -67,21 +68,22 @@ def outlier_view(
             outliers are the same with it and without.
 
     Raises:
-        UnsupportedModelError: the family, or a ViT without [CLS]; with `pruning`, columns that are not patches.
+        UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None; with
+            `pruning`, a ViT without [CLS] or columns that are not patches.
         InputsError: no image, no image token, right padding; different images with `shared_image`.
         ParameterError: alpha, beta, top_k or variant out of range.
     """
     check_variant(variant)
     family = family_of(model)
     check_inputs(model, inputs)
-    rule, defaults = rule_for(model, alpha, beta, task), preset(model.config.model_type, task)
+    rule = rule_for(model, alpha, beta, task)
+    top_k = preset(model.config.model_type, task).top_k if top_k is None else top_k
     reference = variant == "reference"
     layer = family.feature_layer(model, reference=reference)
-    tower = family.vision_tower(model)
+    tower = family.vision_tower(model, inputs)
     with record_cls(tower, [layer]) as recorded, record_for(pruning, model) as ranked:
         encoding = encode_shared(model, inputs) if shared_image else family.encode(model, inputs)
     attention = read_attention(recorded[layer], encoding, layer, family_heads(family))
-    top_k = defaults.top_k if top_k is None else top_k
     check_top_k(top_k, attention.weights.shape[-1])
     outliers = (choose or rank_patches)(attention.weights, top_k)
     # Of an image that all prompts share the tower saw one copy.
@@ -110,7 +112,11 @@ def rule_for(model: PreTrainedModel, alpha: float | None, beta: float | None, ta
     """The rule of DAMRO and its controls: what is not given comes from the preset of the family and task.
 
     Raises:
-        UnsupportedModelError: if the family has no preset; ParameterError: if alpha, beta or task is not valid.
+        UnsupportedModelError: if the family has no preset to take alpha or beta from.
+        ParameterError: if alpha, beta or task is not valid.
     """
-    defaults = preset(model.config.model_type, task)
-    return ContrastRule(defaults.alpha if alpha is None else alpha, defaults.beta if beta is None else beta)
+    check_task(task)
+    if alpha is None or beta is None:
+        defaults = preset(model.config.model_type, task)
+        alpha, beta = defaults.alpha if alpha is None else alpha, defaults.beta if beta is None else beta
+    return ContrastRule(alpha, beta)

@@ -28,7 +28,7 @@ class HasTower(Protocol):
 
     DEFAULT_HEADS: str
 
-    def vision_tower(self, model: Any) -> nn.Module:
+    def vision_tower(self, model: Any, inputs: Mapping[str, Any] | None = None) -> nn.Module:
         """The ViT."""
 
     def feature_layer(self, model: Any, *, reference: bool) -> int:
@@ -49,7 +49,7 @@ def is_bare_vit(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) in BARE_VITS
 
 
-def vision_tower(model: Any) -> nn.Module:
+def vision_tower(model: Any, inputs: Mapping[str, Any] | None = None) -> nn.Module:
     """The ViT is the model."""
     tower: nn.Module = model
     return tower

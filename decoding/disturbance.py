@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from decoding.errors import ParameterError
 from decoding.families import family_of
-from decoding.families.base import attention_mask_of
+from decoding.families.base import attention_mask_of, image_columns
 
 DISTURBANCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 """One of the five prefixes in the scripts of ICD's authors (github.com/p1k0pan/ICD), and the one others use."""
@@ -36,11 +36,11 @@ def disturb_text(
     Raises:
         ParameterError: if the sentence is empty, or there is no tokenizer to read it.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
     prefix = _tokens(tokenizer, sentence, "processor")
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
-    image = ids == model.config.image_token_id
+    image = image_columns(model, ids)
     longer, read = _insert(ids, mask, mask.bool() & ~image, tokenizer.bos_token_id, prefix)
     return {**inputs, "input_ids": longer, "attention_mask": read}
 
@@ -56,7 +56,7 @@ def disturb_question(
     Raises:
         ParameterError: as :func:`disturb_text`.
     """
-    tokenizer = getattr(processor, "qformer_tokenizer", None)
+    tokenizer: Any = getattr(processor, "qformer_tokenizer", None)
     prefix = _tokens(tokenizer, sentence, "processor.qformer_tokenizer")
     ids: Tensor = inputs["qformer_input_ids"]
     mask = inputs.get("qformer_attention_mask")

@@ -202,7 +202,8 @@ def vcd_contrast(
     """
     rule, family = ContrastRule(alpha, beta), family_of(model)
     check_inputs(model, inputs)
-    noisy = {**inputs, "pixel_values": add_diffusion_noise(inputs["pixel_values"], noise_step, seed)}
+    pixels = {key: inputs[key] for key in family.PIXELS if inputs.get(key) is not None}
+    noisy = {**inputs, **{key: add_diffusion_noise(value, noise_step, seed) for key, value in pixels.items()}}
     full = family.full_prompt(model, inputs, encode_images(model, inputs, shared=shared_image))
     negative = family.full_prompt(model, noisy, encode_images(model, noisy, shared=shared_image))
     return Contrast(full, negative, rule)

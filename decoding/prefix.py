@@ -51,7 +51,7 @@ def encode_shared(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoding
     """
     check_inputs(model, inputs)
     family, rows = family_of(model), len(inputs["input_ids"])
-    images = {key: inputs[key] for key in ("pixel_values", "image_sizes") if inputs.get(key) is not None}
+    images = {key: inputs[key] for key in (*family.PIXELS, "image_sizes") if inputs.get(key) is not None}
     for key, value in images.items():
         if len(value) not in (1, rows) or not bool((value == value[:1]).all()):
             raise InputsError(

@@ -15,13 +15,14 @@ from transformers import (
     CLIPModel,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
 )
 
+import damro
 from damro import DAMROProcessor, cls_attention
 from damro.errors import InputsError, NoClsTokenError, ParameterError, UnsupportedModelError
+from damro.inspection import inspect_vit
 from decoding.errors import NonFiniteScoresError
+from tests.family_models import family_inputs, family_model
 from tests.golden_cases import FAMILIES, Inputs, fresh_model, inputs_of, model_of
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -45,21 +46,21 @@ def hooks_of(model: Any) -> int:
 @ENTRIES
 def test_a_model_of_another_family(entry):
     clip = CLIPModel(CLIPConfig(text_config={**TINY, "vocab_size": 10}, vision_config={**TINY, "image_size": 28}))
-    message = r"supported family \(llava, llava_next, instructblip\), got model_type 'clip'"
+    message = r"supported family \(llava, llava_next, .*\), got model_type 'clip'"
     rejected(UnsupportedModelError, message, entry, clip, inputs_of("llava_img0"))
 
 
 @ENTRIES
-def test_blip2_is_not_instructblip(entry):
+def test_blip2_on_flan_t5(entry):
     config = Blip2Config(
         vision_config=Blip2VisionConfig(**TINY, image_size=28).to_dict(),
         qformer_config={**TINY, "vocab_size": 10, "encoder_hidden_size": 16},
-        text_config={"model_type": "opt", "vocab_size": 10, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "word_embed_proj_dim": 16},
+        text_config={"model_type": "t5", "vocab_size": 200, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
+                     "num_heads": 2, "decoder_start_token_id": 0},
         num_query_tokens=2,
     )  # fmt: skip
     model = Blip2ForConditionalGeneration(config)
-    rejected(UnsupportedModelError, "instructblip.*got model_type 'blip-2'", entry, model, inputs_of("llava_img0"))
+    rejected(UnsupportedModelError, "got 't5'; .* BLIP-2 on OPT are", entry, model, inputs_of("llava_img0"))
 
 
 @ENTRIES
@@ -73,7 +74,7 @@ def test_instructblip_on_flan_t5(entry):
         image_token_index=199,
     )  # fmt: skip
     model = InstructBlipForConditionalGeneration(config)
-    message = "decoder-only language model, got 't5'; InstructBLIP on FLAN-T5 is not supported, .* Vicuna is"
+    message = "decoder-only language model, got 't5'; InstructBLIP and BLIP-2 on FLAN-T5 are not supported, .* Vicuna"
     rejected(UnsupportedModelError, message, entry, model, inputs_of("instructblip_img0"))
 
 
@@ -93,25 +94,30 @@ def test_what_is_no_model(entry, model):
     rejected(UnsupportedModelError, message, entry, model, inputs_of("llava_img0"))
 
 
-@ENTRIES
-def test_a_vit_without_cls(entry):
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config={"model_type": "siglip_vision_model", **TINY, "num_hidden_layers": 2, "image_size": 56,
-                       "patch_size": 14},
-        text_config={"model_type": "llama", **TINY, "vocab_size": 200},
-        image_token_index=199,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )  # fmt: skip
-    model = LlavaForConditionalGeneration(config).eval()
-    inputs = inputs_of("llava_img0")
-    assert model.generate(**inputs, max_new_tokens=1).shape == (1, 26)  # a model that works
+def test_a_vit_without_cls():
+    """DAMRO ranks by the attention that patches receive, and says so; what is asked of [CLS] by name is refused."""
+    model, inputs = family_model("llava_siglip"), family_inputs("llava_siglip")
+    model.generate(**inputs, max_new_tokens=1)  # transformers' own hooks come with the first run
     hooks = hooks_of(model)
-    message = r"must have a \[CLS\] token before its 4x4 patches, got 16 tokens; .*SigLIP"
-    rejected(NoClsTokenError, message, entry, model, inputs)
+    message = r"must have a \[CLS\] token, got Siglip.*, which has none; source='received' reads the attention"
+    rejected(NoClsTokenError, message, cls_attention, model, inputs)
+    rejected(NoClsTokenError, message, inspect_vit, model, inputs)
+    rejected(NoClsTokenError, r"must have a \[CLS\] token", generate_pruned, model, inputs)
     assert issubclass(NoClsTokenError, UnsupportedModelError)
+    assert DAMROProcessor(model, inputs).attention.source == "received"
     assert hooks_of(model) == hooks
+
+
+def generate_pruned(model: Any, inputs: Any) -> None:
+    damro.generate(model, inputs, keep_tokens=4, max_new_tokens=1)
+
+
+def test_a_source_of_attention_that_there_is_not():
+    model, inputs = model_of("llava"), inputs_of("llava_img0")
+    message = "source must be 'cls' for a vision tower with a .* token, got 'received' for CLIPVision"
+    rejected(ParameterError, message, cls_attention, model, inputs, source="received")
+    message = "source must be one of cls, received, got 'rollout'"
+    rejected(ParameterError, message, cls_attention, model, inputs, source="rollout")
 
 
 # Inputs

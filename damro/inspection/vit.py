@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from damro.attention import (
     ClsQueryKeys,
     Heads,
+    check_source,
     encoder_layers,
     family_heads,
     read_attention,
@@ -91,7 +92,8 @@ def inspect_vit(
     """
     family = family_of(model)
     check_inputs(model, inputs)
-    tower = family.vision_tower(model)
+    tower = family.vision_tower(model, inputs)
+    check_source("cls", tower)
     depth = len(encoder_layers(tower))
     numbers = tuple(resolve_layer(model, family, number) for number in (range(depth) if layers is None else layers))
     if not numbers:

@@ -13,13 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding.errors import InputsError, UnsupportedModelError
-from decoding.families import instructblip, llava, llava_next
-from decoding.families.base import ColumnPatches, Encoding, Family, attention_mask_of
+from decoding.families import blip_2, instructblip, llava, llava_next, llava_onevision, video_llava, vipllava
+from decoding.families.base import ColumnPatches, Encoding, Family, attention_mask_of, image_columns
 
 FAMILIES: dict[str, Family] = {
     "llava": llava,
     "llava_next": llava_next,
     "instructblip": instructblip,
+    "vipllava": vipllava,
+    "video_llava": video_llava,
+    "llava_onevision": llava_onevision,
+    "blip-2": blip_2,
 }
 
 __all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
@@ -45,7 +49,7 @@ def family_of(model: PreTrainedModel) -> Family:
     if getattr(model.config.get_text_config(), "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"model must have a decoder-only language model, got {model.config.get_text_config().model_type!r}; "
-            "InstructBLIP on FLAN-T5 is not supported, InstructBLIP on Vicuna is"
+            "InstructBLIP and BLIP-2 on FLAN-T5 are not supported, InstructBLIP on Vicuna and BLIP-2 on OPT are"
         )
     return family
 
@@ -58,13 +62,14 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     """
     if not isinstance(inputs, Mapping):
         raise InputsError(f"inputs must be the mapping a processor returned, got {type(inputs).__name__}")
-    for key in ("pixel_values", "input_ids"):
-        if not isinstance(inputs.get(key), Tensor):
+    family = family_of(model)
+    for keys in (family.PIXELS, ("input_ids",)):
+        if not any(isinstance(inputs.get(key), Tensor) for key in keys):
             raise InputsError(
-                f"inputs must hold {key!r} as a tensor, got the keys {sorted(inputs)}; "
+                f"inputs must hold {' or '.join(map(repr, keys))} as a tensor, got the keys {sorted(inputs)}; "
                 "call processor(images=..., text=..., return_tensors='pt')"
             )
-    for key in family_of(model).REQUIRED_INPUTS:
+    for key in family.REQUIRED_INPUTS:
         if inputs.get(key) is None:
             raise InputsError(f"inputs of {model.config.model_type} must hold {key!r}, got {sorted(inputs)}")
     ids = inputs["input_ids"]
@@ -80,7 +85,7 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
             "inputs must be padded on the left, got padding at the end of a row; "
             "set processor.tokenizer.padding_side = 'left'"
         )
-    without = (~(ids == model.config.image_token_id).any(dim=-1)).nonzero().flatten().tolist()
+    without = (~image_columns(model, ids).any(dim=-1)).nonzero().flatten().tolist()
     if without:
         raise InputsError(
             f"every prompt must hold an image token, got none in rows {without[:5]} ({len(without)} in all); "

@@ -53,13 +53,16 @@ class Family(Protocol):
     """The functions of a family module."""
 
     REQUIRED_INPUTS: tuple[str, ...]
-    """Keys that the processor's output must have beside `input_ids` and `pixel_values`."""
+    """Keys that the processor's output must have beside `input_ids` and the pixels."""
+
+    PIXELS: tuple[str, ...]
+    """Keys that pixels may have; the processor's output has one of them."""
 
     DEFAULT_HEADS: str
     """How the released DAMRO code joins the heads of this family: "merged" or "mean"."""
 
-    def vision_tower(self, model: LVLM) -> nn.Module:
-        """The ViT."""
+    def vision_tower(self, model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
+        """The ViT; of a model with one for images and one for videos, that which reads `inputs`."""
 
     def decoder(self, model: LVLM) -> nn.Module:
         """The causal language model with its head; called with `inputs_embeds`."""
@@ -103,10 +106,25 @@ def embed_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> 
     """Embeds the text and puts the image features into their columns."""
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
-    image_mask = ids == model.config.image_token_id
+    image_mask = image_columns(model, ids)
     embeds = model.get_input_embeddings()(ids)
     features = torch.cat([feature.to(embeds.device) for feature in encoding.features])
     return VisualPrompt(scatter_features(embeds, image_mask, features), mask, image_mask)
+
+
+def image_columns(model: LVLM, ids: Tensor) -> Tensor:
+    """`(B, L)`, True where a prompt holds an image token, or a video token in models that have one."""
+    mask: Tensor = ids == model.config.image_token_id
+    video = getattr(model.config, "video_token_id", None)
+    return mask if video is None else mask | (ids == video)
+
+
+def leading_columns(model: LVLM, encoding: Encoding) -> int:
+    """How many columns an image has before its first patch: [CLS], if the model keeps it and the ViT has one."""
+    if model.config.vision_feature_select_strategy != "full":
+        return 0
+    tokens: int = encoding.outputs.last_hidden_state.shape[1]
+    return tokens - encoding.grid[0] * encoding.grid[1]
 
 
 def attention_mask_of(model: LVLM, inputs: Mapping[str, Any]) -> Tensor:
@@ -138,7 +156,7 @@ def rows_of_images(model: LVLM, inputs: Mapping[str, Any], features: Sequence[Te
     """
     if len(inputs["input_ids"]) == 1:
         return (0,) * len(features)
-    left = (inputs["input_ids"] == model.config.image_token_id).sum(dim=-1).tolist()
+    left = image_columns(model, inputs["input_ids"]).sum(dim=-1).tolist()
     rows, row = [], 0
     for number, feature in enumerate(features):
         while row < len(left) and left[row] == 0:

@@ -13,10 +13,11 @@ from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, 
 from decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
+PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "mean"
 
 
-def vision_tower(model: LVLM) -> nn.Module:
+def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
     """The EVA ViT."""
     tower: nn.Module = model.vision_model
     return tower
@@ -70,8 +71,8 @@ def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -
         UnsupportedModelError: always.
     """
     raise UnsupportedModelError(
-        f"model must have image columns that are patches, got instructblip, whose {model.config.num_query_tokens} "
-        "columns are queries of its Q-Former; LLaVA and LLaVA-NeXT have such columns"
+        f"model must have image columns that are patches, got {model.config.model_type}, whose "
+        f"{model.config.num_query_tokens} columns are queries of its Q-Former; LLaVA and LLaVA-NeXT have such columns"
     )
 
 

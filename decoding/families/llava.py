@@ -14,17 +14,19 @@ from decoding.families.base import (
     Encoding,
     clip_feature_layer,
     embed_prompt,
+    leading_columns,
     patch_grid,
     rows_of_images,
 )
 from decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ()
+PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "merged"
 full_prompt = embed_prompt
 
 
-def vision_tower(model: LVLM) -> nn.Module:
+def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
     """The CLIP ViT."""
     tower: nn.Module = model.model.vision_tower
     return tower
@@ -64,8 +66,7 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
 def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
     """One column a patch, in image order; with the feature strategy "full", [CLS] in front."""
     patches = torch.arange(encoding.grid[0] * encoding.grid[1])
-    if model.config.vision_feature_select_strategy == "full":
-        patches = torch.cat([patches.new_tensor([-1]), patches])
+    patches = torch.cat([patches.new_full((leading_columns(model, encoding),), -1), patches])
     return [ColumnPatches(patches, torch.zeros_like(patches)) for _ in encoding.features]
 
 
@@ -81,7 +82,7 @@ def patch_columns(
         rows: number of prompts.
         last_column: also keep the last column of each image.
     """
-    first = int(model.config.vision_feature_select_strategy == "full")
+    first = leading_columns(model, encoding)
     columns: list[list[Tensor]] = [[] for _ in range(rows)]
     offset, tile = [0] * rows, 0
     for feature, row, tiles in zip(encoding.features, encoding.rows, encoding.tiles, strict=True):

@@ -1,0 +1,89 @@
+"""Video-LLaVA: frames through a ViT of their own, every token of which is a column, [CLS] too; images as in LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decoding.errors import InputsError
+from decoding.families import llava
+from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from decoding.families.llava import DEFAULT_HEADS, REQUIRED_INPUTS, decoder, feature_layer
+from decoding.prompts import VisualPrompt
+
+__all__ = [
+    "DEFAULT_HEADS",
+    "PIXELS",
+    "REQUIRED_INPUTS",
+    "column_patches",
+    "decoder",
+    "encode",
+    "feature_layer",
+    "full_prompt",
+    "prompt_of_patches",
+    "vision_tower",
+]
+
+VIDEO = "pixel_values_videos"
+PIXELS: tuple[str, ...] = ("pixel_values", VIDEO)
+full_prompt = embed_prompt
+
+
+def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
+    """The ViT of images, or that of videos if `inputs` hold videos."""
+    tower: nn.Module = model.model.video_tower if _has_video(inputs) else model.model.image_tower
+    return tower
+
+
+def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+    """Runs one ViT and the projector once; a frame is a tile of its video.
+
+    Raises:
+        InputsError: if there are both images and videos.
+    """
+    if not _has_video(inputs):
+        return llava.encode(model, inputs)
+    if inputs.get("pixel_values") is not None:
+        raise InputsError(
+            f"inputs must hold images or videos, got pixel_values and {VIDEO}; call once for the prompts with "
+            "images and once for those with videos"
+        )
+    pixels = inputs[VIDEO]  # (videos, frames, 3, H, W)
+    outputs = model.model.get_video_features(pixel_values_videos=pixels, return_dict=True)
+    features = list(outputs.pooler_output.unflatten(0, pixels.shape[:2]).flatten(1, 2))
+    tiles = (pixels.shape[1],) * len(pixels)
+    return Encoding(outputs, features, rows_of_images(model, inputs, features), tiles, patch_grid(model.config, pixels))
+
+
+def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
+    """Keeps the columns of some patches of each image, or of each frame."""
+    if not _has_video(inputs):
+        return llava.prompt_of_patches(model, inputs, encoding, patches)
+    prompt = full_prompt(model, inputs, encoding)
+    frames, tokens = encoding.tiles[0], 1 + encoding.grid[0] * encoding.grid[1]
+    # A row's videos follow one another, and so do their frames: each is [CLS] and its patches.
+    first = [0] * len(prompt.image_mask)
+    columns: list[list[Tensor]] = [[] for _ in first]
+    for row, chosen in zip(encoding.rows, torch.split(patches, frames), strict=True):
+        starts = torch.arange(frames, device=chosen.device)[:, None] * tokens
+        columns[row].append((starts + 1 + chosen).flatten() + first[row])
+        first[row] += frames * tokens
+    return prompt.keep([torch.cat(kept) for kept in columns])
+
+
+def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+    """One column a patch, in image order; in videos frame by frame, [CLS] in front of each frame's patches."""
+    if not _has_video(inputs):
+        return llava.column_patches(model, inputs, encoding)
+    count = encoding.grid[0] * encoding.grid[1]
+    frames = torch.arange(encoding.tiles[0])[:, None]
+    patch = torch.cat([torch.full_like(frames, -1), frames * count + torch.arange(count)], dim=1).flatten()
+    line = frames.expand(-1, 1 + count).flatten()
+    return [ColumnPatches(patch, line) for _ in encoding.features]
+
+
+def _has_video(inputs: Mapping[str, Any] | None) -> bool:
+    return inputs is not None and inputs.get(VIDEO) is not None

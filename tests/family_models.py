@@ -1,0 +1,127 @@
+"""Tiny models with random weights of the families that have no golden recording, and inputs for them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+MORE_FAMILIES = ("vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2")
+IMAGE, VIDEO, PATCHES, FRAMES, QUERIES = 199, 198, 16, 3, 6
+Inputs = dict[str, Tensor]
+_TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}  # fmt: skip
+_VIT = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 3,
+        "image_size": 56, "patch_size": 14}  # fmt: skip
+_CLIP = {"model_type": "clip_vision_model", **_VIT}
+_SIGLIP = {"model_type": "siglip_vision_model", **_VIT, "vision_use_head": False}
+_LLAMA = {"model_type": "llama", **_TEXT}
+
+
+def _vipllava() -> Any:
+    config = VipLlavaConfig(
+        vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layer=[-2, -3, 1]
+    )
+    return VipLlavaForConditionalGeneration(config)
+
+
+def _video_llava() -> Any:
+    config = VideoLlavaConfig(
+        vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, video_token_index=VIDEO,
+        vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return VideoLlavaForConditionalGeneration(config)
+
+
+def _llava_onevision() -> Any:
+    config = LlavaOnevisionConfig(
+        vision_config=_SIGLIP, text_config={"model_type": "qwen2", **_TEXT, "num_key_value_heads": 2},
+        image_token_index=IMAGE, video_token_index=VIDEO, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+    )  # fmt: skip
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+def _llava_siglip() -> Any:
+    config = LlavaConfig(
+        vision_config=_SIGLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+def _blip_2() -> Any:
+    config = Blip2Config(
+        vision_config=dict(_VIT),
+        qformer_config={"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
+                        "encoder_hidden_size": 24, "vocab_size": 10},
+        text_config={"model_type": "opt", "vocab_size": 200, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "word_embed_proj_dim": 32, "max_position_embeddings": 128,
+                     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None},
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )  # fmt: skip
+    return Blip2ForConditionalGeneration(config)
+
+
+_MAKERS = {
+    "vipllava": _vipllava,
+    "video_llava": _video_llava,
+    "video_llava_video": _video_llava,
+    "llava_onevision": _llava_onevision,
+    "llava_siglip": _llava_siglip,
+    "blip-2": _blip_2,
+}
+
+
+@lru_cache
+def family_model(name: str, attention: str = "sdpa") -> Any:
+    """A model, shared between tests: none may leave a change on it."""
+    torch.manual_seed(0)
+    model = _MAKERS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 or parameter.std() == 0 or parameter.shape == (32,):
+                parameter.add_(0.25 * torch.randn(parameter.shape))
+    if attention != "sdpa":
+        model.set_attn_implementation(attention)
+    return model
+
+
+def family_inputs(name: str) -> Inputs:
+    """Two prompts of different length about different images (or videos), padded on the left."""
+    random = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    visual: Inputs = {"pixel_values": drawn(2, 3, 56, 56)}
+    columns = [[IMAGE] * PATCHES] * 2
+    if name == "video_llava_video":
+        visual = {"pixel_values_videos": drawn(2, FRAMES, 3, 56, 56)}
+        columns = [[VIDEO] * FRAMES * (1 + PATCHES)] * 2
+    elif name == "llava_onevision":
+        # 56x112 is two tiles side by side, 4 lines of 8 patches and a newline; of 56x56 in them half is padding.
+        visual = {"pixel_values": drawn(2, 5, 3, 56, 56), "image_sizes": torch.tensor([[56, 112], [56, 56]])}
+        columns = [[IMAGE] * (PATCHES + 4 * 9), [IMAGE] * (PATCHES + 4 * 5)]
+    elif name == "blip-2":
+        columns = [[IMAGE] * QUERIES] * 2
+    prompts = [[1, 9, *columns[0], 30, 31, 32, 33], [1, *columns[1], 40, 41]]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask, **visual}

@@ -1,0 +1,105 @@
+"""Attention of the further families against eager weights; without [CLS] what patches receive stands in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from damro import CLSAttention, DAMROProcessor, cls_attention, outlier_view
+from damro.attention import has_cls
+from decoding.families import family_of
+from tests.family_models import FRAMES, MORE_FAMILIES, PATCHES, Inputs, family_inputs, family_model
+
+WITHOUT_CLS = ("llava_onevision", "llava_siglip")
+EVERY_FAMILY = pytest.mark.parametrize("name", MORE_FAMILIES)
+
+
+def tiles_of(name: str, inputs: Inputs) -> Tensor:
+    """The images as the ViT reads them, one after the other."""
+    if name == "llava_onevision":  # three tiles of either image; the rest is padding
+        return torch.cat([image[:3] for image in inputs["pixel_values"]])
+    return inputs.get("pixel_values_videos", inputs.get("pixel_values", torch.empty(0))).reshape(-1, 3, 56, 56)
+
+
+@torch.no_grad()
+def eager(name: str, layer: int) -> Tensor:
+    """`(tiles, heads, tokens, tokens)`, as the ViT itself returns it."""
+    model, inputs = family_model(name, "eager"), family_inputs(name)
+    tower: Any = family_of(model).vision_tower(model, inputs)
+    weights: Tensor = tower(tiles_of(name, inputs), output_attentions=True).attentions[layer]
+    return weights
+
+
+def by_hand(weights: Tensor, heads: str, source: str) -> Tensor:
+    rows = weights[:, :, 0, 1:] if source == "cls" else weights.mean(dim=2)
+    return rows.mean(dim=1) if heads == "mean" else rows.amax(dim=1)
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("heads", ["mean", "max"])
+@pytest.mark.parametrize("layer", [0, 2, -1])
+def test_weights_are_those_of_eager_attention(name: str, heads: Any, layer: int) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    source: Any = "received" if name in WITHOUT_CLS else "cls"
+    attention = cls_attention(model, inputs, layer, heads, source=source)
+    torch.testing.assert_close(attention.weights, by_hand(eager(name, layer), heads, source), atol=1e-6, rtol=1e-4)
+    assert attention.source == source
+    assert attention.layer == layer % 4
+
+
+@torch.no_grad()
+def test_heads_that_are_treated_as_one() -> None:
+    """From the layer's own input and projections: softmax over all heads' sum, mean over the queries."""
+    model, inputs = family_model("llava_siglip"), family_inputs("llava_siglip")
+    tower = model.model.vision_tower
+    layer = tower.encoder.layers[1]
+    hidden = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1]
+    normed = layer.layer_norm1(hidden)
+    queries, keys = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+    expected = torch.softmax(queries @ keys.transpose(1, 2) * 24**-0.5, dim=-1).mean(dim=1)
+    attention = cls_attention(model, inputs, 1, "merged", source="received")
+    torch.testing.assert_close(attention.weights, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITHOUT_CLS)
+def test_what_patches_receive_is_a_share(name: str) -> None:
+    attention = cls_attention(family_model(name), family_inputs(name), source="received")
+    torch.testing.assert_close(attention.weights.sum(-1), torch.ones(len(attention.weights)))
+    assert attention.weights.shape[1] == PATCHES
+
+
+@EVERY_FAMILY
+def test_whether_a_vit_has_cls(name: str) -> None:
+    model = family_model(name)
+    assert has_cls(family_of(model).vision_tower(model)) == (name not in WITHOUT_CLS)
+
+
+@EVERY_FAMILY
+def test_outliers_are_the_patches_with_most_attention(name: str) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    view = outlier_view(model, inputs, alpha=1.0, beta=0.1, top_k=3)
+    # Of the layer whose output (or, of several, the deepest of whose outputs) the features are.
+    layer = {"vipllava": 2, "video_llava": 2, "video_llava_video": 2}.get(name, 3)
+    source = "received" if name in WITHOUT_CLS else "cls"
+    assert (view.attention.layer, view.attention.source) == (layer, source)
+    if view.attention.heads == "mean":
+        expected = by_hand(eager(name, layer), "mean", source).topk(3).indices
+        assert torch.equal(view.outliers, expected)
+    assert torch.equal(view.outliers, view.attention.weights.topk(3).indices)
+    assert torch.equal(DAMROProcessor(model, inputs, alpha=1.0, beta=0.1, top_k=3).outliers, view.outliers)
+
+
+def test_frames_of_a_video_are_tiles() -> None:
+    attention: CLSAttention = cls_attention(family_model("video_llava_video"), family_inputs("video_llava_video"))
+    assert attention.row.tolist() == [0] * FRAMES + [1] * FRAMES
+    assert attention.tile.tolist() == [*range(FRAMES)] * 2
+
+
+def test_images_and_videos_have_a_vit_each() -> None:
+    model = family_model("video_llava")
+    family = family_of(model)
+    towers = [family.vision_tower(model, family_inputs(name)) for name in ("video_llava", "video_llava_video")]
+    assert towers == [model.model.image_tower, model.model.video_tower]
