@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check install format clean
+.PHONY: demo test test-browser check gallery docs install format clean
 
 install: $(VENV)/.installed
 
@@ -22,7 +22,19 @@ demo: install
 	$(BIN)/damro demo
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# Drives the pages in a real headless Chromium; needs Debian's chromium and chromium-driver, and installs Gradio.
+test-browser: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,app]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_browser_explain.py tests/test_browser_app.py tests/test_damro_app.py tests/test_cli_app.py
+
+gallery: install
+	$(BIN)/python docs/gallery.py
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 check: install
 	$(BIN)/ruff check .

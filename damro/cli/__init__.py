@@ -16,7 +16,19 @@ from damro._version import __version__
 from decoding.errors import DecodingError
 from eval.errors import EvalError
 
-_COMMANDS = ("demo", "answer", "attention", "explain", "run", "compare", "bench", "setup_nltk")
+_COMMANDS = (
+    "demo",
+    "answer",
+    "attention",
+    "explain",
+    "app",
+    "run",
+    "compare",
+    "reproduce",
+    "judge",
+    "bench",
+    "setup_nltk",
+)
 _SCORERS = ("score_pope", "score_chair")
 
 
