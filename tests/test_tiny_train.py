@@ -12,7 +12,7 @@ from damro.tiny.language_stage import ImagePrefix, language_loss, pack_lessons
 from damro.tiny.lessons import Lesson, Lessons
 from damro.tiny.loop import Schedule
 from damro.tiny.model import build_model, build_processor, text_config, vision_config
-from damro.tiny.qformer_stage import batch_lessons, qformer_loss
+from damro.tiny.qformer_stage import batch_lessons, convert_tower, qformer_loss
 from damro.tiny.train import Recipe, train
 
 SCENES = 32
@@ -191,3 +191,20 @@ def test_siblings_train_from_llava(family: str, llava: Path, cache_folder: Path,
 def test_sibling_needs_a_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="start must name a LLaVA checkpoint for llava_next, not None"):
         train("llava_next", tmp_path, tmp_path, TOY)
+
+
+def test_tower_conversion_is_exact_where_patches_are_equally_strong(cache: SceneCache) -> None:
+    """Without positions and with one patch tiled over the image, the mean deviation is each patch's own."""
+    torch.manual_seed(2)
+    clip = build_model("llava", **SIZES).model.vision_tower.eval()
+    target = build_model("instructblip", **SIZES).vision_model.eval()
+    norm = clip.pre_layrnorm
+    with torch.no_grad():
+        clip.embeddings.position_embedding.weight.zero_()
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
+        pixels = torch.randn(1, 3, 12, 12).tile(1, 1, 8, 8)
+        convert_tower(clip, target, pixels)
+        expected = clip(pixel_values=pixels).last_hidden_state
+        converted = target(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(converted, expected, atol=1e-4, rtol=1e-4)

@@ -20,28 +20,38 @@ from damro.tiny.parallel import share_of
 from damro.tiny.vision_stage import to_pixels
 
 
-def convert_tower(clip: PreTrainedModel, target: PreTrainedModel) -> None:
+def convert_tower(clip: PreTrainedModel, target: PreTrainedModel, pixels: Tensor) -> None:
     """Copies a CLIP ViT into InstructBLIP's form.
 
-    The two differ: InstructBLIP has no layer norm before the first layer. So this is a start, not an equal.
+    The two differ: InstructBLIP has no layer norm before the first layer. That norm is folded into the embeddings.
+    For [CLS], which is the same in every image, this is exact. For patches the mean standard deviation stands for
+    each patch's own, so the result is a start for training, not an equal.
 
     Args:
         clip: the trained vision tower of a LLaVA.
         target: an InstructBLIP vision model of the same sizes; changed in place.
+        pixels: (B, 3, H, W), images to take the mean standard deviation over.
     """
     source = {name.removeprefix("vision_model."): value for name, value in clip.state_dict().items()}
+    scale, shift = source["pre_layrnorm.weight"], source["pre_layrnorm.bias"]
+    filters, places = source["embeddings.patch_embedding.weight"], source["embeddings.position_embedding.weight"]
+    width, size = filters.shape[0], filters.shape[-1]
+    start = functional.layer_norm(
+        source["embeddings.class_embedding"] + places[0], (width,), scale, shift, clip.config.layer_norm_eps
+    )
+    patches = functional.conv2d(pixels, filters, stride=size).flatten(2).transpose(1, 2) + places[1:]  # (B, P, D)
+    scale = scale / patches.std(dim=-1, unbiased=False).mean()
     own = target.state_dict()
-    own["embeddings.class_embedding"] = source["embeddings.class_embedding"].view(1, 1, -1)
-    own["embeddings.position_embedding"] = source["embeddings.position_embedding.weight"][None]
-    own["embeddings.patch_embedding.weight"] = source["embeddings.patch_embedding.weight"]
-    own["embeddings.patch_embedding.bias"] = torch.zeros_like(own["embeddings.patch_embedding.bias"])
+    own["embeddings.class_embedding"] = start.view(1, 1, -1)
+    own["embeddings.patch_embedding.weight"] = (filters - filters.mean(dim=0)) * scale[:, None, None, None]
+    own["embeddings.patch_embedding.bias"] = shift
+    rest = (places[1:] - places[1:].mean(dim=1, keepdim=True)) * scale
+    own["embeddings.position_embedding"] = torch.cat([torch.zeros_like(start)[None], rest])[None]
     for name in own:
-        if not name.startswith("encoder.layers.") and not name.startswith("post_layernorm"):
-            continue
         if ".self_attn.qkv." in name:
             stem, kind = name.split("qkv.")
             own[name] = torch.cat([source[f"{stem}{part}_proj.{kind}"] for part in "qkv"])
-        else:
+        elif not name.startswith("embeddings."):
             own[name] = source[name.replace("self_attn.projection", "self_attn.out_proj")]
     target.load_state_dict(own)
 

@@ -30,7 +30,7 @@ from damro.tiny.loop import Schedule
 from damro.tiny.model import FAMILIES, build_model, build_processor
 from damro.tiny.parallel import place, run_parallel
 from damro.tiny.qformer_stage import convert_tower, train_qformer
-from damro.tiny.vision_stage import train_vision
+from damro.tiny.vision_stage import to_pixels, train_vision
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "llava_next": Recipe(
         vision=Schedule(steps=0, batch=128, rate=1e-3),
-        language=Schedule(steps=450, batch=24, rate=8e-4, warmup=50, save_every=50),
+        language=Schedule(steps=150, batch=24, rate=6e-4, warmup=20, save_every=50),
     ),
     "instructblip": Recipe(
-        vision=Schedule(steps=200, batch=128, rate=5e-4, warmup=50, save_every=50),
+        vision=Schedule(steps=120, batch=128, rate=3e-4, warmup=20, save_every=40),
         language=Schedule(steps=500, batch=16, rate=1e-3, warmup=50, save_every=50),
     ),
 }
@@ -101,7 +101,7 @@ def train(
     state = out / "state"
     state.mkdir(parents=True, exist_ok=True)
     if start is not None:
-        _begin_from(model, start)
+        _begin_from(model, start, cache)
     _run_stages(family, model, processor, cache, recipe, state)
     if place()[0] == 0:
         export(model, processor, out)
@@ -129,11 +129,11 @@ def _run_stages(
     train_language(model, processor, cache, rows, recipe.language, state / "language.pt")
 
 
-def _begin_from(model: Any, start: Path) -> None:
+def _begin_from(model: Any, start: Path, cache: SceneCache) -> None:
     """Copies what the families share from a trained LLaVA: the ViT, the projector, the language model."""
     trained = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
     if model.config.model_type == "instructblip":
-        convert_tower(trained.model.vision_tower, model.vision_model)
+        convert_tower(trained.model.vision_tower, model.vision_model, to_pixels(cache.images[:64]))
         model.language_model.load_state_dict(
             {
                 **{f"model.{name}": value for name, value in trained.model.language_model.state_dict().items()},
