@@ -173,9 +173,10 @@ def _pope_scenes(request: RunRequest) -> Dataset:
 def _chair(request: RunRequest) -> Dataset:
     if request.model == "tiny" and request.images is None:
         truth = scene_objects(request.scenes)
-        data = {"objects": {"source": "damro.tiny.scenes", "sha256": _digest(truth)}}
+        source = {"objects": {"source": "damro.tiny.scenes", "sha256": _digest(truth)}}
         images = {str(number): name for number, name in enumerate(truth)}
-        return Dataset(_captions(request, images), open_scene, data, {key: truth[name] for key, name in images.items()})
+        objects_of = {key: truth[name] for key, name in images.items()}
+        return Dataset(_captions(request, images), open_scene, source, objects_of)
     folder = _images_folder(request)
     opener = folder_opener(folder)
     objects_file = Path(request.objects) if request.objects else coco_objects_path()

@@ -182,7 +182,7 @@ def _chair(records: Records, scoring: Scoring) -> list[Group]:
     if scoring.matcher is None:
         raise EvalError("captions must be scored with a matcher, got none: see eval.matchers.load_matcher")
     captions = parse_caption_records([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
-    given: dict[ImageId, Sequence[str]] = {**scoring.objects}
+    given: dict[ImageId, Sequence[str]] = dict(scoring.objects.items())
     objects = normalize_objects(given, {caption.image_id for caption in captions})
     missing = [caption.image_id for caption in captions if caption.image_id not in objects]
     if missing:

@@ -212,3 +212,29 @@ def test_two_processes_equal_one(world: Path, tmp_path: Path) -> None:
     for method in ("greedy", "damro@1"):
         assert records(tmp_path / "two" / method) == records(tmp_path / "one" / method)
         assert not list((tmp_path / "two" / method).glob("records-*"))
+
+
+def test_recorded_captions_are_compared_and_put_beside_the_paper(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--objects", str(world / "objects.json"), "--images", str(world / "images")]
+    arguments = ["--methods", "greedy", "damro", "--matcher", "builtin", "--out", str(tmp_path), "--top-k", "4"]
+    call("run", "chair", "--model", str(world / "model"), *files, *arguments, *FAST)
+    runs = [str(tmp_path / "greedy"), str(tmp_path / "damro")]
+    capsys.readouterr()
+    assert call("compare", *runs, "--matcher", "builtin", "--json", "--out", str(tmp_path / "compared")) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "scores.json").read_text())
+    assert (tmp_path / "compared/report.html").exists()
+    assert call("reproduce", "chair", *runs, "--matcher", "builtin", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["method"], row["metric"], row["published"]) for row in found["rows"]] == [
+        ("greedy", "chair_s", 0.124),
+        ("greedy", "chair_i", 0.072),
+        ("damro", "chair_s", 0.06),
+        ("damro", "chair_i", 0.036),
+    ]
+    assert "decoding: greedy; the paper samples at temperature 1" in found["protocol_differences"]["damro"]
+    assert call("reproduce", "chair", *runs, "--matcher", "builtin") == 0
+    assert "paper's protocol" in capsys.readouterr().out
+    with pytest.raises(EvalError, match="runs must be of pope, got runs of chair"):
+        call("reproduce", "pope", *runs)

@@ -42,8 +42,9 @@ def truth_of(args: argparse.Namespace, benchmark: str) -> Any:
     if benchmark != "chair":
         return {}
     from eval.coco import read_objects
+    from eval.samples import caption_truth
 
     request = to_request(load_run(args.runs[0]))
     if args.objects or request.objects:
         return read_objects(args.objects or request.objects)
-    return captiontruth_of(request)
+    return caption_truth(request)

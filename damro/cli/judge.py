@@ -46,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise EvalError(f"--limit must be at least 1, got {args.limit}")
     _, _, runs = load_runs(args.runs)
-    (first, second), records = list(runs), list(runs.values())
+    first, second = runs
     request = {"judge": args.model, "endpoint": args.endpoint, "sees_images": not args.no_images}
     resolved = {"runs": [load_run(folder)["resolved"] for folder in args.runs]}
     verdict = judge_runs(
-        *records,
+        runs[first],
+        runs[second],
         Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}"),
         openai_judge(args.endpoint, args.model, os.environ.get(_KEY)),
         json.loads(json.dumps({"format": FORMAT, "request": request, "resolved": resolved})),
