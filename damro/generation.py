@@ -98,7 +98,8 @@ def generate(
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids = damro.generate(model, inputs, max_new_tokens=256)
 
-    The vision tower runs once. The tokens are those of :class:`damro.DAMROProcessor` with the same parameters.
+    The vision tower runs once ("vcd" has it look at the noisy image, too). The tokens are those of
+    :class:`damro.DAMROProcessor`, or :func:`damro.contrast_processor`, with the same parameters.
 
     Args:
         model: of one of ``decoding.families.FAMILIES``.

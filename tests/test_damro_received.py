@@ -10,6 +10,7 @@ from torch import Tensor
 
 from damro import CLSAttention, DAMROProcessor, cls_attention, outlier_view
 from damro.attention import has_cls
+from damro.inspection.layout import encode_with_views
 from decoding.families import family_of
 from tests.family_models import FRAMES, MORE_FAMILIES, PATCHES, Inputs, family_inputs, family_model
 
@@ -96,6 +97,19 @@ def test_frames_of_a_video_are_tiles() -> None:
     attention: CLSAttention = cls_attention(family_model("video_llava_video"), family_inputs("video_llava_video"))
     assert attention.row.tolist() == [0] * FRAMES + [1] * FRAMES
     assert attention.tile.tolist() == [*range(FRAMES)] * 2
+
+
+@pytest.mark.parametrize("name", ["vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip"])
+@torch.no_grad()
+def test_views_of_images_hold_the_columns_of_their_patches(name: str) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    one = {key: value[:1] for key, value in inputs.items()}
+    encoding, views = encode_with_views(model, one)
+    assert [view.name for view in views] == (["frame 0", "frame 1", "frame 2"] if "_video" in name else ["image"])
+    for frame, view in enumerate(views):
+        first = frame * (1 + PATCHES) + 1 if "_video" in name else 0
+        assert view.columns.tolist() == list(range(first, first + PATCHES))
+        assert view.grid == encoding.grid == (4, 4)
 
 
 def test_images_and_videos_have_a_vit_each() -> None:

@@ -25,10 +25,17 @@ from tests.family_models import (
     family_inputs,
     family_model,
 )
+from tests.golden_models import word_tokenizer
 
 EVERY_FAMILY = pytest.mark.parametrize("name", MORE_FAMILIES)
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "damro": STRENGTHS,
+    "vcd": {"seed": 2},
+    "icd": {"processor": word_tokenizer(200), "disturbance": "What is a cat.", "alpha": 4.0},
+    "m3id": {"forgetting": 0.5, "confidence": 1.0},
+}
 
 
 def both(name: str) -> tuple[Any, Inputs, Any]:
@@ -99,11 +106,11 @@ def test_llava_onevision_ends_in_a_newline() -> None:
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("method", ["damro", "vcd", "m3id"])
+@pytest.mark.parametrize("method", ["damro", "vcd", "icd", "m3id"])
 def test_fused_equals_the_processor(name: str, method: str) -> None:
     model, inputs, family = both(name)
     assert can_branch(family.decoder(model))
-    options = {"damro": STRENGTHS, "vcd": {"seed": 2}, "m3id": {"forgetting": 0.5, "confidence": 1.0}}[method]
+    options = METHOD_OPTIONS[method]
     fused = damro.generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
     processor = contrast_processor(model, inputs, method=method, **options)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **GREEDY), fused)
@@ -178,10 +185,17 @@ def test_images_and_videos_in_one_call() -> None:
     ):
         damro.DAMROProcessor(model, mixed, **STRENGTHS)
     del mixed["pixel_values"], mixed["pixel_values_videos"]
-    with pytest.raises(
-        InputsError, match="must hold 'pixel_values' or 'pixel_values_videos' as a tensor, got the keys"
-    ):
+    with pytest.raises(InputsError, match="must hold 'pixel_values' or .* or 'pixel_values_videos' as a tensor, got"):
         damro.DAMROProcessor(model, mixed, **STRENGTHS)
+
+
+def test_images_by_the_name_that_the_image_processor_gives_them() -> None:
+    model, inputs, _ = both("video_llava")
+    legacy = {"pixel_values_images" if key == "pixel_values" else key: value for key, value in inputs.items()}
+    for method in ("damro", "vcd"):
+        options = STRENGTHS if method == "damro" else {}
+        expected = damro.generate(model, inputs, method=method, **options, **GREEDY)
+        assert torch.equal(damro.generate(model, legacy, method=method, **options, **GREEDY), expected)
 
 
 def test_several_images_in_one_prompt_of_llava_onevision() -> None:

@@ -22,7 +22,8 @@ class ImageView(Plain):
     """A grid of patches over one image of a prompt, and how to read it out of the image columns.
 
     Attributes:
-        name: "image", the whole image in one grid, or "tiles", LLaVA-NeXT's finer grid over the same image.
+        name: "image", the whole image in one grid, or "tiles", LLaVA-NeXT's finer grid over the same image; of a
+            video "frame 0", "frame 1" and so on.
         image: the image's number in the prompt.
         grid: rows and columns of patches.
         columns: ordinals among the prompt's image columns: `(patches,)` in row-major order; with `mixing`
@@ -90,9 +91,14 @@ def image_views(
             views.append(ImageView("image", image, encoding.grid, ordinals, cross[image]))
             continue
         patches = encoding.grid[0] * encoding.grid[1]
-        if model.config.model_type == "llava_next":
+        tiled = model.config.model_type in ("llava_next", "llava_onevision")
+        if encoding.tiles[image] > 1 and not tiled:  # a video: every frame is [CLS] and its patches
+            frames = enumerate(ordinals.view(encoding.tiles[image], -1))
+            views.extend(ImageView(f"frame {frame}", image, encoding.grid, own[1:]) for frame, own in frames)
+        elif tiled:
             views.append(ImageView("image", image, encoding.grid, ordinals[:patches]))
-            if encoding.tiles[image] > 1:
+            # LLaVA-OneVision shrinks the tiles of large images: their columns are no patches.
+            if encoding.tiles[image] > 1 and model.config.model_type == "llava_next":
                 fine = _fine_grid(ordinals[patches:], tiled_shape(model, inputs, encoding, image))
                 views.append(ImageView("tiles", image, (fine.shape[0], fine.shape[1]), fine.flatten()))
         else:

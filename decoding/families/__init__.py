@@ -26,6 +26,10 @@ FAMILIES: dict[str, Family] = {
     "blip-2": blip_2,
 }
 
+_OBSTACLES = {
+    "paligemma": "PaliGemma reads its prompt with a mask that is not causal, which no second branch here can",
+}
+
 __all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
 
 
@@ -40,6 +44,7 @@ def family_of(model: PreTrainedModel) -> Family:
     if family is None:
         raise UnsupportedModelError(
             f"model must be of a supported family ({', '.join(FAMILIES)}), got model_type {model_type!r}"
+            + "".join(f"; {reason}" for name, reason in _OBSTACLES.items() if name == model_type)
         )
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(

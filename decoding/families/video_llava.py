@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 VIDEO = "pixel_values_videos"
-PIXELS: tuple[str, ...] = ("pixel_values", VIDEO)
+# The second is what the image processor of transformers 5.23 still calls them.
+IMAGES = ("pixel_values", "pixel_values_images")
+PIXELS: tuple[str, ...] = (*IMAGES, VIDEO)
 full_prompt = embed_prompt
 
 
@@ -44,12 +46,13 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     Raises:
         InputsError: if there are both images and videos.
     """
+    images = [key for key in IMAGES if inputs.get(key) is not None]
     if not _has_video(inputs):
-        return llava.encode(model, inputs)
-    if inputs.get("pixel_values") is not None:
+        return llava.encode(model, {**inputs, "pixel_values": inputs[images[0]]})
+    if images:
         raise InputsError(
-            f"inputs must hold images or videos, got pixel_values and {VIDEO}; call once for the prompts with "
-            "images and once for those with videos"
+            f"inputs must hold images or videos, got {images[0]} and {VIDEO}; call once for the prompts with images "
+            "and once for those with videos"
         )
     pixels = inputs[VIDEO]  # (videos, frames, 3, H, W)
     outputs = model.model.get_video_features(pixel_values_videos=pixels, return_dict=True)
