@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    CLIPVisionModel,
+    PreTrainedModel,
+)
 
 from damro.errors import DecodingError, InputsError, ParameterError
+from damro.vit import BARE_VITS, is_bare_vit
 from decoding.families import family_of
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,7 +44,7 @@ class ImageError(DecodingError):
 
 
 class Loaded(NamedTuple):
-    """A model in evaluation mode and the processor that makes its inputs."""
+    """A model in evaluation mode and the processor that makes its inputs; of a bare ViT, its image processor."""
 
     model: PreTrainedModel
     processor: Any
@@ -48,10 +58,11 @@ def load_model(
     attn_implementation: str | None = None,
     revision: str | None = None,
 ) -> Loaded:
-    """Loads a supported LVLM and its processor; runs no code that comes with a checkpoint.
+    """Loads a supported LVLM, or a bare ViT, and its processor; runs no code that comes with a checkpoint.
 
     Args:
-        name_or_path: a folder, a name on the Hub, or "tiny" for the small model that is part of this package.
+        name_or_path: a folder, a name on the Hub, "tiny" for the small model that is part of this package, or
+            "dinov2-small" for a pretrained ViT out of the extra `vit`. Of a whole CLIP the vision half is loaded.
         device: as torch names it; "auto" spreads the model over all devices (accelerate); None takes the GPU if
             there is one, otherwise the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" takes the checkpoint's.
@@ -61,18 +72,20 @@ def load_model(
     Raises:
         ModelLoadError: if it does not load; the message holds transformers' own.
         UnsupportedModelError: if its family is not supported.
+        MissingExtraError: if "dinov2-small" lacks the extra.
         ParameterError: if `dtype` is unknown.
     """
     if dtype not in _DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if str(name_or_path) == "tiny":
-        return _load_tiny(device, dtype)
-    make_model: Any = AutoModelForImageTextToText  # transformers leaves these two untyped
-    make_processor: Any = AutoProcessor
+    if str(name_or_path) in _EMBEDDED:
+        return _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+    make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
+        kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
+        make_model, make_processor = _classes(kind)
         model = make_model.from_pretrained(
             name_or_path, dtype=dtype, device_map=device, attn_implementation=attn_implementation, **options
         )
@@ -82,20 +95,48 @@ def load_model(
             f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
             f"{error}; 'tiny' needs no download"
         ) from error
+    if is_bare_vit(model):
+        return Loaded(model.eval(), processor)
     family_of(model)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
 
 
-def _load_tiny(device: str, dtype: str) -> Loaded:
-    """The embedded model, in the dtype asked for."""
+def _classes(kind: str) -> tuple[Any, Any]:
+    """Classes that load a model of this `config.model_type`, and its processor."""
+    if kind == "clip":
+        return CLIPVisionModel, AutoImageProcessor
+    if kind in BARE_VITS:
+        return AutoModel, AutoImageProcessor
+    return AutoModelForImageTextToText, AutoProcessor
+
+
+def _load_tiny() -> Loaded:
+    """The embedded model."""
     from damro import tiny
 
     model, processor = tiny.load()
+    return Loaded(model, _complete_processor(processor, model.config))
+
+
+def _load_dinov2_small() -> Loaded:
+    """The ViT of the extra."""
+    from damro.dinov2_small import load_dinov2_small
+
+    return Loaded(*load_dinov2_small())
+
+
+_EMBEDDED: dict[str, Callable[[], Loaded]] = {"tiny": _load_tiny, "dinov2-small": _load_dinov2_small}
+"""Models that no folder and no Hub holds."""
+
+
+def _place(loaded: Loaded, device: str, dtype: str) -> Loaded:
+    """A loaded model on the device and in the dtype asked for."""
+    model: Any = loaded.model  # torch's overloads of `to` do not fit a model's
     if device != "auto":
         model = model.to(device)
     if dtype != "auto":
         model = model.to(getattr(torch, dtype))
-    return Loaded(model.eval(), _complete_processor(processor, model.config))
+    return Loaded(model.eval(), loaded.processor)
 
 
 def _complete_processor(processor: Any, config: Any) -> Any:
@@ -134,17 +175,19 @@ def prepare_inputs(
     prompts: Sequence[str],
     model: PreTrainedModel | None = None,
 ) -> BatchFeature:
-    """Makes the inputs of a batch, one image a prompt, padded on the left.
+    """Makes the inputs of a batch, one image a prompt, padded on the left; of a bare ViT, of images alone.
 
     Args:
         processor: the model's.
         images: `B` images.
-        prompts: `B` questions or instructions; see :func:`format_prompt`.
+        prompts: `B` questions or instructions, see :func:`format_prompt`; for a bare ViT, which reads none, empty.
         model: if given, the tensors go to its device and pixels to its dtype.
 
     Raises:
-        InputsError: if the numbers differ or there is nothing.
+        InputsError: if the numbers differ, there is nothing, or a bare ViT is asked something.
     """
+    if not hasattr(processor, "tokenizer"):
+        return _prepare_images(processor, images, prompts, model)
     if len(images) != len(prompts) or not prompts:
         raise InputsError(
             f"images and prompts must be of the same number, at least one, got {len(images)} and {len(prompts)}"
@@ -161,6 +204,21 @@ def prepare_inputs(
     )
     if "qformer_attention_mask" in inputs:
         _pad_qformer_right(inputs)
+    return inputs if model is None else inputs.to(model.device, model.dtype)
+
+
+def _prepare_images(
+    processor: Any, images: Sequence[Image.Image], prompts: Sequence[str], model: PreTrainedModel | None
+) -> BatchFeature:
+    """The inputs of a bare ViT."""
+    if prompts:
+        raise InputsError(
+            f"prompt must be left out for a bare ViT, which reads no text, got {prompts[0]!r}; "
+            "answers take an LVLM, such as 'tiny'"
+        )
+    if not images:
+        raise InputsError("images must be at least one, got none")
+    inputs: BatchFeature = processor(images=list(images), return_tensors="pt")
     return inputs if model is None else inputs.to(model.device, model.dtype)
 
 

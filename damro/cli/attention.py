@@ -9,19 +9,30 @@ from typing import Any
 from damro.cli.options import add_model_options
 
 _NEUTRAL_PROMPT = "Describe the image."
+_RULES = ("topk", "iqr", "mad", "norm", "cosine", "redundancy")  # damro.outliers.RULES; importing it loads torch
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("attention", help="where a model's vision tower looks, and which patches stick out")
+    about = "where a model's vision tower looks, and which patches stick out"
+    also = "--model also takes a ViT on its own: a folder, a Hub name, or 'dinov2-small' (extra vit)"
+    parser = subparsers.add_parser("attention", help=about, description=f"{about}; {also}")
     parser.add_argument("image", help="an image file")
     parser.add_argument("--prompt", help="also answer this, and show where each word of the answer looks")
     parser.add_argument("--layer", type=int, help="ViT layer, negative from the end (default: the one DAMRO reads)")
-    parser.add_argument("--heads", choices=("merged", "mean", "max"), help="(default: as the family's DAMRO)")
     parser.add_argument(
-        "--top-k", type=int, metavar="K", help="how many patches to flag (default: the family's preset)"
+        "--heads", choices=("merged", "mean", "max"), help="(default: as the family's DAMRO; a bare ViT: mean)"
     )
-    parser.add_argument("--rule", choices=("topk", "iqr", "mad"), default="topk", help="(default: topk)")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="how many patches to flag (default: the family's preset; a bare ViT: 10)"
+    )
+    parser.add_argument(
+        "--rule",
+        choices=_RULES,
+        default="topk",
+        help="what makes a patch an outlier: of its attention topk, iqr, mad; of its features norm, cosine, "
+        "redundancy (default: topk)",
+    )
     parser.add_argument("--smooth", action="store_true", help="blend the patches of the picture into each other")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="with --prompt (default: 64)")
     parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
@@ -36,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         _check_out(args.out)  # before the model is loaded
     from damro.inspection import inspect_vit
     from damro.loading import load_image, load_model, prepare_inputs
+    from damro.vit import is_bare_vit
 
     image = load_image(args.image)
     model, processor = load_model(
@@ -45,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
         attn_implementation=args.attn_implementation,
         revision=args.revision,
     )
-    inputs = prepare_inputs(processor, [image], [args.prompt or _NEUTRAL_PROMPT], model)
+    prompts = [args.prompt or _NEUTRAL_PROMPT]
+    if is_bare_vit(model) and args.prompt is None:
+        prompts = []
+    inputs = prepare_inputs(processor, [image], prompts, model)
     seen = inspect_vit(model, inputs, layers=[-1], layer=args.layer, heads=args.heads, top_k=args.top_k, rule=args.rule)
     words = _answer_maps(args, model, processor, inputs) if args.prompt is not None else None
     if args.out is not None:

@@ -30,7 +30,7 @@ def seen_image(processor: Any, inputs: Mapping[str, Any], image: int = 0) -> Ima
     if not 0 <= image < len(pixels):
         raise InputsError(f"image must be from 0 to {len(pixels) - 1}, got {image}")
     tile = pixels[image, 0] if pixels.ndim == 5 else pixels[image]
-    maker = processor.image_processor
+    maker = getattr(processor, "image_processor", processor)  # a bare ViT's is one itself
     tile = tile.detach().float().cpu()
     if maker.do_normalize:
         tile = tile * torch.tensor(maker.image_std).view(3, 1, 1) + torch.tensor(maker.image_mean).view(3, 1, 1)

@@ -20,13 +20,18 @@ from damro.attention import (
     read_attention,
     record_cls,
     resolve_layer,
+    tower_family,
 )
 from damro.errors import ParameterError
+from damro.features import patch_features
 from damro.inspection.layout import stitch_tiles
 from damro.inspection.plain import Plain
+from damro.outlier_rules import FEATURE_SCORES
 from damro.outliers import Outliers, Rule, find_outliers
 from damro.presets import preset
-from decoding.families import check_inputs, family_of
+from damro.vit import is_bare_vit
+
+_BARE_TOP_K = 10  # a bare ViT has no preset; LLaVA's, which is also a ViT's with [CLS]
 
 
 @dataclass(frozen=True)
@@ -75,23 +80,23 @@ def inspect_vit(
     top_k: int | None = None,
     rule: Rule = "topk",
 ) -> ViTInspection:
-    """Looks at the vision tower in one run, under any attention implementation.
+    """Looks at the vision tower in one run (two for rules of features), under any attention implementation.
 
     Args:
-        model: a supported LVLM.
+        model: a supported LVLM or a bare ViT, see :func:`damro.cls_attention`.
         inputs: what its processor returned.
         layers: ViT layers to look at, negative counts from the end; None takes all.
-        layer: the layer that ranks the patches; None takes the one the released code reads.
-        heads: how its heads are joined; None takes the family's way.
-        top_k: how many patches to flag; None takes the family's preset, for rules other than "topk" no limit.
-        rule: see :func:`damro.find_outliers`.
+        layer: the layer that ranks the patches; None takes the one the released code reads, of a bare ViT the last.
+        heads: how its heads are joined; None takes the family's way, of a bare ViT the mean.
+        top_k: how many patches to flag; None takes the family's preset, 10 for a bare ViT, and no limit for rules
+            other than "topk".
+        rule: see :func:`damro.find_outliers`; features are those of the layer that ranks the patches.
 
     Raises:
         ParameterError: if a layer, `heads`, `top_k` or `rule` is not one of the model's.
         UnsupportedModelError, InputsError: see :func:`damro.cls_attention`.
     """
-    family = family_of(model)
-    check_inputs(model, inputs)
+    family = tower_family(model, inputs)
     tower = family.vision_tower(model, inputs)
     check_source("cls", tower)
     depth = len(encoder_layers(tower))
@@ -106,7 +111,9 @@ def inspect_vit(
     attention = replace(attention, weights=attention.weights.cpu())
     patches = attention.weights.shape[-1]
     if top_k is None and rule == "topk":
-        top_k = min(preset(str(model.config.model_type)).top_k, patches)
+        usual = _BARE_TOP_K if is_bare_vit(model) else preset(str(model.config.model_type)).top_k
+        top_k = min(usual, patches)
+    features = patch_features(model, inputs, ranking) if rule in FEATURE_SCORES else None
     merged = [read_attention(recorded[number], encoding, number, "merged").weights for number in numbers]
     return ViTInspection(
         layers=numbers,
@@ -116,7 +123,7 @@ def inspect_vit(
         layer=ranking,
         heads=heads,
         weights=attention.weights,
-        outliers=find_outliers(attention, top_k=top_k, rule=rule),
+        outliers=find_outliers(attention, top_k=top_k, rule=rule, features=features),
         grid=attention.grid,
         row=attention.row,
         tile=attention.tile,
