@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,8 @@ def _compare(benchmark: str, scenes: int, loaded: Loaded, tell: Progress) -> Com
     """Run every method over one benchmark."""
     request = RunRequest(benchmark, "tiny", scenes=scenes, max_new_tokens=MAX_NEW_TOKENS[benchmark])
     dataset = load_dataset(request)
-    engines = {name: make_engine(replace(request, method=name), loaded, dataset.open_image) for name in METHODS}
+    open_image = functools.cache(dataset.open_image)  # every method looks at every scene
+    engines = {name: make_engine(replace(request, method=name), loaded, open_image) for name in METHODS}
     answer = _answer_questions if benchmark == "pope" else _write_captions
     runs = answer(engines, dataset, tell)
     matcher = load_matcher("builtin") if benchmark == "chair" else None  # the same on every machine

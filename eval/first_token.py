@@ -16,7 +16,9 @@ from torch import Tensor
 from damro.attention import family_heads, read_attention, record_cls
 from damro.loading import prepare_inputs
 from damro.views import rule_for
+from decoding.branches import prefill
 from decoding.families import family_of
+from decoding.methods import ContrastRule
 from decoding.prefix import encode_shared, prefill_shared
 from decoding.prompts import VisualPrompt
 from eval.drawing import SeededSampling, seed_of
@@ -55,7 +57,7 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
 
 
 class _Reader:
-    """The logits behind one image's questions, each computed once."""
+    """The logits behind one image's questions: the full prompts read once, the negative ones where they matter."""
 
     def __init__(self, engines: Mapping[str, Engine], inputs: Any, image: str) -> None:
         self._model: Any = next(iter(engines.values())).model
@@ -66,20 +68,38 @@ class _Reader:
         weights = read_attention(recorded[layer], self._encoding, layer, family_heads(self._family)).weights
         self._inputs, self._rows = inputs, len(inputs["input_ids"])
         self._full = self._family.full_prompt(self._model, inputs, self._encoding)
-        self._full_logits = self._read(self._full)
+        decoder = self._family.decoder(self._model)
+        self._logits = prefill_shared(decoder, self._full).logits.float()
         self.patches: dict[str, list[int]] = {}
-        self._negative: dict[str, Tensor] = {}
+        views: dict[str, VisualPrompt] = {}
         for engine in engines.values():
             contrast = engine.method.contrast
-            if contrast is not None and contrast not in self._negative:
-                self._negative[contrast] = self._read(self._view(engine, contrast, weights, image))
+            if contrast is not None and contrast not in views:
+                views[contrast] = self._view(engine, contrast, weights, image)
+        # Where the full prompt leaves one plausible token, no contrast can change it.
+        rules = [self._rule(engine) for engine in engines.values() if engine.method.contrast is not None]
+        self._open = torch.zeros(self._rows, dtype=torch.bool, device=self._logits.device)
+        for rule in rules:
+            self._open |= rule.undecided(self._logits, 0)
+        self._negative: dict[str, Tensor] = {}
+        if views and bool(self._open.any()):
+            stacked = prefill(
+                decoder, stack_rows([_rows_of(view, self._open) for view in views.values()])
+            ).logits.float()
+            self._negative = dict(zip(views, stacked.chunk(len(views)), strict=True))
 
     def scores(self, engine: Engine) -> Tensor:
         """`(questions, V)`, log-probabilities of the first token under a method."""
         if engine.method.contrast is None:
-            return torch.log_softmax(self._full_logits.float(), dim=-1)
-        rule = rule_for(self._model, engine.strengths.alpha, engine.strengths.beta, None)
-        return rule(self._full_logits.float(), self._negative[engine.method.contrast], 0)
+            return torch.log_softmax(self._logits, dim=-1)
+        rule, scores = self._rule(engine), torch.empty_like(self._logits)
+        scores[~self._open] = rule(self._logits[~self._open], None, 0)
+        if self._negative:
+            scores[self._open] = rule(self._logits[self._open], self._negative[engine.method.contrast], 0)
+        return scores
+
+    def _rule(self, engine: Engine) -> ContrastRule:
+        return rule_for(self._model, engine.strengths.alpha, engine.strengths.beta, None)
 
     def _view(self, engine: Engine, contrast: str, weights: Tensor, image: str) -> VisualPrompt:
         if contrast == "no-image":
@@ -90,5 +110,21 @@ class _Reader:
         patches = chosen.repeat(self._rows, 1) - shift  # see damro.views.outlier_view
         return self._family.prompt_of_patches(self._model, self._inputs, self._encoding, patches)
 
-    def _read(self, prompt: VisualPrompt) -> Tensor:
-        return prefill_shared(self._family.decoder(self._model), prompt).logits
+
+def stack_rows(prompts: Sequence[VisualPrompt]) -> VisualPrompt:
+    """Put the rows of prompts of different length below each other, padded on the left."""
+    length = max(prompt.inputs_embeds.shape[1] for prompt in prompts)
+    parts = [
+        (
+            torch.nn.functional.pad(prompt.inputs_embeds, (0, 0, length - prompt.inputs_embeds.shape[1], 0)),
+            torch.nn.functional.pad(prompt.attention_mask, (length - prompt.attention_mask.shape[1], 0)),
+            torch.nn.functional.pad(prompt.image_mask, (length - prompt.image_mask.shape[1], 0)),
+        )
+        for prompt in prompts
+    ]
+    embeds, mask, image = zip(*parts, strict=True)
+    return VisualPrompt(torch.cat(embeds), torch.cat(mask), torch.cat(image))
+
+
+def _rows_of(prompt: VisualPrompt, chosen: Tensor) -> VisualPrompt:
+    return VisualPrompt(prompt.inputs_embeds[chosen], prompt.attention_mask[chosen], prompt.image_mask[chosen])

@@ -67,7 +67,10 @@ def put_beside(comparison: Comparison, runs: Mapping[str, Mapping[str, Any]]) ->
         resolved = runs[entry.name]["resolved"]
         table = tables[paper_model(runs[entry.name])].get(_PAPER_METHODS.get(resolved["method"]["contrast"], ""))
         intervals = entry.groups[-1].intervals()
-        found += [Beside(entry.name, metric, round(value / 100, 6), intervals[metric]) for metric, value in (table or {}).items()]
+        found += [
+            Beside(entry.name, metric, round(value / 100, 6), intervals[metric])
+            for metric, value in (table or {}).items()
+        ]
     if not found:
         names = ", ".join(entry.name for entry in comparison.entries)
         raise EvalError(f"a run must be plain decoding or DAMRO to have published figures, got {names}")

@@ -163,4 +163,4 @@ def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) ->
     for name, engine in engines.items():
         engine.config.max_new_tokens = 1
         assert together[name] == engine.answer(asked)
-    assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 3
+    assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 1
