@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from damro import generation
+from damro import generation, tiny
 from damro.cli import build_parser
+from damro.loading import load_model, prepare_inputs
 from damro.presets import preset
 from decoding.families import FAMILIES
 from decoding.methods import ContrastRule
@@ -50,6 +51,20 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "['cat', 'couch', 'tv', 'vase']" in capsys.readouterr().out  # what the text says scene 0 shows
     assert names["plain"] and names["contrasted"]
     assert names["result"].n == 8  # what the text says of the questions
+
+
+def test_the_page_on_attention_runs() -> None:
+    model, processor = load_model("tiny")
+    inputs = prepare_inputs(processor, [tiny.scene("test", 0).image], ["Describe this image."], model)
+    text = (DOCS / "attention.md").read_text()
+    names: dict[str, Any] = {"model": model, "inputs": inputs}
+    ran = [code for code in blocks(text, "python") if "dinov2" not in code]  # needs the extra; its own tests run it
+    for code in ran:
+        # The embedded model has 64 patches, and an answer of 4 tokens tells as much as one of 256.
+        exec(code.replace("192", "32").replace("=256", "=4"), names)
+    assert len(ran) == 4
+    assert names["attention"].weights.shape == (1, 64)
+    assert names["found"].indices.shape == (1, 10)
 
 
 @pytest.fixture(scope="module")
