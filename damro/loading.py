@@ -26,12 +26,15 @@ from decoding.families import family_of
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
-# What each family was trained on, for processors that come without a chat template. InstructBLIP's processor puts
-# the image columns in front by itself. LLaVA-NeXT on another language model than Vicuna ships a template.
+# What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
+# and BLIP-2 put the image columns in front by themselves. LLaVA-NeXT on another language model than Vicuna ships a
+# template.
 _FORMATS = {
     "LlavaProcessor": _VICUNA,
     "LlavaNextProcessor": _VICUNA,
     "InstructBlipProcessor": "{prompt}",
+    "VideoLlavaProcessor": _VICUNA,
+    "Blip2Processor": "Question: {prompt} Answer:",
 }
 
 

@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import Blip2Processor, LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import damro
 from damro.errors import UnsupportedModelError
+from damro.loading import prepare_inputs
 from damro.processor import contrast_processor
 from decoding.branches import can_branch
 from decoding.errors import InputsError
@@ -96,6 +101,30 @@ def queries_of(model: Any, tokens: Tensor) -> Tensor:
     columns: Tensor = model.language_projection(outputs.last_hidden_state)[0]
     assert len(columns) == QUERIES
     return columns
+
+
+@pytest.mark.parametrize(("name", "columns"), [("vipllava", PATCHES), ("blip-2", QUERIES)])
+def test_inputs_of_the_real_processors(name: str, columns: int) -> None:
+    model, size = family_model(name), {"height": 56, "width": 56}
+    processor: Any
+    if name == "blip-2":
+        words = word_tokenizer(200).backend_tokenizer
+        plain = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", padding_side="left")
+        processor = Blip2Processor(BlipImageProcessorPil(size=size), plain, num_query_tokens=QUERIES)
+    else:
+        words = word_tokenizer(200)
+        words.padding_side = "left"
+        pixels = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=size)
+        processor = LlavaProcessor(pixels, words, 14, "default", num_additional_image_tokens=1)
+    images = [Image.new("RGB", (80, 60), color) for color in ("red", "blue")]
+    inputs = prepare_inputs(processor, images, ["What is this?", "What is a cat."], model)
+    assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [columns] * 2
+    for method, options in (("damro", STRENGTHS), ("icd", {"processor": processor})):
+        answers = damro.generate(model, inputs, method=method, **options, **GREEDY)
+        stock = model.generate(
+            **inputs, logits_processor=contrast_processor(model, inputs, method=method, **options), **GREEDY
+        )
+        assert torch.equal(answers, stock)
 
 
 def test_llava_onevision_ends_in_a_newline() -> None:
