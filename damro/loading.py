@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from damro.dinov2_small import MissingExtraError
 from damro.errors import DecodingError, InputsError, ParameterError
 from damro.vit import BARE_VITS, is_bare_vit
 from decoding.families import family_of
 
+_QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 # What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
@@ -60,6 +63,7 @@ def load_model(
     dtype: str = "auto",
     attn_implementation: str | None = None,
     revision: str | None = None,
+    quantization: str | None = None,
 ) -> Loaded:
     """Loads a supported LVLM, or a bare ViT, and its processor; runs no code that comes with a checkpoint.
 
@@ -71,17 +75,19 @@ def load_model(
         dtype: "float32", "bfloat16", "float16"; "auto" takes the checkpoint's.
         attn_implementation: as transformers names it; None takes its default.
         revision: branch, tag or commit on the Hub.
+        quantization: "4bit" or "8bit" weights, where bitsandbytes is installed.
 
     Raises:
         ModelLoadError: if it does not load; the message holds transformers' own.
         UnsupportedModelError: if its family is not supported.
-        MissingExtraError: if "dinov2-small" lacks the extra.
-        ParameterError: if `dtype` is unknown.
+        MissingExtraError: if "dinov2-small" lacks the extra, or quantization lacks bitsandbytes.
+        ParameterError: if `dtype` or `quantization` is unknown, or an embedded model is to be quantized.
     """
     if dtype not in _DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
     if str(name_or_path) in _EMBEDDED:
         return _place(_EMBEDDED[str(name_or_path)](), device, dtype)
     make_config: Any = AutoConfig  # transformers leaves these untyped
@@ -90,7 +96,12 @@ def load_model(
         kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
         make_model, make_processor = _classes(kind)
         model = make_model.from_pretrained(
-            name_or_path, dtype=dtype, device_map=device, attn_implementation=attn_implementation, **options
+            name_or_path,
+            dtype=dtype,
+            device_map=device,
+            attn_implementation=attn_implementation,
+            **options,
+            **quantized,
         )
         processor = make_processor.from_pretrained(name_or_path, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -102,6 +113,23 @@ def load_model(
         return Loaded(model.eval(), processor)
     family_of(model)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _quantization_options(quantization: str | None, *, embedded: bool) -> dict[str, Any]:
+    """What ``from_pretrained`` takes for quantized weights."""
+    if quantization is None:
+        return {}
+    if quantization not in _QUANTIZATIONS or embedded:
+        raise ParameterError(
+            f"quantization must be one of {', '.join(_QUANTIZATIONS)}, of a model that is not embedded, "
+            f"got {quantization!r}; leave it out"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError("quantization needs bitsandbytes: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    config: Any = BitsAndBytesConfig
+    return {"quantization_config": config(**{_QUANTIZATIONS[quantization]: True})}
 
 
 def _classes(kind: str) -> tuple[Any, Any]:

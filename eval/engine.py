@@ -256,6 +256,7 @@ def load(request: RunRequest) -> Loaded:
         device=request.device_map or request.device,
         dtype=request.dtype,
         revision=request.revision,
+        quantization=request.quantization,
     )
 
 

@@ -63,7 +63,6 @@ class RunRequest:
         device_map: "auto" spreads a model over all GPUs.
         quantization: "4bit" or "8bit", through bitsandbytes.
         batch_size: Samples at once; None chooses by the device.
-        trust_remote_code: Whether code that comes with a checkpoint may run.
     """
 
     benchmark: str
@@ -89,7 +88,6 @@ class RunRequest:
     device_map: str | None = None
     quantization: str | None = None
     batch_size: int | None = None
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could be made of."""

@@ -10,6 +10,7 @@ import torch
 from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
 
+from damro.dinov2_small import MissingExtraError
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.loading import ImageError, ModelLoadError, format_prompt, load_image, load_model, prepare_inputs
 
@@ -135,3 +136,13 @@ def test_numbers_of_images_and_prompts_must_agree() -> None:
         prepare_inputs(processor, [picture()], ["a", "b"])
     with pytest.raises(InputsError, match="at least one, got 0 and 0"):
         prepare_inputs(processor, [], [])
+
+
+def test_quantization_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParameterError, match="quantization must be one of 4bit, 8bit"):
+        load_model("somewhere", quantization="2bit")
+    with pytest.raises(ParameterError, match="not embedded"):
+        load_model("tiny", quantization="4bit")
+    monkeypatch.setattr("damro.loading.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="bitsandbytes"):
+        load_model("somewhere", quantization="4bit")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _REQUEST_OPTIONS = (
     *("model", "revision", "questions", "objects", "image_ids", "images", "limit", "scenes", "seed"),
     *("alpha", "beta", "top_k", "top_p", "max_new_tokens", "prompt", "dtype", "device", "device_map"),
-    *("quantization", "trust_remote_code"),
+    "quantization",
 )
 
 
@@ -85,7 +85,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="as torch names it (default: a GPU, if any)")
     group.add_argument("--device-map", metavar="MAP", help="auto: spread the model over all GPUs")
     group.add_argument("--quantization", choices=("4bit", "8bit"), help="needs bitsandbytes")
-    group.add_argument("--trust-remote-code", action="store_true", help="let code that comes with a checkpoint run")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
