@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from damro.tiny.captions import PLACES, Group, group_objects
 from damro.tiny.dice import Bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange  # type: ignore[import-untyped]
+from tqdm import trange
 
 from damro.tiny.parallel import average_gradients, place
 
@@ -92,7 +92,7 @@ def run_stage(
             group["lr"] = schedule.rate * schedule.factor(step)
         loss, figures = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
