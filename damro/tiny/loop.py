@@ -92,7 +92,7 @@ def run_stage(
             group["lr"] = schedule.rate * schedule.factor(step)
         loss, figures = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
