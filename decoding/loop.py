@@ -102,8 +102,10 @@ class BranchLoop:
             left = self._count(unfinished)
             if not left:
                 break
-            if scores is None and raw is None:
-                rows.shrink(unfinished, left)  # recorded scores are those of all rows, as in the stock loop
+            # Recorded scores are those of all rows, as in the stock loop. Without an end token the stock loop pads
+            # nothing: rows that a criterion has ended are written on with the others.
+            if scores is None and raw is None and pad is not None:
+                rows.shrink(unfinished, left)
             rows.step(tokens)
         if self._streamer is not None:
             self._streamer.end()
