@@ -12,7 +12,6 @@ _TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
 """Image tokens: patches along a side of an image, and images."""
 
 _QUESTIONS = 6
-_QUESTIONS_ABOUT = 576
 _MIB = 2**20
 
 
@@ -71,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         )
         if not args.json:
             print(_table(report["cells"][-1]))
-    model = models.of(_QUESTIONS_ABOUT)
+    model = models.of(_base(args))
     if not args.no_questions:
-        inputs = _inputs(model, _QUESTIONS, _QUESTIONS_ABOUT, same_image=True)
+        inputs = _inputs(model, _QUESTIONS, _base(args), same_image=True)
         report["questions"] = questions_per_second(model, inputs, repeats=args.repeats)
     read, bandwidth = weight_bytes(model), copy_bandwidth(model.device)
     report["roofline"] = {
@@ -97,11 +96,15 @@ def _cells(args: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
 
     Batches and new tokens vary at one number of image tokens; the others stand for themselves.
     """
-    base = 576 if 576 in args.image_tokens else args.image_tokens[-1]
     for tokens in args.image_tokens:
-        for batch in args.batch if tokens == base else args.batch[:1]:
-            for new_tokens in args.new_tokens if tokens == base else args.new_tokens[:1]:
+        for batch in args.batch if tokens == _base(args) else args.batch[:1]:
+            for new_tokens in args.new_tokens if tokens == _base(args) else args.new_tokens[:1]:
                 yield tokens, batch, new_tokens
+
+
+def _base(args: argparse.Namespace) -> int:
+    """The number of image tokens at which everything else is measured: LLaVA-1.5's, if it is asked for."""
+    return 576 if 576 in args.image_tokens else int(args.image_tokens[-1])
 
 
 class _Models:
@@ -142,7 +145,7 @@ class _Models:
             raise UnsupportedModelError(
                 f"config must be a LLaVA-1.5 of {grid**2} image tokens to be measured at so many, got "
                 f"{model.config.model_type} with {(vision.image_size // vision.patch_size) ** 2}; "
-                "set --image-tokens to what it has, and --no-questions if that is not 576"
+                "set --image-tokens to what it has"
             )
         return model
 
