@@ -23,7 +23,7 @@ from eval.run_config import RunRequest, write_whole
 from eval.runs import Answered, cut, to_fields
 from eval.samples import Dataset, Sample, load_dataset
 from eval.scores import Records, Scoring
-from eval.verdict import judge_controls
+from eval.verdict import judge_controls, judge_sampling
 
 METHODS = ("greedy", "damro", "random-k", "least-k", "no-image", "sample", "sample@0.5", "damro@1")
 """Plain and DAMRO decoding, DAMRO's controls, and both under sampling, with plain sampling at half the temperature
@@ -74,7 +74,8 @@ def run_demo(
     tell("attention and pictures", 0, 1)
     attention = attend_scenes(loaded, scenes)
     premise = measure_premise(attention, _top_k(loaded), scenes)
-    sentences = (premise.sentence(), *judge_controls(pope, chair))
+    sampling = judge_sampling(chair, "damro@1", "sample", "sample@0.5")
+    sentences = (premise.sentence(), *judge_controls(pope, chair), sampling)
     metrics = {
         "model": "tiny",
         "scenes": scenes,
@@ -156,12 +157,12 @@ def _metrics_of(name: str, pope: Comparison, chair: Comparison) -> dict[str, Any
 
 
 def _example_scene(chair: Comparison) -> int:
-    """The first scene that greedy search and DAMRO describe differently; the first of all if there is none."""
+    """The first scene of which greedy search and DAMRO say different things, one of them an absent object."""
     greedy, damro = (
         next(entry for entry in chair.entries if entry.name == name).groups[0].captions for name in METHODS[:2]
     )
     for one, other in zip(greedy, damro, strict=True):
-        if one.caption != other.caption:
+        if one.caption != other.caption and (one.hallucinated or other.hallucinated):
             return int(one.image_id)
     return int(greedy[0].image_id)
 
@@ -198,7 +199,7 @@ def _page(demo: Demo, pictures: Sequence[Picture]) -> Page:
     }
     shown = Picture(_scene_uri(number), f"Scene {number}", "")
     truth = ", ".join(sorted({thing.name for thing in scene("test", number).objects}))
-    example = Example(f"Scene {number}: {truth}", captions, shown)
+    example = Example(f"Scene {number} shows: {truth}", captions, shown)
     facts = {
         "Model": "tiny, the embedded model (LLaVA architecture, trained on rendered scenes)",
         "Scenes": f"{demo.metrics['scenes']} test scenes, not seen in training",

@@ -29,7 +29,26 @@ def judge_controls(pope: Comparison, chair: Comparison, method: str = "damro") -
     else:
         verdict = "DAMRO does not beat its controls"
     against = f"{verdict} (differences in points with 95 % intervals: {'. '.join(parts)})."
-    return against, _cost(chair, method)
+    return against, _against_baseline(pope, chair, method)
+
+
+def judge_sampling(chair: Comparison, method: str, plain: str, cooler: str) -> str:
+    """Say what a method does to captions under sampling, beside plain sampling that is merely cooler.
+
+    Args:
+        chair: The captions of all three.
+        method: The method under sampling.
+        plain: Plain sampling at the same temperature.
+        cooler: Plain sampling at a lower temperature.
+    """
+    changes = [
+        f"{_shown('chair_i', _difference(chair, method, other, 'chair_i'))} against {other}"
+        for other in (plain, cooler)
+    ]
+    verdict = {True: "beats", False: "does not beat"}[
+        is_better("chair_i", _difference(chair, method, cooler, "chair_i"))
+    ]
+    return f"Under sampling, {method} {verdict} plain sampling at a lower temperature: CHAIRi {' and '.join(changes)}."
 
 
 def is_better(metric: str, difference: Interval | None) -> bool:
@@ -46,12 +65,13 @@ def is_better(metric: str, difference: Interval | None) -> bool:
     return difference.high < 0 if metric in LOWER_IS_BETTER else difference.low > 0
 
 
-def _cost(chair: Comparison, method: str) -> str:
-    halluc, recall = (_difference(chair, method, chair.baseline.name, metric) for metric in ("chair_i", "recall"))
-    return (
-        f"Against {chair.baseline.name} decoding, DAMRO changes CHAIRi by {_shown('chair_i', halluc)} and recall by "
-        f"{_shown('recall', recall)} points."
+def _against_baseline(pope: Comparison, chair: Comparison, method: str) -> str:
+    measures = ((pope, "accuracy", "POPE accuracy"), (chair, "chair_i", "CHAIRi"), (chair, "recall", "recall"))
+    accuracy, hallucinated, recall = (
+        f"{name} by {_shown(metric, _difference(comparison, method, comparison.baseline.name, metric))}"
+        for comparison, metric, name in measures
     )
+    return f"Against {chair.baseline.name} decoding, DAMRO changes {accuracy}, {hallucinated} and {recall} points."
 
 
 def _difference(comparison: Comparison, method: str, other: str, metric: str) -> Interval | None:

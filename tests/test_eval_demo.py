@@ -85,10 +85,11 @@ def test_the_demo_tells_everything(shown: tuple[dict[str, Any], Path]) -> None:
             for metric, ends in scores["ci"].items():
                 assert ends is None or ends[0] <= scores[metric] <= ends[1]
     assert {"flagged", "base", "difference", "holds", "top_k"} <= set(metrics["premise"])
-    premise, verdict, cost = metrics["conclusions"]
+    premise, verdict, cost, sampling = metrics["conclusions"]
     assert "of all patches" in premise
     assert "control" in verdict
     assert "recall" in cost
+    assert "sample@0.5" in sampling
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from eval.report import Comparison, compare, load_runs
 from eval.scores import Scoring
 from eval.statistics import Interval
 from eval.tables import notes, to_csv, to_json, to_markdown, to_terminal
-from eval.verdict import CONTROLS, is_better, judge_controls
+from eval.verdict import CONTROLS, is_better, judge_controls, judge_sampling
 
 
 def answers(wrong: int, count: int = 60, failed: int = 0) -> dict[str, dict[str, Any]]:
@@ -126,14 +126,24 @@ def test_the_verdict_follows_the_intervals() -> None:
     better = judge_controls(all_answers(30, 3), all_methods("A cat and a dog.", "A cat and a bus."))
     assert better[0].startswith("DAMRO beats all its controls on both measures")
     # Half of 20 captions name a bus beside a cat: CHAIRi 10 / 30 against none of 30.
-    assert "changes CHAIRi by -33.3 [" in better[1]
+    assert "CHAIRi by -33.3 [" in better[1]
     assert "recall by +25.0 [" in better[1]
+    # Wrong: 2 of 60 with DAMRO (every 30th), 20 without (every 3rd).
+    assert "POPE accuracy by +30.0 [" in better[1]
     same = judge_controls(all_answers(3, 3), all_methods("A cat.", "A cat."))
     assert same[0].startswith("DAMRO does not beat its controls")
     half = judge_controls(all_answers(3, 3), all_methods("A cat.", "A cat and a bus."))
     assert half[0].startswith("DAMRO beats its controls in 3 of 6 comparisons only")
     worse = judge_controls(all_answers(3, 30), all_methods("A bus.", "A cat."))
     assert worse[0].startswith("DAMRO does not beat its controls")
+
+
+def test_sampling_is_judged_beside_cooler_sampling() -> None:
+    captioned = compare_captions(greedy="A cat.", hot="A bus.", cool="A cat.", ours="A cat.", best="A cat and a dog.")
+    told = judge_sampling(captioned, "ours", "hot", "cool")
+    assert "ours does not beat plain sampling at a lower temperature: CHAIRi -50.0 [" in told
+    assert "+0.0 [+0.0, +0.0] against cool" in told
+    assert "ours beats" in judge_sampling(captioned, "ours", "cool", "hot")
 
 
 def test_an_interval_that_holds_zero_is_no_improvement() -> None:
