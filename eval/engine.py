@@ -250,14 +250,16 @@ def outliers_by_row(view: OutlierView, rows: int) -> list[list[list[int]]]:
 
 
 def load(request: RunRequest) -> Loaded:
-    """Load the model of a request, as the options say."""
-    return load_model(
+    """Load the model of a request, as the options say; one that cannot answer is an error."""
+    loaded = load_model(
         request.model,
         device=request.device_map or request.device,
         dtype=request.dtype,
         revision=request.revision,
         quantization=request.quantization,
     )
+    family_of(loaded.model)  # a bare ViT loads too
+    return loaded
 
 
 def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> Engine:

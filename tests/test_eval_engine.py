@@ -1,17 +1,21 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTModel
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
+from damro.errors import UnsupportedModelError
 from damro.loading import Loaded, prepare_inputs
 from damro.tiny.model import build_model, build_processor
 from decoding.generate import decode
 from eval.drawing import SeededSampling
-from eval.engine import Engine, make_engine, tiles_of_images
+from eval.engine import Engine, load, make_engine, tiles_of_images
 from eval.first_token import answer_in_one_token
 from eval.run_config import RunRequest
 from eval.runs import Answered
@@ -42,6 +46,14 @@ def make(loaded: Loaded, method: str, **options: Any) -> Engine:
 
 def samples(count: int = 6) -> list[Sample]:
     return [Sample(f"s/{n}", f"test_{n // 2:06d}.png", QUESTIONS[n % 3], {}) for n in range(count)]
+
+
+def test_a_model_that_cannot_answer_is_refused_before_the_run(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTModel(ViTConfig(image_size=28, patch_size=14, **small)).save_pretrained(tmp_path)
+    BitImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="model must be of a supported family .* got .*vit"):
+        load(RunRequest("pope", str(tmp_path), device="cpu"))
 
 
 @pytest.mark.parametrize("method", METHODS)
