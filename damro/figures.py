@@ -14,20 +14,15 @@ from textwrap import fill, shorten
 from typing import Any, Literal
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
 from damro.errors import InputsError, ParameterError
-
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-except ImportError as error:
-    raise ImportError("figures need matplotlib: pip install 'damro[figures]'") from error
-
 from damro.inspection import ContrastInspection, ViTInspection
 
 Interpolation = Literal["bilinear", "nearest"]

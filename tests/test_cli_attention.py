@@ -108,15 +108,6 @@ def test_bad_options_are_named(
     assert reason in capsys.readouterr().err
 
 
-def test_without_matplotlib_the_extra_is_named(
-    photo: Path, llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(__import__("sys").modules, "damro.figures")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.axes", None)
-    assert main(["attention", str(photo), "--model", str(llava), "--out", "map.png"]) == 2
-    assert "pip install 'damro[figures]'" in capsys.readouterr().err
-
-
 def save_vit(model: object, folder: Path) -> BitImageProcessorPil:
     """Writes a ViT for pictures of 28 x 28 with its processor, which it returns."""
     processor = BitImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False)

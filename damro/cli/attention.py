@@ -44,7 +44,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Looks, prints and draws."""
     if args.out is not None:
-        _check_out(args.out)  # before the model is loaded
+        from damro.figures import check_format
+
+        check_format(args.out)  # before the model is loaded
     from damro.inspection import inspect_vit
     from damro.loading import load_image, load_model, prepare_inputs
     from damro.vit import is_bare_vit
@@ -70,16 +72,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_outliers(args, seen)
     return 0
-
-
-def _check_out(path: str) -> None:
-    from damro.errors import ParameterError
-
-    try:
-        from damro.figures import check_format
-    except ImportError as error:
-        raise ParameterError(f"--out needs matplotlib, got none; {error}") from error
-    check_format(path)
 
 
 def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: Any) -> tuple[str, list[str], Any]:
