@@ -16,7 +16,11 @@ from eval.run_config import write_whole
 from eval.scores import LOWER_IS_BETTER
 from eval.tables import LABELS, is_clear, notes, show_difference, show_value
 
-_PLOTTED = {"pope": ("accuracy", "f1", "yes_ratio"), "chair": ("chair_s", "chair_i", "recall"), "mme": ("score",)}
+_PLOTTED = {
+    "pope": ("accuracy", "f1", "yes_ratio"),
+    "chair": ("chair_s", "chair_i", "recall"),
+    "mme": ("score", "total"),
+}
 _FAILED_SHOWN = 20
 
 
@@ -108,6 +112,7 @@ def bars(comparison: Comparison) -> Picture:
     for group in dict.fromkeys(row.group for row in rows):
         for metric in _PLOTTED[comparison.benchmark]:
             panels.append([row for row in rows if (row.group, row.metric) == (group, metric)])
+    panels = [panel for panel in panels if panel]  # sums over MME's categories have metrics of their own
     title = f"{comparison.benchmark.upper()}, {comparison.model}: bars with 95 % intervals"
     names = ", ".join(entry.name for entry in comparison.entries)
     return Picture(to_data_uri(draw_bars(panels, title)), f"Bars of {names}; the tables hold the numbers.", title)

@@ -53,12 +53,15 @@ CHAIR_METRICS: dict[str, Metric] = {
 }
 """Of the columns captions, hallucinated captions, mentions, hallucinated ones, unique, hallucinated unique, recalled,
 present, words."""
+MME_COLUMNS = ("right answers", "questions", "images with both right", "images")
 MME_METRICS: dict[str, Metric] = {
     "accuracy": _share(lambda m: m[..., 0], lambda m: m[..., 1]),
     "accuracy_plus": _share(lambda m: m[..., 2], lambda m: m[..., 3]),
     "score": _share(lambda m: 100 * (m[..., 0] / m[..., 1] + m[..., 2]), lambda m: m[..., 3]),
 }
-"""Of the columns right answers, questions, images with both right, images."""
+"""Of the columns `MME_COLUMNS`."""
+MME_SUMS = "all categories"
+"""Name of the group that holds MME's total and the sum of its hallucination subset."""
 LOWER_IS_BETTER = frozenset({"chair_s", "chair_i", "chair_i_unique"})
 
 
@@ -204,16 +207,18 @@ def _mme(records: Records, scoring: Scoring) -> list[Group]:
             fields["category"], fields["name"], fields["question"], fields["label"], fields["answer"].replace("\t", " ")
         )
         answers.setdefault(asked.category, []).append(asked)
-    groups = []
+    groups: list[Group] = []
+    scored: list[mme.MMEAnswer] = []
     for category, of_category in answers.items():
         # One of two questions failed: the image cannot count, and is left out with both.
         asked_of = {name: sum(a.image == name for a in of_category) for name in {a.image for a in of_category}}
         whole = [answer for answer in of_category if asked_of[answer.image] == 2]
         if whole:
             groups.append(_mme_group(category, whole))
+            scored += whole
     if not groups:
         raise EvalError("mme must have at least one image with both its questions answered, got none")
-    return groups
+    return [*groups, _mme_sums(groups, mme.score(scored))] if len(groups) > 1 else groups
 
 
 def _mme_group(category: str, answers: Sequence[mme.MMEAnswer]) -> Group:
@@ -226,6 +231,32 @@ def _mme_group(category: str, answers: Sequence[mme.MMEAnswer]) -> Group:
         columns[2] = float(columns[0] == 2)
     scores = result.to_dict()["categories"][category]
     return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MME_METRICS)
+
+
+def _mme_sums(groups: Sequence[Group], result: mme.MMEScore) -> Group:
+    """The sums over categories, as a group of all images: a row has the columns of every category, all but one zero."""
+    scores = {"total": result.total}
+    metrics = {"total": _mme_sum(range(len(groups)))}
+    if result.hallucination is not None:
+        scores["hallucination"] = result.hallucination
+        metrics["hallucination"] = _mme_sum([n for n, group in enumerate(groups) if group.name in mme.HALLUCINATION])
+    width = len(MME_COLUMNS) * len(groups)
+    counts = {}
+    for number, group in enumerate(groups):
+        for image, columns in group.counts.items():
+            before = (0.0,) * (len(MME_COLUMNS) * number)
+            counts[f"{group.name}/{image}"] = (*before, *columns, *(0.0,) * (width - len(before) - len(columns)))
+    return Group(MME_SUMS, scores, counts, metrics)
+
+
+def _mme_sum(places: Sequence[int]) -> Metric:
+    def metric(means: Array) -> Array:
+        width = len(MME_COLUMNS)
+        parts = [means[..., width * n : width * (n + 1)] for n in places]
+        shares = [MME_METRICS[name](part) for part in parts for name in ("accuracy", "accuracy_plus")]
+        return np.asarray(100 * sum(shares))
+
+    return metric
 
 
 def _ends(interval: Interval | None) -> list[float] | None:

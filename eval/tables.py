@@ -26,9 +26,11 @@ LABELS = {
     "mean_length": "words",
     "accuracy_plus": "accuracy+ %",
     "score": "score",
+    "total": "total",
+    "hallucination": "hallucination",
 }
 """How metrics are called in tables."""
-_AS_THEY_ARE = frozenset({"mean_length", "score"})
+_AS_THEY_ARE = frozenset({"mean_length", "score", "total", "hallucination"})
 
 
 def show_value(metric: str, value: Interval | None) -> str:

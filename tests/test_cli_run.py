@@ -14,6 +14,7 @@ from run_cli import call
 from damro.tiny.model import build_model, build_processor
 from damro.tiny.scenes import scene
 from eval.errors import EvalError
+from eval.mme import HALLUCINATION
 from eval.run_config import RunMismatchError
 from eval.runs import FailedSampleError
 
@@ -149,6 +150,21 @@ def test_mme_in_the_official_layout(world: Path, tmp_path: Path, capsys: pytest.
     assert call("run", "mme", "--model", str(world / "model"), *arguments) == 0
     scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["existence"]
     assert (scores["n_questions"], scores["n_images"]) == (2, 1)
+
+
+def test_mme_adds_up_the_categories(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in HALLUCINATION:
+        folder = tmp_path / "mme" / name
+        folder.mkdir(parents=True)
+        scene("test", 1).image.save(folder / "0001.png")
+        (folder / "0001.txt").write_text(f"Is there a {name}?\tNo\nIs there no {name}?\tYes\n")
+    arguments = ["--images", str(tmp_path / "mme"), "--out", str(tmp_path / "out"), *FAST]
+    assert call("run", "mme", "--model", str(world / "model"), *arguments) == 0
+    assert "hallucination" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["methods"]["greedy"]["scores"]
+    expected = sum(scores[name]["score"] for name in HALLUCINATION)
+    assert scores["all categories"]["total"] == scores["all categories"]["hallucination"] == expected
+    assert "hallucination" in (tmp_path / "out/report.html").read_text()
 
 
 def test_compare_tells_recorded_runs_apart(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

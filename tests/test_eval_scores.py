@@ -8,6 +8,7 @@ import pytest
 from eval.errors import DataFormatError, EvalError
 from eval.labels import load_labels
 from eval.matchers import load_matcher
+from eval.mme import load_answers
 from eval.pope import load_questions
 from eval.scores import Scoring, answered_in_all, score_run
 
@@ -181,3 +182,47 @@ def test_mme_leaves_out_an_image_of_which_one_question_failed() -> None:
         "accuracy_plus": 0.5,
         "score": 125,
     }
+
+
+def mme_run() -> dict[str, dict[str, Any]]:
+    """LLaVA-1.5-7B's recorded answers of the hallucination subset as the records of a run."""
+    answers = [answer for path in sorted((DATA / "mme").glob("*.txt")) for answer in load_answers(path)]
+    return {
+        str(number): {
+            "category": answer.category,
+            "name": answer.image,
+            "question": answer.question,
+            "label": answer.gold,
+            "answer": answer.answer,
+        }
+        for number, answer in enumerate(answers)
+    }
+
+
+def test_mme_sums_are_the_scorers_with_intervals_around_them() -> None:
+    groups = score_run("mme", mme_run(), Scoring())
+    assert [group.name for group in groups] == ["color", "count", "existence", "position", "all categories"]
+    result = groups[-1].to_dict()
+    assert len(groups[-1].counts) == 4 * 30
+    for name in ("total", "hallucination"):
+        interval = groups[-1].intervals()[name]
+        assert interval is not None
+        assert round(result[name], 2) == round(interval.estimate, 2) == 643.33
+        assert 580 < interval.low < 643 < interval.high < 700
+
+
+def test_mme_sums_are_compared_in_pairs() -> None:
+    groups = score_run("mme", mme_run(), Scoring())
+    # All answers "yes": half of the questions right, no image with both; 50 a category.
+    yes = score_run("mme", {key: {**fields, "answer": "Yes"} for key, fields in mme_run().items()}, Scoring())
+    difference = yes[-1].differences(groups[-1])["total"]
+    assert difference is not None
+    assert difference.estimate == pytest.approx(4 * 50 - 643.333333)
+    assert difference.high < 0
+
+
+def test_mme_without_the_whole_subset_has_a_total_alone() -> None:
+    part = {key: fields for key, fields in mme_run().items() if fields["category"] in ("count", "color")}
+    *_, sums = score_run("mme", part, Scoring())
+    assert list(sums.intervals()) == ["total"]
+    assert sums.scores == {"total": pytest.approx(325)}

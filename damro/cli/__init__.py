@@ -29,7 +29,7 @@ _COMMANDS = (
     "bench",
     "setup_nltk",
 )
-_SCORERS = ("score_pope", "score_chair")
+_SCORERS = ("score_pope", "score_chair", "score_mme")
 
 
 def build_parser() -> argparse.ArgumentParser:
