@@ -30,6 +30,7 @@ test-browser: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_browser_explain.py tests/test_browser_app.py tests/test_damro_app.py tests/test_cli_app.py
 
 gallery: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,vit]' scikit-image
 	$(BIN)/python docs/gallery.py
 
 docs: install
