@@ -219,7 +219,7 @@ def _annotated_objects(path: Path, matcher: Matcher, progress: Progress | None) 
             else:
                 found = {name_of[names[annotation["category_id"]]]}
             yield str(annotation["image_id"]), found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise DataFormatError(
             f"{path}: must be a COCO annotation file, reading it gave {type(error).__name__}: {error}; get it again"
         ) from error

@@ -107,7 +107,9 @@ def test_a_split_without_its_captions(tmp_path: Path) -> None:
         build_objects(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [], "annotations": [{"id": 1, "image_id": 2}]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 100_000, '{"images": [], "annotations": [{"id": 1, "image_id": 2}]}']
+)
 def test_a_broken_annotation_file(tmp_path: Path, content: str) -> None:
     (write_annotations(tmp_path) / "instances_val2014.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataFormatError, match="instances_val2014.json: must be a COCO annotation file"):
