@@ -16,10 +16,9 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from damro.errors import InputsError
-from damro.generation import least_patches
+from damro.generation import least_patches, make_contrast
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.outliers import check_top_k, rank_patches
-from damro.presets import Task, preset
 from damro.views import OutlierView, outlier_view, rule_for
 from decoding.families import family_of
 from decoding.generate import decode
@@ -27,21 +26,13 @@ from decoding.methods import Contrast
 from decoding.prefix import encode_shared
 from decoding.prompts import VisualPrompt
 from eval.drawing import SeededSampling, rank_at_random, seed_of
-from eval.methods import Method, parse_method
+from eval.methods import OTHERS, Method, parse_method
 from eval.run_config import RunRequest, digest_of_folder, package_versions
 from eval.runs import Answered
 from eval.samples import MAX_NEW_TOKENS, Sample, prompt_for
+from eval.strengths import Strengths, strengths_of
 
 OpenImage = Callable[[str], Image.Image]
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """Parameters of the contrast; None where the method has none."""
-
-    alpha: float | None = None
-    beta: float | None = None
-    top_k: int | None = None
 
 
 @dataclass
@@ -188,6 +179,9 @@ class Engine:
             if self.method.contrast is None:
                 return full
             return Contrast(full, full.drop_image(), rule_for(model, strengths.alpha, strengths.beta, None))
+        if self.method.contrast in OTHERS:
+            options = strengths.to_options(seed=self.seed, shared_image=shared, processor=self.processor)
+            return make_contrast(model, inputs, self.method.contrast, options)
 
         tiles = [
             f"{name}#{n}"
@@ -267,7 +261,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
 
     Raises:
         EvalError: There is no such method.
-        DecodingError: alpha, beta or top_k is out of range.
+        DecodingError: The family has no preset, or a parameter of VCD, ICD or M3ID is out of range.
     """
     method = parse_method(request.method)
     return Engine(
@@ -279,19 +273,6 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         seed=request.seed,
         open_image=open_image,
         top_p=request.top_p,
-    )
-
-
-def strengths_of(request: RunRequest, method: Method, family: str) -> Strengths:
-    """Return the parameters of the contrast: those asked for, else the preset of family and benchmark."""
-    if method.contrast is None:
-        return Strengths()
-    tasks: dict[str, Task] = {"pope": "pope", "chair": "chair", "mme": "mme"}
-    defaults = preset(family, tasks[request.benchmark])
-    return Strengths(
-        alpha=defaults.alpha if request.alpha is None else request.alpha,
-        beta=defaults.beta if request.beta is None else request.beta,
-        top_k=None if method.contrast == "no-image" else defaults.top_k if request.top_k is None else request.top_k,
     )
 
 
@@ -310,9 +291,7 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
             "contrast": engine.method.contrast,
             "temperature": engine.method.temperature,
             "top_p": engine.top_p,
-            "alpha": engine.strengths.alpha,
-            "beta": engine.strengths.beta,
-            "top_k": engine.strengths.top_k,
+            **engine.strengths.to_dict(),
         },
         "prompt": {
             "template": prompt_for(request, "{question}"),

@@ -23,6 +23,8 @@ from decoding.prefix import encode_shared, prefill_shared
 from decoding.prompts import VisualPrompt
 from eval.drawing import SeededSampling, seed_of
 from eval.engine import Engine
+from eval.errors import EvalError
+from eval.methods import OTHERS
 from eval.runs import Answered
 from eval.samples import Sample
 
@@ -32,12 +34,18 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
     """Answer questions about one image by every method.
 
     Args:
-        engines: By the name of the method; all of one model.
+        engines: By the name of the method; all of one model. Not VCD, ICD or M3ID, whose rules or prompts are others.
         samples: All about one image. A question that stands several times is read once.
 
     Returns:
         By method, the answers in the order of the samples.
+
+    Raises:
+        EvalError: A method is none of plain decoding, DAMRO and its controls.
     """
+    others = [name for name, engine in engines.items() if engine.method.contrast in OTHERS]
+    if others:
+        raise EvalError(f"engines must be of DAMRO, its controls or no contrast, got {others[0]!r}: use Engine.answer")
     any_engine = next(iter(engines.values()))
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     place = torch.tensor([prompts.index(sample.prompt) for sample in samples])

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from eval.errors import EvalError
 
-CONTRASTS = ("damro", "random-k", "least-k", "no-image")
+OTHERS = ("vcd", "icd", "m3id")
+"""Methods of other authors: the negative prompt holds the image under noise, a disturbing instruction, or no image."""
+CONTRASTS = ("damro", "random-k", "least-k", "no-image", *OTHERS)
 """DAMRO and its controls: the negative prompt holds the k patches with the most [CLS] attention, k random ones, the k
-with the least, or no image at all."""
+with the least, or no image at all. And `OTHERS`."""
 
 
 class Method(NamedTuple):

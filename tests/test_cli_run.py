@@ -19,6 +19,7 @@ from eval.run_config import RunMismatchError
 from eval.runs import FailedSampleError
 
 RUN_CLI = Path(__file__).with_name("run_cli.py")
+SENTENCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 FAST = ["--max-new-tokens", "3", "--batch-size", "4", "--device", "cpu"]
 
 
@@ -137,6 +138,31 @@ def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert scores["n_captions"] == 5
     assert scores["matcher"] == "builtin"
     assert {record["prompt"] for record in records(tmp_path / "greedy")} == {"Generate a short caption of this image."}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("vcd", {"alpha": 0.5, "beta": 0.1, "noise_step": 500}),
+        ("icd", {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE}),
+        ("m3id", {"alpha": None, "beta": None, "forgetting": 0.02, "confidence": 0.3}),
+    ],
+)
+def test_other_methods_are_run_and_recorded(
+    world: Path, tmp_path: Path, method: str, parameters: dict[str, Any]
+) -> None:
+    assert call(*pope(world, tmp_path, "--method", method, "--alpha", "0.5")) == 0
+    assert len(records(tmp_path / method)) == 10
+    assert not [record for record in records(tmp_path / method) if "error" in record]
+    recorded = json.loads((tmp_path / method / "run.json").read_text())["resolved"]["method"]
+    assert recorded == {
+        "name": method,
+        "contrast": method,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": None,
+        **parameters,
+    }
 
 
 def test_mme_in_the_official_layout(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,18 +11,21 @@ from transformers import ViTConfig, ViTModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from damro.errors import UnsupportedModelError
+from damro.generation import generate
 from damro.loading import Loaded, prepare_inputs
 from damro.tiny.model import build_model, build_processor
 from decoding.generate import decode
 from eval.drawing import SeededSampling
 from eval.engine import Engine, load, make_engine, tiles_of_images
+from eval.errors import EvalError
 from eval.first_token import answer_in_one_token
+from eval.methods import OTHERS
 from eval.run_config import RunRequest
 from eval.runs import Answered
 from eval.samples import Sample, open_scene
 
 QUESTIONS = ["Is there a cat in the image?", "Is there an orange on the left in the image? Yes, no.", "Is there a dog?"]
-METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "random-k@1"]
+METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "random-k@1", *OTHERS]
 
 
 @pytest.fixture(scope="module", params=["llava", "llava_next", "instructblip"])
@@ -65,6 +68,25 @@ def test_neither_batch_nor_order_changes_an_answer(loaded: Loaded, method: str) 
     assert all(answered.error is None and answered.text for answered in together.values())
     assert len({answered.text for answered in together.values()}) > 1
     assert one_by_one == together
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_other_methods_answer_as_damro_generate_does(loaded: Loaded, method: str) -> None:
+    """With the authors' values spelled out there, so that a change of a default shows."""
+    values: dict[str, dict[str, Any]] = {
+        "vcd": {"alpha": 1.0, "beta": 0.1, "noise_step": 500, "seed": 42},
+        "icd": {"alpha": 1.0, "beta": 0.1, "processor": loaded.processor},
+        "m3id": {"forgetting": 0.02, "confidence": 0.3},
+    }
+    asked = samples(4)
+    found = [answered.text for answered in make(loaded, method).answer(asked)]
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        ids = generate(loaded.model, inputs, method=method, max_new_tokens=6, do_sample=False, **values[method])
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert found == expected
 
 
 def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
@@ -169,10 +191,12 @@ def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
 
 
 def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) -> None:
-    engines = {name: make(loaded, name) for name in METHODS}
+    engines = {name: make(loaded, name) for name in METHODS if name not in OTHERS}
     asked = [Sample(f"s/{n}", "test_000003.png", QUESTIONS[n % 3], {}) for n in range(5)]
     together = answer_in_one_token(engines, asked)
     for name, engine in engines.items():
         engine.config.max_new_tokens = 1
         assert together[name] == engine.answer(asked)
     assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 1
+    with pytest.raises(EvalError, match="engines must be of DAMRO, its controls or no contrast, got 'vcd'"):
+        answer_in_one_token({"vcd": make(loaded, "vcd")}, asked)

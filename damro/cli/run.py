@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_method_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "method", "names: greedy, sample, damro, random-k, least-k, no-image; NAME@T samples"
+        "method", "names: greedy, sample, damro, random-k, least-k, no-image, vcd, icd, m3id; NAME@T samples"
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--method", default="greedy", help="(default: greedy)")
