@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from decoding.prompts import VisualPrompt
@@ -20,58 +19,10 @@ ROOM = 64
 _ATTENTION = "decoding_branches"
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A layer's KV that grows in place, `(R, heads, columns, d)` twice.
-
-    A dynamic cache copies all it holds at every token; this one once in :data:`ROOM` tokens.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._store: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Adds columns and returns all of them, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self._store is None or end > self._store[0].shape[-2]:
-            held: Any = (self.keys, self.values)  # empty tensors of another shape, before the first update
-            self._store = (_roomy(held[0], start, key_states), _roomy(held[1], start, value_states))
-        for store, new in zip(self._store, (key_states, value_states), strict=True):
-            store[..., start:end, :] = new
-        self.keys, self.values = self._store[0][..., :end, :], self._store[1][..., :end, :]
-        return self.keys, self.values
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row."""
-        super().batch_repeat_interleave(repeats)
-        self._store = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps some rows."""
-        super().batch_select_indices(indices.to(self._store[0].device) if self._store else indices)
-        self._store = None
-
-
-def _roomy(held: Tensor, length: int, new: Tensor) -> Tensor:
-    """A tensor with room for `new` and more, that begins with the `length` columns of `held`."""
-    store = new.new_empty(*new.shape[:-2], length + new.shape[-2] + ROOM, new.shape[-1])
-    if length:
-        store[..., :length, :] = held
-    return store
-
-
-def roomy_cache() -> Cache:
-    """An empty cache of roomy layers."""
-    return Cache(layer_class_to_replicate=RoomyLayer)
-
-
 class Prefill(NamedTuple):
     """A prompt that has been read: its KV, which of its columns count `(R, L)`, the next logits `(R, V)`."""
 
-    cache: Cache
+    cache: DynamicCache
     mask: Tensor
     logits: Tensor
 
@@ -79,7 +30,7 @@ class Prefill(NamedTuple):
 @torch.no_grad()
 def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
     """Runs the decoder over a whole prompt."""
-    cache, mask = roomy_cache(), prompt.attention_mask
+    cache, mask = DynamicCache(), prompt.attention_mask
     output: Any = decoder(
         inputs_embeds=prompt.inputs_embeds,
         # Without padding no mask is needed, and attention kernels are faster without one.
@@ -101,37 +52,61 @@ class _States(NamedTuple):
 
 
 class _Branch:
-    """One prompt's rows: their KV, their next positions `(R,)`, and which of their columns count."""
+    """The KV of one prompt's rows in every layer, with room to grow in place."""
 
     def __init__(self, read: Prefill, copies: int) -> None:
-        self._cache = read.cache
-        if copies > 1:
-            self._cache.batch_repeat_interleave(copies)
+        self.rows = len(read.mask) * copies
+        self.length = read.mask.shape[1]
         self.position = read.mask.sum(dim=-1).repeat_interleave(copies)
-        padded = not bool(read.mask.all())
-        self._mask = read.mask.bool().repeat_interleave(copies, dim=0) if padded else None
+        self._capacity = self.length + ROOM
+        self._padded = not bool(read.mask.all())
+        counted = read.mask.bool().repeat_interleave(copies, dim=0)
+        self._mask = self._roomy(counted, 1)
+        self._mask[:, self.length :] = True
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        for layer in read.cache.layers:
+            states = [half if copies == 1 else half.repeat_interleave(copies, dim=0) for half in _states_of(layer)]
+            self._layers.append((self._roomy(states[0], 2), self._roomy(states[1], 2)))
+            layer.reset()  # the prompt's KV shall not be held twice
 
-    @property
-    def rows(self) -> int:
-        return len(self.position)
+    def _roomy(self, states: Tensor, dim: int) -> Tensor:
+        """A copy of `states` with `self._capacity` columns along `dim`; what is beyond is not initialised."""
+        shape = list(states.shape)
+        shape[dim] = self._capacity
+        roomy = states.new_empty(shape)
+        roomy.narrow(dim, 0, states.shape[dim]).copy_(states)
+        return roomy
 
     def begin_step(self) -> None:
-        """Counts one more column; every layer then adds it with :meth:`append`."""
+        """Makes room for one more column; every layer then writes it with :meth:`append`."""
+        if self.length == self._capacity:
+            self._capacity += ROOM
+            self._mask = self._roomy(self._mask, 1)
+            self._mask[:, self.length :] = True
+            for number, (keys, values) in enumerate(self._layers):
+                self._layers[number] = self._roomy(keys, 2), self._roomy(values, 2)
+        self.length += 1
         self.position = self.position + 1
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=-1)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> _States:
-        """Adds a column to a layer, `(R, heads, 1, d)`, and returns all columns."""
-        all_keys, all_values = self._cache.update(keys, values, layer)
-        mask = None if self._mask is None else self._mask[:, None, None].to(keys.device)
-        return _States(all_keys, all_values, mask)
+        """Writes the last column of a layer, `(R, heads, 1, d)`, and returns all columns."""
+        all_keys, all_values = self._layers[layer]
+        last = slice(self.length - 1, self.length)
+        all_keys[:, :, last], all_values[:, :, last] = keys, values
+        mask = self._mask[:, None, None, : self.length].to(keys.device) if self._padded else None
+        return _States(all_keys[:, :, : self.length], all_values[:, :, : self.length], mask)
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
-        self.position = self.position[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
-        self._cache.batch_select_indices(rows)
+        self.rows = len(rows)
+        self.position, self._mask = self.position[rows], self._mask[rows]
+        for number, (keys, values) in enumerate(self._layers):
+            there = rows.to(keys.device)
+            self._layers[number] = keys[there], values[there]
+
+
+def _states_of(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.keys, layer.values
 
 
 class _BranchCache(Cache):
@@ -151,6 +126,10 @@ class _BranchCache(Cache):
             states.append(branch.append(layer_idx, key_states[rows], value_states[rows]))
             first += branch.rows
         return states, None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the longest branch."""
+        return max(branch.length for branch in self._branches)
 
 
 def _attend(
