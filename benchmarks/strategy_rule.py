@@ -15,7 +15,7 @@ from torch import Tensor
 from damro.shapes import SHAPES, random_inputs, random_model
 from damro.speed import Call, machine, measure
 from damro.views import outlier_view
-from decoding.contrast import contrast_scores
+from decoding.contrast import contrast_scores, plausible_tokens
 from decoding.generate import decode
 from decoding.methods import Contrast
 
@@ -28,9 +28,9 @@ class PeriodicRule:
 
     every: int
 
-    def undecided(self, full: Tensor, step: int) -> Tensor:
-        """All rows at every n-th step, none in between."""
-        return torch.full((len(full),), step % self.every == 0, device=full.device)
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        """The plausible tokens at every n-th step, nothing in between."""
+        return plausible_tokens(full, 0.1) & (step % self.every == 0)
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
         """Usual contrast where there are negative logits, none where not."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from decoding.errors import InputsError
+from decoding.head import PartialHead
+from decoding.kv import roomy_cache
 from decoding.prompts import VisualPrompt
 
 
 class _State(NamedTuple):
     """What the cache holds beyond the prompt: `tokens (S, T)` and the prompt of each row, `prompt_of (S,)`."""
 
-    cache: DynamicCache
+    cache: Cache
     tokens: Tensor
     prompt_of: Tensor
 
@@ -38,7 +40,7 @@ class NegativeBranch:
     """
 
     def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: VisualPrompt) -> None:
-        self._decoder = decoder
+        self._head = PartialHead(decoder)
         self._embed = embed
         self.prompt = prompt
         self.passes = 0
@@ -46,15 +48,16 @@ class NegativeBranch:
         self._prompt_logits: Tensor | None = None
 
     @torch.no_grad()
-    def logits(self, history: Tensor) -> Tensor:
+    def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of the token that follows each history.
 
         Args:
             history: `(R, T)`, the tokens after the prompt, T >= 0. R is a multiple of the prompt's rows; row r
                 continues prompt `r // (R / B)`, as ``generate`` lays out beams and returned sequences.
+            tokens: `(k,)`, whose logits are wanted; None for all.
 
         Returns:
-            `(R, V)`, on the device of `history`.
+            `(R, V)`, or `(R, k)`; on the device of `history`.
 
         Raises:
             InputsError: if R is not a multiple of B.
@@ -62,12 +65,13 @@ class NegativeBranch:
         prompt_of = self._prompt_of_rows(history)
         state, prompt_logits = self._prefilled()
         if history.shape[1] == 0:
-            return prompt_logits[prompt_of].to(history.device)
-        tokens = history.to(prompt_of.device)
+            logits = prompt_logits if tokens is None else prompt_logits[:, tokens.to(prompt_logits.device)]
+            return logits[prompt_of].to(history.device)
+        history_here = history.to(prompt_of.device)
         # From here until the pass has succeeded the cache fits no history; an interrupt must not leave it in use.
         self._state = None
-        state, common = _follow(state, tokens, prompt_of)
-        logits = self._extend(state, tokens, common)
+        state, common = _follow(state, history_here, prompt_of)
+        logits = self._extend(state, history_here, common, tokens)
         return logits.to(history.device)
 
     def restart(self) -> None:
@@ -88,35 +92,36 @@ class NegativeBranch:
     def _prefilled(self) -> tuple[_State, Tensor]:
         """The state to continue from; the first call runs the prompt."""
         if self._state is None or self._prompt_logits is None:
-            prompt, cache = self.prompt, DynamicCache()
+            prompt, cache = self.prompt, roomy_cache()
             self._prompt_logits = self._run(cache, prompt.inputs_embeds, prompt.attention_mask, prompt.position_ids)
             mask = prompt.attention_mask
             rows = torch.arange(len(mask), device=mask.device)
             self._state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
         return self._state, self._prompt_logits
 
-    def _extend(self, state: _State, history: Tensor, common: int) -> Tensor:
+    def _extend(self, state: _State, history: Tensor, common: int, tokens: Tensor | None) -> Tensor:
         """Feeds `history[:, common:]` in one chunk and remembers the whole history."""
         mask = self.prompt.attention_mask[state.prompt_of]
         full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
         start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
         positions = start + torch.arange(common, history.shape[1], device=start.device)
-        logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions)
+        logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions, tokens)
         self._state = state._replace(tokens=history.clone())
         return logits
 
-    def _run(self, cache: DynamicCache, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        output: Any = self._decoder(
+    def _run(
+        self, cache: Cache, embeds: Tensor, mask: Tensor, positions: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        logits = self._head.logits(
+            tokens,
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
         self.passes += 1
-        last: Tensor = output.logits[:, -1]
-        return last
+        return logits
 
 
 def _follow(state: _State, history: Tensor, prompt_of: Tensor) -> tuple[_State, int]:

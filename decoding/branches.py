@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, DynamicCache
+from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from decoding.kv import roomy_cache
 from decoding.prompts import VisualPrompt
-
-ROOM = 64
-"""Columns that are allocated ahead of need; KV is copied once in so many tokens instead of at each of them."""
 
 _ATTENTION = "decoding_branches"
 
@@ -22,7 +20,7 @@ _ATTENTION = "decoding_branches"
 class Prefill(NamedTuple):
     """A prompt that has been read: its KV, which of its columns count `(R, L)`, the next logits `(R, V)`."""
 
-    cache: DynamicCache
+    cache: Cache
     mask: Tensor
     logits: Tensor
 
@@ -30,7 +28,7 @@ class Prefill(NamedTuple):
 @torch.no_grad()
 def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
     """Runs the decoder over a whole prompt."""
-    cache, mask = DynamicCache(), prompt.attention_mask
+    cache, mask = roomy_cache(), prompt.attention_mask
     output: Any = decoder(
         inputs_embeds=prompt.inputs_embeds,
         # Without padding no mask is needed, and attention kernels are faster without one.
@@ -52,61 +50,37 @@ class _States(NamedTuple):
 
 
 class _Branch:
-    """The KV of one prompt's rows in every layer, with room to grow in place."""
+    """One prompt's rows: their KV, their next positions `(R,)`, and which of their columns count."""
 
     def __init__(self, read: Prefill, copies: int) -> None:
-        self.rows = len(read.mask) * copies
-        self.length = read.mask.shape[1]
+        self._cache = read.cache
+        if copies > 1:
+            self._cache.batch_repeat_interleave(copies)
         self.position = read.mask.sum(dim=-1).repeat_interleave(copies)
-        self._capacity = self.length + ROOM
-        self._padded = not bool(read.mask.all())
-        counted = read.mask.bool().repeat_interleave(copies, dim=0)
-        self._mask = self._roomy(counted, 1)
-        self._mask[:, self.length :] = True
-        self._layers: list[tuple[Tensor, Tensor]] = []
-        for layer in read.cache.layers:
-            states = [half if copies == 1 else half.repeat_interleave(copies, dim=0) for half in _states_of(layer)]
-            self._layers.append((self._roomy(states[0], 2), self._roomy(states[1], 2)))
-            layer.reset()  # the prompt's KV shall not be held twice
+        padded = not bool(read.mask.all())
+        self._mask = read.mask.bool().repeat_interleave(copies, dim=0) if padded else None
 
-    def _roomy(self, states: Tensor, dim: int) -> Tensor:
-        """A copy of `states` with `self._capacity` columns along `dim`; what is beyond is not initialised."""
-        shape = list(states.shape)
-        shape[dim] = self._capacity
-        roomy = states.new_empty(shape)
-        roomy.narrow(dim, 0, states.shape[dim]).copy_(states)
-        return roomy
+    @property
+    def rows(self) -> int:
+        return len(self.position)
 
     def begin_step(self) -> None:
-        """Makes room for one more column; every layer then writes it with :meth:`append`."""
-        if self.length == self._capacity:
-            self._capacity += ROOM
-            self._mask = self._roomy(self._mask, 1)
-            self._mask[:, self.length :] = True
-            for number, (keys, values) in enumerate(self._layers):
-                self._layers[number] = self._roomy(keys, 2), self._roomy(values, 2)
-        self.length += 1
+        """Counts one more column; every layer then adds it with :meth:`append`."""
         self.position = self.position + 1
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=-1)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> _States:
-        """Writes the last column of a layer, `(R, heads, 1, d)`, and returns all columns."""
-        all_keys, all_values = self._layers[layer]
-        last = slice(self.length - 1, self.length)
-        all_keys[:, :, last], all_values[:, :, last] = keys, values
-        mask = self._mask[:, None, None, : self.length].to(keys.device) if self._padded else None
-        return _States(all_keys[:, :, : self.length], all_values[:, :, : self.length], mask)
+        """Adds a column to a layer, `(R, heads, 1, d)`, and returns all columns."""
+        all_keys, all_values = self._cache.update(keys, values, layer)
+        mask = None if self._mask is None else self._mask[:, None, None].to(keys.device)
+        return _States(all_keys, all_values, mask)
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
-        self.rows = len(rows)
-        self.position, self._mask = self.position[rows], self._mask[rows]
-        for number, (keys, values) in enumerate(self._layers):
-            there = rows.to(keys.device)
-            self._layers[number] = keys[there], values[there]
-
-
-def _states_of(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.keys, layer.values
+        self.position = self.position[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+        self._cache.batch_select_indices(rows)
 
 
 class _BranchCache(Cache):
@@ -126,10 +100,6 @@ class _BranchCache(Cache):
             states.append(branch.append(layer_idx, key_states[rows], value_states[rows]))
             first += branch.rows
         return states, None
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of the longest branch."""
-        return max(branch.length for branch in self._branches)
 
 
 def _attend(

@@ -14,7 +14,8 @@ from decoding.branch import NegativeBranch
 from decoding.branches import can_branch, prefill
 from decoding.errors import ParameterError
 from decoding.families import family_of
-from decoding.loop import BranchLoop, ContrastStep
+from decoding.kv import roomy_cache
+from decoding.loop import BranchLoop, ContrastStep, Read
 from decoding.methods import Contrast
 from decoding.prefix import prefill_shared
 from decoding.processor import RuleProcessor
@@ -87,24 +88,32 @@ def decode(
         raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
     decoder: Any = family_of(model).decoder(model)
     full = contrast if isinstance(contrast, VisualPrompt) else contrast.full
-    call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
-    read, streamer = prefill_shared if shared_prefix else prefill, generate_kwargs.get("streamer")
-    own_loop = strategy == "fused" and _own_loop_serves(decoder, generate_kwargs)
-    if isinstance(contrast, VisualPrompt):
-        if shared_prefix and own_loop:
-            call["custom_generate"] = BranchLoop([full], None, read, streamer)
-        return decoder.generate(**call)
-    processor: LogitsProcessor
-    if own_loop:
-        processor = ContrastStep(contrast.rule, inputs["input_ids"].shape[1])
-        prompts = [contrast.full, contrast.negative]
-        call["custom_generate"] = BranchLoop(prompts, processor, read, streamer)
+    serves = _own_loop_serves(decoder, generate_kwargs)
+    rule: LogitsProcessor | None = None
+    call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
+    if serves and strategy == "fused" and (shared_prefix or isinstance(contrast, Contrast)):
+        read = prefill_shared if shared_prefix else prefill
+        call["custom_generate"] = loop = _loop(contrast, inputs["input_ids"].shape[1], read, call.get("streamer"))
+        rule = loop.step
     else:
-        processor = _lazy_processor(model, decoder, inputs["input_ids"], contrast, generate_kwargs)
-    call["logits_processor"] = [processor, *(generate_kwargs.get("logits_processor") or ())]
+        if isinstance(contrast, Contrast):
+            rule = _lazy_processor(model, decoder, inputs["input_ids"], contrast, generate_kwargs)
+        if serves and not _setting(decoder, generate_kwargs, "return_dict_in_generate"):
+            # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
+            call["past_key_values"] = roomy_cache()
+    if rule is not None:
+        call["logits_processor"] = [rule, *(call.get("logits_processor") or ())]
     return decoder.generate(**call)
+
+
+def _loop(contrast: Contrast | VisualPrompt, prompt_length: int, read: Read, streamer: Any) -> BranchLoop:
+    """The loop over the prompts of a method."""
+    if isinstance(contrast, VisualPrompt):
+        return BranchLoop([contrast], None, read, streamer)
+    step = ContrastStep(contrast.rule, prompt_length)
+    return BranchLoop([contrast.full, contrast.negative], step, read, streamer)
 
 
 def choose_strategy(prompt: VisualPrompt) -> Strategy:

@@ -16,6 +16,9 @@ from decoding.methods import ScoreRule
 from decoding.processor import OVERFLOW
 from decoding.prompts import VisualPrompt
 
+Read = Callable[[nn.Module, VisualPrompt], Prefill]
+"""Reads a prompt with a decoder."""
+
 
 class ContrastStep(LogitsProcessor):
     """Stands where a user's processor stands; the loop hands it the negative logits of each step.
@@ -61,11 +64,11 @@ class BranchLoop:
         self,
         prompts: Sequence[VisualPrompt],
         step: ContrastStep | None,
-        read: Callable[[nn.Module, VisualPrompt], Prefill],
+        read: Read,
         streamer: Any = None,
     ) -> None:
         self._prompts = prompts
-        self._step = step
+        self.step = step
         self._read = read
         self._streamer = streamer
 
@@ -115,17 +118,17 @@ class BranchLoop:
     def _scores(self, rows: _LiveRows, input_ids: Tensor, logits_processor: Any) -> tuple[Tensor, Tensor]:
         """Raw logits of the full prompt and processed scores, `(R, V)` each, float32."""
         logits = rows.logits.to(input_ids.device)
-        if self._step is not None:
-            self._step.negative = logits[1]
+        if self.step is not None:
+            self.step.negative = logits[1]
         full = logits[0].to(torch.float32, copy=True)
         return full, logits_processor(input_ids, full)
 
     def _count(self, unfinished: Tensor) -> int:
         """How many rows go on; the one transfer of a step."""
         left = unfinished.sum()
-        if self._step is None or self._step.broken is None:
+        if self.step is None or self.step.broken is None:
             return int(left)
-        left, broken = torch.stack([left, self._step.broken.long()]).tolist()
+        left, broken = torch.stack([left, self.step.broken.long()]).tolist()
         if broken:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
         return int(left)

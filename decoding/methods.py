@@ -24,18 +24,19 @@ from decoding.prompts import VisualPrompt
 class ScoreRule(Protocol):
     """How next-token scores come about from the logits of the two prompts."""
 
-    def undecided(self, full: Tensor, step: int) -> Tensor:
-        """The rows whose scores depend on the negative logits.
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        """The negative logits that scores depend on.
 
-        Where it says False, the rule must give the same scores for any negative logits, None included; that is
-        what lets a decoder put the negative pass off. A rule that can never do without answers True everywhere.
+        Where it says False, the rule must give the same scores for any finite negative logit; where it says so of a
+        whole row, for None too. That is what lets a decoder put the negative pass off, or compute a part of the
+        logits only. A rule that can never do without answers True everywhere.
 
         Args:
             full: `(R, V)`, float32 logits of the full prompt.
             step: how many tokens have been generated.
 
         Returns:
-            `(R,)`, boolean.
+            `(R, V)`, boolean.
         """
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
@@ -43,7 +44,7 @@ class ScoreRule(Protocol):
 
         Args:
             full: `(R, V)`, float32 logits of the full prompt; not modified.
-            negative: `(R, V)`, logits of the negative prompt, or None if no row is undecided.
+            negative: `(R, V)`, logits of the negative prompt, or None if none is needed.
             step: how many tokens have been generated.
 
         Returns:
@@ -68,8 +69,8 @@ class ContrastRule:
         >>> import torch
         >>> rule = ContrastRule(alpha=1.0, beta=0.1)
         >>> full = torch.tensor([[5.0, 0.0], [1.0, 1.0]])
-        >>> rule.undecided(full, step=0).tolist()
-        [False, True]
+        >>> rule.needed(full, step=0).tolist()
+        [[False, False], [True, True]]
         >>> rule(full[:1], None, step=0).tolist()
         [[0.0, -inf]]
     """
@@ -81,11 +82,11 @@ class ContrastRule:
         """Checks the parameters."""
         check_strengths(self.alpha, self.beta)
 
-    def undecided(self, full: Tensor, step: int) -> Tensor:
-        """Rows with more than one plausible token; none without a contrast."""
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        """Plausible tokens, where there is more than one; none without a contrast."""
         if self.alpha == 0:
-            return torch.zeros(len(full), dtype=torch.bool, device=full.device)
-        return plausible_tokens(full, self.beta).sum(dim=-1) > 1
+            return torch.zeros_like(full, dtype=torch.bool)
+        return _unless_alone(plausible_tokens(full, self.beta))
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
         """See :func:`decoding.contrast.contrast_scores`."""
@@ -116,8 +117,8 @@ class M3IDRule:
         >>> import torch
         >>> rule = M3IDRule(confidence=0.9)
         >>> full = torch.tensor([[5.0, 0.0], [1.0, 1.0]])
-        >>> rule.undecided(full, step=0).tolist()
-        [False, True]
+        >>> rule.needed(full, step=0).tolist()
+        [[False, False], [True, True]]
         >>> rule(full[1:], torch.tensor([[1.0, 9.0]]), step=99).exp().round(decimals=3).tolist()
         [[1.0, 0.0]]
     """
@@ -137,12 +138,14 @@ class M3IDRule:
         if self.beta is not None:
             check_strengths(0.0, self.beta)
 
-    def undecided(self, full: Tensor, step: int) -> Tensor:
-        """Rows that are unsure and have more than one plausible token."""
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        """All tokens where the model is unsure; with a cutoff the plausible ones, if there is more than one."""
         if self.forgetting == 0:
-            return torch.zeros(len(full), dtype=torch.bool, device=full.device)
-        unsure = full.log_softmax(dim=-1).amax(dim=-1) < math.log(self.confidence)
-        return unsure if self.beta is None else unsure & (plausible_tokens(full, self.beta).sum(dim=-1) > 1)
+            return torch.zeros_like(full, dtype=torch.bool)
+        unsure = full.log_softmax(dim=-1).amax(dim=-1, keepdim=True) < math.log(self.confidence)
+        if self.beta is None:
+            return unsure.expand_as(full)
+        return unsure & _unless_alone(plausible_tokens(full, self.beta))
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
         """See the equation above."""
@@ -152,10 +155,15 @@ class M3IDRule:
             weight = math.expm1(min(self.forgetting * (step + 1), 30.0))
             difference = conditioned - negative.float().log_softmax(dim=-1)
             mixed = conditioned + weight * difference
-            scores = torch.where(self.undecided(full, step)[:, None], mixed, conditioned)
+            scores = torch.where(self.needed(full, step).any(dim=-1, keepdim=True), mixed, conditioned)
         if self.beta is not None:
             scores = scores.masked_fill(~plausible_tokens(conditioned, self.beta), float("-inf"))
         return scores.log_softmax(dim=-1)
+
+
+def _unless_alone(plausible: Tensor) -> Tensor:
+    """Plausible tokens `(R, V)` without those that are the only one of their row: theirs is score 0 in any case."""
+    return plausible & (plausible.sum(dim=-1, keepdim=True) > 1)
 
 
 @dataclass(frozen=True)

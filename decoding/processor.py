@@ -19,6 +19,10 @@ OVERFLOW = (
 )
 
 
+_FEW = 8
+"""Choosing rows of the output layer pays if they are at most one in so many; more cost less in one piece."""
+
+
 class RuleProcessor(LogitsProcessor):
     """Replaces next-token scores by what a rule makes of them and of a negative prompt's.
 
@@ -79,22 +83,30 @@ class RuleProcessor(LogitsProcessor):
         if step == 0:
             # Chunks of the history then fall as in the first call, so that a second one repeats it to the last bit.
             self.branch.restart()
-        undecided = self.rule.undecided(full, step) & ~self._finished(history)
+        needed = (self.rule.needed(full, step) & ~self._finished(history).unsqueeze(-1)).any(dim=0)  # (V,)
         # NaN makes the best score NaN, overflow makes it infinite.
         broken = ~full.amax(dim=-1).isfinite()
         # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
         foreign = input_ids[:, : prompts.shape[1]] != prompts
         # One transfer to the host answers the three questions of a step.
-        needed, unusable, other = torch.stack([undecided.any(), broken.any(), foreign.any()]).tolist()
+        count, unusable, other = torch.stack([needed.sum(), broken.any(), foreign.any()]).tolist()
         if other:
             raise self._not_mine(input_ids)
         if unusable:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
-        negative = self.branch.logits(history) if needed else None
+        negative = self._negative(history, needed, count) if count else None
         contrasted = self.rule(full, negative, step)
         if negative is not None and bool(contrasted.isnan().any()):
             raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
         return contrasted.to(scores.dtype)
+
+    def _negative(self, history: Tensor, needed: Tensor, count: int) -> Tensor:
+        """Logits of the negative prompt `(R, V)`; of tokens that no row needs they may be 0 instead."""
+        if count > len(needed) // _FEW:
+            return self.branch.logits(history)
+        tokens = needed.nonzero().flatten()
+        logits = self.branch.logits(history, tokens)
+        return logits.new_zeros(len(history), len(needed)).index_copy(1, tokens, logits)
 
     def _expected_prompts(self, input_ids: Tensor) -> Tensor:
         """`(R, P)`, the prompts that `input_ids` must begin with."""

@@ -88,7 +88,7 @@ class _Reader:
         rules = [self._rule(engine) for engine in engines.values() if engine.method.contrast is not None]
         self._open = torch.zeros(self._rows, dtype=torch.bool, device=self._logits.device)
         for rule in rules:
-            self._open |= rule.undecided(self._logits, 0)
+            self._open |= rule.needed(self._logits, 0).any(dim=-1)
         self._negative: dict[str, Tensor] = {}
         if views and bool(self._open.any()):
             stacked = prefill(

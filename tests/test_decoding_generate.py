@@ -13,10 +13,11 @@ from transformers import GenerationConfig, StoppingCriteria
 import decoding.branches
 from damro import DAMROProcessor, outlier_view
 from damro.speed import counted
-from decoding.branches import ROOM, can_branch
+from decoding.branches import can_branch
 from decoding.errors import NonFiniteScoresError, ParameterError
 from decoding.families import family_of
 from decoding.generate import choose_strategy, decode
+from decoding.kv import ROOM
 from decoding.methods import Contrast
 from decoding.prompts import VisualPrompt
 
@@ -261,8 +262,8 @@ class Fading:
     def __init__(self) -> None:
         self.steps: list[int] = []
 
-    def undecided(self, full: Tensor, step: int) -> Tensor:
-        return torch.ones(len(full), dtype=torch.bool)
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        return torch.ones_like(full, dtype=torch.bool)
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
         assert negative is not None

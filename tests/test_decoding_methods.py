@@ -92,14 +92,14 @@ def test_m3id_is_its_equation(step: int, forgetting: float, confidence: float) -
     torch.testing.assert_close(scores.exp(), torch.tensor(expected), atol=1e-5, rtol=1e-4)
     assert torch.equal(full, before)
     sure = before.softmax(-1).amax(-1) >= confidence
-    assert rule.undecided(full, step).tolist() == (~sure).tolist()
+    assert rule.needed(full, step).tolist() == (~sure)[:, None].expand_as(full).tolist()
 
 
 @pytest.mark.parametrize("rule", [M3IDRule(), M3IDRule(beta=0.5), M3IDRule(confidence=1.0, beta=0.5), M3IDRule(0.0)])
 def test_decided_rows_do_not_depend_on_the_negative_logits(rule: M3IDRule) -> None:
     random = torch.Generator().manual_seed(1)
     full = torch.randn(40, 6, generator=random) * 2
-    undecided = rule.undecided(full, 9)
+    undecided = rule.needed(full, 9).any(dim=-1)
     assert not undecided.all()
     assert undecided.any() == (rule.forgetting > 0)
     alone = rule(full, None, 9)

@@ -1,0 +1,80 @@
+"""A cache that grows in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64
+"""Columns that are allocated ahead of need; KV is copied once in so many tokens instead of at each of them."""
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer's KV, `(R, heads, columns, d)` twice, at the front of tensors that have room for more columns.
+
+    A dynamic cache copies all it holds at every token. Whatever else is done to a layer (rows chosen, columns cropped,
+    a move to another device) leaves other tensors in `keys` and `values`; the next update then starts from those.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stores: tuple[Tensor, Tensor] | None = None
+        self._given: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds columns and returns all of them, as views that later columns leave alone."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        stores, given = self._stores, self._given
+        ours = given is not None and self.keys is given[0] and self.values is given[1]
+        if stores is None or not ours or end > stores[0].shape[-2]:
+            held: Any = (self.keys, self.values)  # empty tensors of another shape before the first update
+            self._stores = stores = _grown(held[0], start, key_states), _grown(held[1], start, value_states)
+        for store, new in zip(stores, (key_states, value_states), strict=True):
+            store[..., start:end, :] = new
+        self.keys, self.values = given = stores[0][..., :end, :], stores[1][..., :end, :]
+        self._given = given
+        return given
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
+        super().batch_repeat_interleave(repeats)
+        self._stores = self._given = None  # the old columns shall not be held beside the new ones
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows; on any device."""
+        if self.keys is not None:
+            super().batch_select_indices(indices.to(self.keys.device))
+        self._stores = self._given = None
+
+    def reset(self) -> None:
+        """Forgets all columns."""
+        super().reset()
+        self._stores = self._given = None
+
+
+def _grown(held: Tensor, columns: int, new: Tensor) -> Tensor:
+    """Room for the columns of `held`, those of `new` and :data:`ROOM` more; the columns of `held` stand in it."""
+    store = new.new_empty(*new.shape[:-2], columns + new.shape[-2] + ROOM, new.shape[-1])
+    if columns:
+        store[..., :columns, :] = held
+    return store
+
+
+def roomy_cache() -> Cache:
+    """An empty cache of roomy layers, for models whose layers all look at all columns.
+
+    Example:
+        >>> import torch
+        >>> cache = roomy_cache()
+        >>> for _ in range(2):
+        ...     keys, values = cache.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2), 0)
+        >>> keys.shape
+        torch.Size([1, 1, 6, 2])
+    """
+    return Cache(layer_class_to_replicate=RoomyLayer)
