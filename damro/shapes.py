@@ -11,6 +11,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 _PATCH = 14
 
+_SPREAD = 8.0
+"""Weight of the last norm. Random weights make all tokens about equally likely; this spreads the logits so that about
+a dozen are plausible (within a tenth of the best), somewhat more than in a trained model, at nearly every step."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -92,6 +96,7 @@ def random_model(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torc
             model: Any = LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
+    torch.nn.init.constant_(model.get_decoder().norm.weight, _SPREAD)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()

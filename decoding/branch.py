@@ -44,6 +44,7 @@ class NegativeBranch:
         self._embed = embed
         self.prompt = prompt
         self.passes = 0
+        self._padded = not bool(prompt.attention_mask.all())
         self._state: _State | None = None
         self._prompt_logits: Tensor | None = None
 
@@ -115,7 +116,8 @@ class NegativeBranch:
         logits = self._head.logits(
             tokens,
             inputs_embeds=embeds,
-            attention_mask=mask,
+            # Without padding no mask is needed, and attention kernels are faster without one.
+            attention_mask=mask if self._padded else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
