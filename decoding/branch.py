@@ -137,10 +137,13 @@ def _follow(state: _State, history: Tensor, prompt_of: Tensor) -> tuple[_State, 
     length = same.long().cumprod(dim=-1).sum(dim=-1)  # (R, S)
     length = length.masked_fill(prompt_of[:, None] != state.prompt_of[None, :], -1)
     best, parent = length.max(dim=-1)
-    in_place = length.shape[0] == length.shape[1] and torch.equal(length.diagonal(), best)
-    if not in_place:
+    square = length.shape[0] == length.shape[1]
+    moved = (length.diagonal() != best).any() if square else torch.ones_like(best[0], dtype=torch.bool)
+    # One transfer to the host answers both questions.
+    elsewhere, shortest = torch.stack([moved.long(), best.min()]).tolist()
+    if elsewhere:
         state.cache.batch_select_indices(parent)
-    common = min(int(best.min()), history.shape[1] - 1)
+    common = min(shortest, history.shape[1] - 1)
     surplus = state.tokens.shape[1] - common
     if surplus:
         state.cache.crop(-surplus)
