@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -24,6 +25,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._stores: tuple[Tensor, Tensor] | None = None
         self._given: tuple[Tensor, Tensor] | None = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # inductor fails on views of a store that is written to
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds columns and returns all of them, as views that later columns leave alone."""
         if not self.is_initialized:

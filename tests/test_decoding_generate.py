@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import GenerationConfig, StoppingCriteria
 
 import decoding.branches
 from damro import DAMROProcessor, outlier_view
+from damro.generation import generate
+from damro.shapes import SHAPES, random_inputs, random_model
 from damro.speed import counted
 from decoding.branches import can_branch
 from decoding.errors import NonFiniteScoresError, ParameterError
@@ -316,3 +319,16 @@ def test_bad_strategies_are_named() -> None:
         decode(model, inputs, full, strategy=wrong)
     with pytest.raises(ParameterError, match="'lazy'"):
         decode(model, inputs, full, strategy="lazy", shared_prefix=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_gives_the_same_tokens() -> None:
+    model = random_model(SHAPES["micro"])
+    inputs = random_inputs(model, 2)
+    options: dict[str, Any] = {"alpha": 1.0, "top_k": 3, "max_new_tokens": 6, "do_sample": False}
+    expected = {strategy: generate(model, inputs, strategy=strategy, **options) for strategy in STRATEGIES}
+    body = model.get_decoder()
+    body.forward = torch.compile(body.forward)
+    for strategy, ids in expected.items():
+        assert torch.equal(generate(model, inputs, strategy=strategy, **options), ids)
