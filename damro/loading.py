@@ -38,6 +38,7 @@ _FORMATS = {
     "InstructBlipProcessor": "{prompt}",
     "VideoLlavaProcessor": _VICUNA,
     "Blip2Processor": "Question: {prompt} Answer:",
+    "PaliGemmaProcessor": "{image}{prompt}",
 }
 
 

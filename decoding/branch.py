@@ -94,8 +94,8 @@ class NegativeBranch:
         """The state to continue from; the first call runs the prompt."""
         if self._state is None or self._prompt_logits is None:
             prompt, cache = self.prompt, roomy_cache()
-            self._prompt_logits = self._run(cache, prompt.inputs_embeds, prompt.attention_mask, prompt.position_ids)
             mask = prompt.attention_mask
+            self._prompt_logits = self._run(cache, prompt.inputs_embeds, mask, prompt.position_ids, **prompt.reading())
             rows = torch.arange(len(mask), device=mask.device)
             self._state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
         return self._state, self._prompt_logits
@@ -111,7 +111,13 @@ class NegativeBranch:
         return logits
 
     def _run(
-        self, cache: Cache, embeds: Tensor, mask: Tensor, positions: Tensor, tokens: Tensor | None = None
+        self,
+        cache: Cache,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        tokens: Tensor | None = None,
+        **reading: Tensor,
     ) -> Tensor:
         logits = self._head.logits(
             tokens,
@@ -121,6 +127,7 @@ class NegativeBranch:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
+            **reading,
         )
         self.passes += 1
         return logits

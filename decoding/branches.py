@@ -37,6 +37,7 @@ def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **prompt.reading(),
     )
     return Prefill(cache, mask, output.logits[:, -1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -79,7 +80,7 @@ def decode(
 
     Raises:
         ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if drafts of several tokens are
-            asked for with a pruned prompt.
+            asked for with a pruned prompt or one that is not causal.
         NonFiniteScoresError: if the model produced NaN.
     """
     if strategy not in get_args(Strategy):
@@ -132,16 +133,31 @@ def _prompt_arguments(
     model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: VisualPrompt, generate_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
-    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": full.attention_mask}
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": full.attention_mask, **full.reading()}
+    if full.bidirectional:
+        # The first round's drafts would be read as part of the prompt, in both directions.
+        _refuse_drafts(decoder, generate_kwargs, "not causal", "decode without drafts")
     pruned = full.inputs_embeds.shape[1] != input_ids.shape[1]
     if pruned:
         arguments |= _limits_of_pruned(decoder, input_ids.shape[1], generate_kwargs)
+    elif not _takes_columns(decoder):
+        # PaliGemma wants a tensor of equally many columns an image. As images of one column they suit any prompt.
+        return arguments | _image_arguments(full.inputs_embeds[full.image_mask].unsqueeze(1))
     elif decoder is model and any(_setting(decoder, generate_kwargs, name) for name in _DRAFTING):
         # Given columns, the loops that check drafts do not feed those of their first round; given tokens and image
         # features they do. InstructBLIP, whose own generate gives columns, cannot be helped.
-        features = BaseModelOutputWithPooling(pooler_output=[full.inputs_embeds[full.image_mask]])  # type: ignore[arg-type]
-        return arguments | {"mm_encoder_outputs": {"image": features}}
+        return arguments | _image_arguments([full.inputs_embeds[full.image_mask]])
     return arguments | {"inputs_embeds": full.inputs_embeds}
+
+
+def _takes_columns(decoder: Any) -> bool:
+    """Whether ``generate`` takes `inputs_embeds`, found out as it does itself."""
+    return "inputs_embeds" in inspect.signature(decoder.prepare_inputs_for_generation).parameters
+
+
+def _image_arguments(features: Any) -> dict[str, Any]:
+    """What tells ``generate`` the columns of the images, beside tokens that say where they stand."""
+    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
 
 def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,18 +166,23 @@ def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping
     ``generate`` would take the columns from `max_length` and `min_length`, and then compare with the length of
     `input_ids`. Its loops that check drafts crop the cache to the length of `input_ids`.
     """
-    drafting = [name for name in _DRAFTING if _setting(decoder, generate_kwargs, name)]
-    if drafting:
-        raise ParameterError(
-            f"{drafting[0]} must be left out where the prompt is pruned, got "
-            f"{_setting(decoder, generate_kwargs, drafting[0])!r}; keep all tokens, or decode without drafts"
-        )
+    _refuse_drafts(decoder, generate_kwargs, "pruned", "keep all tokens, or decode without drafts")
     limits: dict[str, Any] = {}
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         length = _setting(decoder, generate_kwargs, total)
         if length and _setting(decoder, generate_kwargs, new) is None:
             limits |= {total: None, new: max(length - prompt_length, 0)}
     return limits
+
+
+def _refuse_drafts(decoder: Any, generate_kwargs: Mapping[str, Any], prompt: str, remedy: str) -> None:
+    """Raises ParameterError if a loop is asked for that checks drafts, which such a prompt does not bear."""
+    for name in _DRAFTING:
+        if _setting(decoder, generate_kwargs, name):
+            raise ParameterError(
+                f"{name} must be left out where the prompt is {prompt}, got "
+                f"{_setting(decoder, generate_kwargs, name)!r}; {remedy}"
+            )
 
 
 def _own_loop_serves(decoder: Any, generate_kwargs: Mapping[str, Any]) -> bool:

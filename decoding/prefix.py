@@ -113,10 +113,12 @@ def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
 
     Returns:
         What :func:`decoding.branches.prefill` returns, up to the place of padding, which stands behind the common
-        columns instead of before them.
+        columns instead of before them. Bidirectional prompts have nothing in common that could be read once, and are
+        read as one batch.
     """
     common, rows = shared_columns(prompt), len(prompt.attention_mask)
-    if rows == 1 or common == 0:
+    # Columns that see what stands behind them are no longer the same once that differs.
+    if rows == 1 or common == 0 or prompt.bidirectional:
         return prefill(decoder, prompt)
     start = prompt.attention_mask.shape[1] - int(prompt.lengths[0])
     columns = slice(start, start + common)

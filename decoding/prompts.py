@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ class VisualPrompt:
         inputs_embeds: `(B, L, D)`, the embedded columns.
         attention_mask: `(B, L)`, 1 for columns that are read and 0 for padding.
         image_mask: `(B, L)`, True for columns that come from an image.
+        bidirectional: whether every column is read with all columns of its row in view, as a prefix language model
+            (PaliGemma) reads its prompt, and not only with those before it. What is generated sees what is before it
+            in either case.
 
     Example:
         >>> import torch
@@ -39,6 +42,7 @@ class VisualPrompt:
     inputs_embeds: Tensor
     attention_mask: Tensor
     image_mask: Tensor
+    bidirectional: bool = False
 
     @property
     def position_ids(self) -> Tensor:
@@ -49,6 +53,21 @@ class VisualPrompt:
     def lengths(self) -> Tensor:
         """`(B,)`, the number of columns that are read in each row."""
         return self.attention_mask.sum(dim=-1)
+
+    def reading(self, following: int = 0) -> dict[str, Tensor]:
+        """What the language model is told beside mask and positions when it reads the prompt in one pass.
+
+        Args:
+            following: tokens that stand behind the prompt in that pass.
+
+        Returns:
+            Nothing if it reads from left to right; else `token_type_ids (B, L + following)`, 0 for the columns that
+            see each other and 1 for the tokens behind them, which is how transformers tells PaliGemma.
+        """
+        if not self.bidirectional:
+            return {}
+        prompt = torch.zeros_like(self.attention_mask)
+        return {"token_type_ids": torch.cat([prompt, prompt.new_ones(len(prompt), following)], dim=-1)}
 
     def keep(self, indices: Sequence[Tensor]) -> VisualPrompt:
         """Keeps only some image columns, in the order given.
@@ -81,11 +100,7 @@ class VisualPrompt:
         Args:
             features: any shape `(..., D)` with as many vectors as there are image columns.
         """
-        return VisualPrompt(
-            scatter_features(self.inputs_embeds, self.image_mask, features),
-            self.attention_mask,
-            self.image_mask,
-        )
+        return replace(self, inputs_embeds=scatter_features(self.inputs_embeds, self.image_mask, features))
 
     def _columns_of_row(self, row: int, kept: Tensor) -> Tensor:
         """The columns of one row that stay, in their new order."""
@@ -120,7 +135,7 @@ class VisualPrompt:
             embeds[row, start:] = self.inputs_embeds[row, columns.to(embeds.device)]
             mask[row, start:] = 1
             image[row, start:] = self.image_mask[row, columns]
-        return VisualPrompt(embeds, mask, image)
+        return VisualPrompt(embeds, mask, image, self.bidirectional)
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

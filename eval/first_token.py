@@ -131,8 +131,10 @@ def stack_rows(prompts: Sequence[VisualPrompt]) -> VisualPrompt:
         for prompt in prompts
     ]
     embeds, mask, image = zip(*parts, strict=True)
-    return VisualPrompt(torch.cat(embeds), torch.cat(mask), torch.cat(image))
+    return VisualPrompt(torch.cat(embeds), torch.cat(mask), torch.cat(image), prompts[0].bidirectional)
 
 
 def _rows_of(prompt: VisualPrompt, chosen: Tensor) -> VisualPrompt:
-    return VisualPrompt(prompt.inputs_embeds[chosen], prompt.attention_mask[chosen], prompt.image_mask[chosen])
+    return VisualPrompt(
+        prompt.inputs_embeds[chosen], prompt.attention_mask[chosen], prompt.image_mask[chosen], prompt.bidirectional
+    )

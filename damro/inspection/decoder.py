@@ -143,6 +143,7 @@ def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers:
             position_ids=positions,
             use_cache=False,
             logits_to_keep=len(tokens),
+            **prompt.reading(following=len(tokens) - 1),
         )
     columns = [kept[layer] for layer in layers]
     empty = torch.empty(0, len(tokens), len(image))
@@ -160,9 +161,10 @@ def decoder_layers(model: PreTrainedModel) -> Any:
     layers: Any = getattr(decoder, "layers", ())
     attention = getattr(layers[0], "self_attn", None) if len(layers) else None
     plain = all(hasattr(attention, name) for name in ("q_proj", "k_proj", "scaling", "head_dim"))
-    if not plain or hasattr(attention, "q_norm"):
+    capped = getattr(attention, "attn_logit_softcapping", None) is not None
+    if not plain or capped or hasattr(attention, "q_norm"):
         raise UnsupportedModelError(
-            f"language model must have q_proj and k_proj with rotary positions (LLaMA, Mistral, Vicuna, Qwen2), "
+            f"language model must have q_proj and k_proj with rotary positions (LLaMA, Mistral, Vicuna, Qwen2, Gemma), "
             f"got {type(decoder).__name__}"
         )
     return layers

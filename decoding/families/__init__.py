@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from decoding.errors import InputsError, UnsupportedModelError
-from decoding.families import blip_2, instructblip, llava, llava_next, llava_onevision, video_llava, vipllava
+from decoding.families import blip_2, instructblip, llava, llava_next, llava_onevision, paligemma, video_llava, vipllava
 from decoding.families.base import ColumnPatches, Encoding, Family, attention_mask_of, image_columns
 
 FAMILIES: dict[str, Family] = {
@@ -24,10 +24,7 @@ FAMILIES: dict[str, Family] = {
     "video_llava": video_llava,
     "llava_onevision": llava_onevision,
     "blip-2": blip_2,
-}
-
-_OBSTACLES = {
-    "paligemma": "PaliGemma reads its prompt with a mask that is not causal, which no second branch here can",
+    "paligemma": paligemma,
 }
 
 __all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
@@ -44,7 +41,6 @@ def family_of(model: PreTrainedModel) -> Family:
     if family is None:
         raise UnsupportedModelError(
             f"model must be of a supported family ({', '.join(FAMILIES)}), got model_type {model_type!r}"
-            + "".join(f"; {reason}" for name, reason in _OBSTACLES.items() if name == model_type)
         )
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(

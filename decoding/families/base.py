@@ -107,7 +107,8 @@ def embed_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> 
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
     image_mask = image_columns(model, ids)
-    embeds = model.get_input_embeddings()(ids)
+    # The image token may lie outside of the vocabulary; what it is embedded as is overwritten.
+    embeds = model.get_input_embeddings()(ids.masked_fill(image_mask, 0))
     features = torch.cat([feature.to(embeds.device) for feature in encoding.features])
     return VisualPrompt(scatter_features(embeds, image_mask, features), mask, image_mask)
 
@@ -121,7 +122,7 @@ def image_columns(model: LVLM, ids: Tensor) -> Tensor:
 
 def leading_columns(model: LVLM, encoding: Encoding) -> int:
     """How many columns an image has before its first patch: [CLS], if the model keeps it and the ViT has one."""
-    if model.config.vision_feature_select_strategy != "full":
+    if getattr(model.config, "vision_feature_select_strategy", None) != "full":
         return 0
     tokens: int = encoding.outputs.last_hidden_state.shape[1]
     return tokens - encoding.grid[0] * encoding.grid[1]
