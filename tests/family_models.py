@@ -14,13 +14,17 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
 
-MORE_FAMILIES = ("vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2")
+MORE_FAMILIES = (
+    "vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2", "paligemma"
+)  # fmt: skip
 IMAGE, VIDEO, PATCHES, FRAMES, QUERIES = 199, 198, 16, 3, 6
 Inputs = dict[str, Tensor]
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -78,6 +82,23 @@ def _blip_2() -> Any:
     return Blip2ForConditionalGeneration(config)
 
 
+def _paligemma() -> Any:
+    return _paligemma_on({"model_type": "gemma"})
+
+
+def _paligemma_2() -> Any:
+    """Every other layer has a window, shorter than the prompts; scores and logits are soft-capped."""
+    return _paligemma_on({"model_type": "gemma2", "sliding_window": 12, "query_pre_attn_scalar": 8})
+
+
+def _paligemma_on(text: dict[str, Any]) -> Any:
+    config = PaliGemmaConfig(
+        vision_config=_SIGLIP, text_config={**_TEXT, "num_key_value_heads": 2, "head_dim": 8, **text},
+        image_token_index=IMAGE, projection_dim=32, tie_word_embeddings=False,
+    )  # fmt: skip
+    return PaliGemmaForConditionalGeneration(config)
+
+
 _MAKERS = {
     "vipllava": _vipllava,
     "video_llava": _video_llava,
@@ -85,6 +106,8 @@ _MAKERS = {
     "llava_onevision": _llava_onevision,
     "llava_siglip": _llava_siglip,
     "blip-2": _blip_2,
+    "paligemma": _paligemma,
+    "paligemma2": _paligemma_2,
 }
 
 
@@ -121,7 +144,11 @@ def family_inputs(name: str) -> Inputs:
     elif name == "blip-2":
         columns = [[IMAGE] * QUERIES] * 2
     prompts = [[1, 9, *columns[0], 30, 31, 32, 33], [1, *columns[1], 40, 41]]
+    if name.startswith("paligemma"):
+        prompts = [[*columns[0], 1, 9, 30, 31, 32, 33], [*columns[1], 1, 40, 41]]
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    if name.startswith("paligemma"):
+        visual["token_type_ids"] = torch.zeros_like(ids)
     return {"input_ids": ids, "attention_mask": mask, **visual}

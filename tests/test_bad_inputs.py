@@ -15,8 +15,6 @@ from transformers import (
     CLIPModel,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
 )
 
 import damro
@@ -50,18 +48,6 @@ def test_a_model_of_another_family(entry):
     clip = CLIPModel(CLIPConfig(text_config={**TINY, "vocab_size": 10}, vision_config={**TINY, "image_size": 28}))
     message = r"supported family \(llava, llava_next, .*\), got model_type 'clip'"
     rejected(UnsupportedModelError, message, entry, clip, inputs_of("llava_img0"))
-
-
-@ENTRIES
-def test_paligemma_reads_its_prompt_in_both_directions(entry):
-    config = PaliGemmaConfig(
-        vision_config={"model_type": "siglip_vision_model", **TINY, "image_size": 28, "patch_size": 14},
-        text_config={"model_type": "gemma", **TINY, "vocab_size": 200, "head_dim": 8},
-        image_token_index=199,
-    )
-    model = PaliGemmaForConditionalGeneration(config)
-    message = "got model_type 'paligemma'; PaliGemma reads its prompt with a mask that is not causal"
-    rejected(UnsupportedModelError, message, entry, model, inputs_of("llava_img0"))
 
 
 @ENTRIES

@@ -57,7 +57,10 @@ def test_the_image_columns_are_found_and_filled(name: str) -> None:
     token = VIDEO if name == "video_llava_video" else IMAGE
     assert torch.equal(prompt.image_mask, inputs["input_ids"] == token)
     ours = family.decoder(model)(
-        inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, position_ids=prompt.position_ids
+        inputs_embeds=prompt.inputs_embeds,
+        attention_mask=prompt.attention_mask,
+        position_ids=prompt.position_ids,
+        **prompt.reading(),
     ).logits[:, -1]
     theirs = model.generate(
         **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -156,7 +159,8 @@ def test_a_question_is_answered_as_on_its_own(name: str) -> None:
     for row in (0, 1):
         read = inputs["attention_mask"][row].bool()
         alone = {key: value[row : row + 1] for key, value in inputs.items()}
-        alone |= {key: alone[key][:, read] for key in ("input_ids", "attention_mask")}
+        texts = [key for key in alone if key in ("input_ids", "attention_mask", "token_type_ids")]
+        alone |= {key: alone[key][:, read] for key in texts}
         answer = damro.generate(model, alone, strategy="lazy", **STRENGTHS, **GREEDY)
         assert torch.equal(answer[0, alone["input_ids"].shape[1] :], together[row])
 
@@ -187,6 +191,9 @@ def test_there_is_no_preset_to_take_parameters_from(name: str) -> None:
 
 def test_columns_that_are_patches() -> None:
     model, inputs, family = both("vipllava")
+    (first, _) = family.column_patches(model, inputs, family.encode(model, inputs))
+    assert first.patch.tolist() == list(range(PATCHES))
+    model, inputs, family = both("paligemma")
     (first, _) = family.column_patches(model, inputs, family.encode(model, inputs))
     assert first.patch.tolist() == list(range(PATCHES))
     model, inputs, family = both("video_llava_video")

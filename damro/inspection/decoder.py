@@ -164,8 +164,8 @@ def decoder_layers(model: PreTrainedModel) -> Any:
     capped = getattr(attention, "attn_logit_softcapping", None) is not None
     if not plain or capped or hasattr(attention, "q_norm"):
         raise UnsupportedModelError(
-            f"language model must have q_proj and k_proj with rotary positions (LLaMA, Mistral, Vicuna, Qwen2, Gemma), "
-            f"got {type(decoder).__name__}"
+            "language model must have q_proj and k_proj with rotary positions, without soft-capped scores "
+            f"(LLaMA, Mistral, Vicuna, Qwen2, Gemma), got {type(decoder).__name__}"
         )
     return layers
 
