@@ -30,13 +30,14 @@ class MethodOptions:
         beta: plausibility cutoff; None takes the preset, or what the method's authors have.
         top_k: number of patches; None takes the preset.
         task: chooses the preset.
-        variant: "reference" does what the authors' code does.
+        variant: "reference" does what DAMRO's released code does.
         seed: of what is drawn at random.
         shared_image: all prompts show one image, which is to be encoded once.
         pruning: which image columns of the full prompt to keep; None keeps all.
         processor: the model's own; "icd" tokenizes its sentence by it.
         noise_step: of "vcd".
         disturbance: the sentence of "icd".
+        question_only: of "icd", disturb what a Q-Former reads and nothing else.
         forgetting: of "m3id".
         confidence: of "m3id".
     """
@@ -52,6 +53,7 @@ class MethodOptions:
     processor: Any = None
     noise_step: int = 500
     disturbance: str = DISTURBANCE
+    question_only: bool = False
     forgetting: float = 0.02
     confidence: float = 0.3
 
@@ -87,6 +89,7 @@ def generate(
     processor: Any = None,
     noise_step: int = 500,
     disturbance: str = DISTURBANCE,
+    question_only: bool = False,
     forgetting: float = 0.02,
     confidence: float = 0.3,
     **generate_kwargs: Any,
@@ -114,8 +117,7 @@ def generate(
         top_k: number of patches of a tile; None takes the preset. (Sampling's top-k goes into a
             `generation_config`.)
         task: "pope", "chair", "mme" or None; chooses the preset only.
-        variant: "reference" or "corrected", see :class:`damro.DAMROProcessor`. Of "icd" with InstructBLIP, "reference"
-            disturbs what the Q-Former reads, "corrected" the language model's text as well.
+        variant: "reference" or "corrected", see :class:`damro.DAMROProcessor`.
         seed: of "random-k" and of the noise of "vcd". Sampling draws from torch's own generator, as
             ``model.generate`` does.
         keep_tokens: prunes the prompt that sees the image to this many patches of a tile, those with the most
@@ -127,6 +129,8 @@ def generate(
         processor: the model's own processor; "icd" needs it, to tokenize its sentence.
         noise_step: of "vcd", 0 to 999: how far the image has gone in a diffusion process of 1000 steps.
         disturbance: of "icd", the sentence in front of the instruction.
+        question_only: of "icd" with InstructBLIP, puts the sentence into what the Q-Former reads and not into the
+            language model's text, as the authors' code does; see :func:`decoding.methods.icd_contrast`.
         forgetting: of "m3id", how fast the weight of the contrast grows; see :class:`decoding.methods.M3IDRule`.
         confidence: of "m3id", the probability of the best token from which on nothing is changed.
         **generate_kwargs: anything ``model.generate`` takes.
@@ -152,6 +156,7 @@ def generate(
         processor,
         noise_step,
         disturbance,
+        question_only,
         forgetting,
         confidence,
     )
@@ -229,7 +234,7 @@ def _icd(model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptio
         inputs,
         processor=options.processor,
         disturbance=options.disturbance,
-        question_only=options.variant == "reference",
+        question_only=options.question_only,
         shared_image=options.shared_image,
         **options.strengths(),
     )

@@ -226,10 +226,15 @@ def icd_contrast(
     alpha: float = 1.0,
     beta: float = 0.1,
     disturbance: str = DISTURBANCE,
-    question_only: bool = True,
+    question_only: bool = False,
     shared_image: bool = False,
 ) -> Contrast:
     """Instruction Contrastive Decoding: the instruction against itself behind a disturbing one (arXiv 2403.18715).
+
+    The sentence is put wherever the model reads the instruction: in front of the language model's text, and of
+    InstructBLIP's in the Q-Former, too. The authors' code (github.com/p1k0pan/ICD, blip2_vicuna_instruct.py) gives
+    InstructBLIP's language model the same text in both prompts, and disturbs what the Q-Former reads alone; that is
+    `question_only`.
 
     Args:
         model: the LVLM.
@@ -239,7 +244,7 @@ def icd_contrast(
         beta: plausibility cutoff in (0, 1].
         disturbance: the sentence in front of the instruction.
         question_only: of a model whose Q-Former reads the instruction, too, disturb that one and not the language
-            model's text, as the released code does.
+            model's text, as the authors' code does. Other models have their text disturbed in either case.
         shared_image: all prompts show one image, which is encoded once.
 
     Raises:

@@ -16,7 +16,7 @@ from damro.pruning import Pruning
 from decoding.methods import M3IDRule
 from decoding.noise import noise_levels
 from decoding.processor import RuleProcessor
-from tests.golden_cases import FAMILIES, Inputs, inputs_of, model_of, prompt_length, row_alone
+from tests.golden_cases import FAMILIES, IMAGE_TOKEN, Inputs, inputs_of, model_of, prompt_length, row_alone
 from tests.golden_models import make_processor
 from tests.test_decoding_methods import SENTENCE, disturbed_by_hand, own_logits, without_image
 
@@ -57,7 +57,7 @@ def negative_inputs(method: str, family: str, inputs: Inputs) -> Inputs:
         of_image, of_noise = noise_levels(700)
         return inputs | {"pixel_values": of_image * inputs["pixel_values"] + of_noise * noise}
     if method == "icd":
-        return disturbed_by_hand(family, inputs, text=family != "instructblip")
+        return disturbed_by_hand(family, inputs, text=True)
     return without_image(inputs)
 
 
@@ -169,15 +169,22 @@ def test_defaults_are_the_authors() -> None:
     assert contrast_processor(model, inputs, method="m3id").rule == M3IDRule(0.02, 0.3, None)
 
 
-def test_icd_disturbs_instructblip_s_question_and_if_asked_its_text() -> None:
+@torch.no_grad()
+def test_icd_disturbs_all_that_instructblip_reads_or_its_question_only() -> None:
     model, inputs, options = model_of("instructblip"), inputs_of("instructblip_img0"), options_of("icd", "instructblip")
-    reference = contrast_processor(model, inputs, method="icd", **options).branch.prompt
-    both = contrast_processor(model, inputs, method="icd", variant="corrected", **options).branch.prompt
+    both = contrast_processor(model, inputs, method="icd", **options).branch.prompt
+    released = contrast_processor(model, inputs, method="icd", question_only=True, **options).branch.prompt
     columns = inputs["input_ids"].shape[1]
-    assert (reference.inputs_embeds.shape[1], both.inputs_embeds.shape[1]) == (columns, columns + 4)
-    for prompt in (reference, both):
-        queries = prompt.inputs_embeds[prompt.image_mask]
-        assert not torch.allclose(queries, model.get_image_features(**_vision(inputs)).pooler_output[0], atol=1e-3)
+    assert (released.inputs_embeds.shape[1], both.inputs_embeds.shape[1]) == (columns, columns + 4)
+    disturbed = disturbed_by_hand("instructblip", inputs, text=True)
+    queries = model.get_image_features(**_vision(disturbed)).pooler_output[0]
+    for prompt, ids in ((both, disturbed["input_ids"]), (released, inputs["input_ids"])):
+        torch.testing.assert_close(prompt.inputs_embeds[prompt.image_mask], queries, atol=1e-5, rtol=0)
+        text = model.get_input_embeddings()(ids[ids != IMAGE_TOKEN])
+        assert torch.equal(prompt.inputs_embeds[~prompt.image_mask], text)
+    for variant in ("reference", "corrected"):  # of DAMRO's code
+        again = contrast_processor(model, inputs, method="icd", variant=variant, **options).branch.prompt
+        assert torch.equal(again.inputs_embeds, both.inputs_embeds)
 
 
 def _vision(inputs: Inputs) -> Inputs:

@@ -250,7 +250,8 @@ def view_of(method: str, family: str, inputs: Inputs) -> tuple[Contrast, Inputs]
     if name == "m3id":
         return m3id_contrast(model, inputs), without_image(inputs)
     alone = method == "icd question"
-    contrast = icd_contrast(model, inputs, processor=make_processor(family), disturbance=SENTENCE, question_only=alone)
+    options: dict[str, Any] = {"question_only": True} if alone else {}
+    contrast = icd_contrast(model, inputs, processor=make_processor(family), disturbance=SENTENCE, **options)
     return contrast, disturbed_by_hand(family, inputs, text=family != "instructblip" or not alone)
 
 

@@ -139,6 +139,8 @@ def test_the_negative_prompt_is_read_in_both_directions(name: str, rows: int) ->
             [logits_by_hand(model, p, h)[-1] for p, h in zip(prompts, drawn[:, :length], strict=True)]
         )
         torch.testing.assert_close(branch.logits(drawn[:, :length]), expected, atol=1e-4, rtol=0)
+        some = torch.tensor([7, 150])
+        torch.testing.assert_close(branch.logits(drawn[:, :length], some), expected[:, some], atol=1e-4, rtol=0)
 
 
 @BOTH
