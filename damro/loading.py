@@ -31,7 +31,8 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
 # What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
 # and BLIP-2 put the image columns in front by themselves. LLaVA-NeXT on another language model than Vicuna ships a
-# template.
+# template. PaliGemma's processor writes a beginning and an end of the prompt; its task words ("answer en") are part of
+# the prompt.
 _FORMATS = {
     "LlavaProcessor": _VICUNA,
     "LlavaNextProcessor": _VICUNA,
