@@ -24,7 +24,11 @@ from decoding.branches import can_branch, prefill
 from decoding.errors import InputsError, ParameterError
 from decoding.families import family_of
 from decoding.prefix import prefill_shared
-from eval.first_token import stack_rows
+from eval.engine import Engine
+from eval.first_token import answer_in_one_token, stack_rows
+from eval.methods import parse_method
+from eval.samples import Sample
+from eval.strengths import Strengths
 from tests.family_models import IMAGE, PATCHES, Inputs, family_model
 from tests.golden_models import word_tokenizer
 
@@ -272,13 +276,63 @@ def test_prompts_that_begin_alike_have_nothing_in_common() -> None:
     assert not torch.allclose(causal.logits, read.logits, atol=1e-2)
 
 
-def test_inputs_of_the_real_processor() -> None:
-    model = family_model("paligemma")
+@BOTH
+@pytest.mark.parametrize("beams", [1, 3])
+def test_several_images_in_one_prompt(name: str, beams: int) -> None:
+    """A row with two images, one with one; where beams repeat rows, images go with theirs."""
+    model, pixels = family_model(name), inputs_of(3)["pixel_values"]
+    prompts = [[IMAGE] * 2 * PATCHES + QUESTIONS[0], [0] * (PATCHES + 3) + [IMAGE] * PATCHES + QUESTIONS[1]]
+    ids = torch.tensor(prompts)
+    inputs = {"input_ids": ids, "attention_mask": ids.ne(0).long(), "token_type_ids": 0 * ids, "pixel_values": pixels}
+    options = GREEDY | {"num_beams": beams}
+    processor = DAMROProcessor(model, inputs, **STRENGTHS)
+    assert processor.branch.prompt.image_mask.sum(dim=-1).tolist() == [6, 3]
+    expected = model.generate(**inputs, logits_processor=processor, **options)
+    for strategy in ("fused", "lazy"):
+        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+    plain = model.generate(**inputs, **options)
+    assert torch.equal(damro.generate(model, inputs, method=None, strategy="lazy", **options), plain)
+    alone = {key: value[1:, PATCHES + 3 :] for key, value in inputs.items() if key != "pixel_values"}
+    alone["pixel_values"] = pixels[2:]
+    answer = model.generate(**alone, logits_processor=[ByHand(model, alone)], **options)
+    assert torch.equal(answer[0, PATCHES + 3 :], expected[1, ids.shape[1] :])
+
+
+@BOTH
+def test_sampling_draws_the_same_numbers(name: str) -> None:
+    model, inputs = parts(name, 3)
+    options = {"max_new_tokens": 10, "do_sample": True, "temperature": 1.3, "num_return_sequences": 2}
+    torch.manual_seed(5)
+    expected = model.generate(**inputs, logits_processor=DAMROProcessor(model, inputs, **STRENGTHS), **options)
+    for strategy in ("fused", "lazy"):
+        torch.manual_seed(5)
+        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+
+
+def processor_for() -> Any:
+    """A processor of the real class, a word a token."""
     words = word_tokenizer(200)
     words.padding_side = "left"
     pixels: Any = SiglipImageProcessorPil(size={"height": 56, "width": 56})
     pixels.image_seq_length = PATCHES
-    processor: Any = PaliGemmaProcessor(pixels, words)
+    return PaliGemmaProcessor(pixels, words)
+
+
+def test_first_tokens_of_several_questions_at_once() -> None:
+    model, processor, red = family_model("paligemma"), processor_for(), Image.new("RGB", (80, 60), "red")
+    engines = {
+        name: Engine(model, processor, parse_method(name), Strengths(2.0, 1e-4, 4), 1, 0, lambda image: red)
+        for name in ("greedy", "damro", "no-image")
+    }
+    questions = ["What is this?", "What is a cat. a cat.", "is this? a"]
+    asked = [Sample(f"s/{number}", "image.png", question, {}) for number, question in enumerate(questions)]
+    together = answer_in_one_token(engines, asked)
+    assert together == {name: engine.answer(asked) for name, engine in engines.items()}
+    assert len({tuple(answered.text for answered in answers) for answers in together.values()}) == 3
+
+
+def test_inputs_of_the_real_processor() -> None:
+    model, processor = family_model("paligemma"), processor_for()
     images = [Image.new("RGB", (80, 60), color) for color in ("red", "blue")]
     inputs = prepare_inputs(processor, images, ["What is this?", "What is a cat. a cat."], model)
     assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [PATCHES] * 2
