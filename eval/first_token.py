@@ -71,7 +71,7 @@ class _Reader:
         self._model: Any = next(iter(engines.values())).model
         self._family = family_of(self._model)
         layer = self._family.feature_layer(self._model, reference=True)
-        with record_cls(self._family.vision_tower(self._model), [layer]) as recorded:
+        with record_cls(self._family.vision_tower(self._model, inputs), [layer]) as recorded:
             self._encoding = encode_shared(self._model, inputs)
         weights = read_attention(recorded[layer], self._encoding, layer, family_heads(self._family)).weights
         self._inputs, self._rows = inputs, len(inputs["input_ids"])
