@@ -41,11 +41,14 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
         By method, the answers in the order of the samples.
 
     Raises:
-        EvalError: A method is none of plain decoding, DAMRO and its controls.
+        EvalError: A method is none of plain decoding, DAMRO and its controls, or is pruned or corrected.
     """
     others = [name for name, engine in engines.items() if engine.method.contrast in OTHERS]
     if others:
         raise EvalError(f"engines must be of DAMRO, its controls or no contrast, got {others[0]!r}: use Engine.answer")
+    changed = [name for name, engine in engines.items() if engine.pruning or engine.strengths.variant]
+    if changed:
+        raise EvalError(f"engines must keep all tokens and do as released, {changed[0]!r} does not: use Engine.answer")
     any_engine = next(iter(engines.values()))
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     place = torch.tensor([prompts.index(sample.prompt) for sample in samples])
