@@ -91,13 +91,13 @@ def measure_pruning(
     found = []
     for (way, kept), peak_bytes, runs in zip(ways, peaks, zip(*rounds, strict=True), strict=True):
         held = kv_bytes(model, _prompts(model, inputs, way, kept), new_tokens)
-        medians = (statistics.median(values) for values in zip(*runs, strict=True))
-        found.append(PrunedSpeed(way, kept, *medians, held, peak_bytes))
+        seconds = _Seconds(*(statistics.median(values) for values in zip(*runs, strict=True)))
+        found.append(PrunedSpeed(way, kept, *seconds, held, peak_bytes))
     return found
 
 
 def _call(model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, kept: int | None, new_tokens: int) -> Call:
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    length: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     if way == "plain" and kept is None:
         stock: Any = model
         return lambda **options: stock.generate(**inputs, **length, **options)

@@ -218,7 +218,7 @@ def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence
     base, batch, new_tokens = _base(args), args.batch[0], args.new_tokens[0]
     inputs = _inputs(model, batch, base)
     grid, images = _TILES[base]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for speed in measure_pruning(model, inputs, keep_tokens, new_tokens=new_tokens, repeats=args.repeats):
         figures = {**asdict(speed), "image_tokens": images * (speed.kept or grid**2)}
         plain = rows[0] if rows else figures
