@@ -99,6 +99,17 @@ def test_pruning_is_recorded_and_compared(world: Path, tmp_path: Path) -> None:
     assert [record["answer"] for record in again] == [record["answer"] for record in answers(tmp_path / "damro")]
 
 
+def test_pruned_runs_are_compared_with_whole_ones(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*pope(world, tmp_path / "whole", "--method", "greedy"))
+    call(*pope(world, tmp_path / "pruned", "--method", "greedy", "--keep-tokens", "5"))
+    capsys.readouterr()
+    folders = [str(tmp_path / name / "greedy") for name in ("whole", "pruned")]
+    assert call("compare", *folders, "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["methods"]) == ["greedy", "greedy, 5 tokens"]
+
+
 def test_the_variant_is_recorded_and_compared(world: Path, tmp_path: Path) -> None:
     arguments = pope(world, tmp_path, "--methods", "greedy", "damro", "icd", model="instructblip")
     call(*arguments, "--variant", "corrected")
