@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from damro._version import __version__
 
 if TYPE_CHECKING:
-    from damro.attention import CLSAttention, cls_attention
+    from damro.attention import CLSAttention, cls_attention, cls_attentions
+    from damro.features import PatchFeatures, patch_features
     from damro.generation import generate
     from damro.outliers import Outliers, find_outliers
     from damro.presets import preset
     from damro.processor import DAMROProcessor, contrast_processor
+    from damro.pruning import Pruning, prune
     from damro.views import OutlierView, outlier_view
 
 __all__ = [
@@ -22,13 +24,18 @@ __all__ = [
     "DAMROProcessor",
     "OutlierView",
     "Outliers",
+    "PatchFeatures",
+    "Pruning",
     "__version__",
     "cls_attention",
+    "cls_attentions",
     "contrast_processor",
     "find_outliers",
     "generate",
     "outlier_view",
+    "patch_features",
     "preset",
+    "prune",
 ]
 
 _HOME = {
@@ -36,12 +43,17 @@ _HOME = {
     "DAMROProcessor": "damro.processor",
     "OutlierView": "damro.views",
     "Outliers": "damro.outliers",
+    "PatchFeatures": "damro.features",
+    "Pruning": "damro.pruning",
     "cls_attention": "damro.attention",
+    "cls_attentions": "damro.attention",
     "contrast_processor": "damro.processor",
     "find_outliers": "damro.outliers",
     "generate": "damro.generation",
     "outlier_view": "damro.views",
+    "patch_features": "damro.features",
     "preset": "damro.presets",
+    "prune": "damro.pruning",
 }
 
 

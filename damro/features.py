@@ -49,7 +49,7 @@ def patch_features(model: PreTrainedModel, inputs: Mapping[str, Any], layer: int
     """
     family = tower_family(model, inputs)
     number = resolve_layer(model, family, layer)
-    with record_outputs(family.vision_tower(model), [number]) as recorded:
+    with record_outputs(family.vision_tower(model, inputs), [number]) as recorded:
         encoding = family.encode(model, inputs)
     hidden = recorded[number].float()  # (tiles, summary tokens + P, C)
     extra = summary_tokens(hidden.shape[1], encoding.grid)

@@ -59,7 +59,7 @@ class MethodOptions:
 
     def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> VisualPrompt:
         """The prompt that the model itself would read, pruned if asked; one run of the vision tower."""
-        with record_for(self.pruning, model) as ranked:
+        with record_for(self.pruning, model, inputs) as ranked:
             encoding = encode_images(model, inputs, shared=self.shared_image)
         return full_prompt(model, inputs, encoding, self.pruning, ranked)
 

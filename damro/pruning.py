@@ -52,11 +52,12 @@ def prune(
         )
 
     LLaVA-NeXT's tiles are pruned one by one; of its newline columns those of lines that keep a patch stay.
-    Patches that are cut off as padding of a tile are not candidates.
+    Patches that are cut off as padding of a tile are not candidates. Of a video of Video-LLaVA every frame is pruned
+    by itself, and keeps its own [CLS] column.
 
     Args:
-        model: a LLaVA or LLaVA-NeXT model. InstructBLIP's columns are queries of its Q-Former, not patches; there
-            are few of them already.
+        model: a LLaVA, LLaVA-NeXT, ViP-LLaVA or Video-LLaVA model. InstructBLIP's and BLIP-2's columns are queries
+            of a Q-Former, not patches; there are few of them already.
         inputs: what its processor returned for images and left-padded text.
         keep_tokens: see :class:`Pruning`.
         by: see :class:`Pruning`.
@@ -70,7 +71,7 @@ def prune(
     """
     pruning = Pruning(keep_tokens, by, start_layer, seed)
     check_inputs(model, inputs)
-    with pruning.record(model) as recorded:
+    with pruning.record(model, inputs) as recorded:
         encoding = family_of(model).encode(model, inputs)
     return pruning.apply(model, inputs, encoding, recorded)
 
@@ -80,9 +81,9 @@ class Pruning:
     """Which image columns to keep, for a vision pass that something else may need too.
 
     Attributes:
-        keep_tokens: patches to keep of each tile; None for as many as the picture asks for: with "correlation" its
-            information density, otherwise the patches above the third quartile by 1.5 interquartile ranges (the
-            count of LLaVA-PruMerge, arXiv 2403.15388), at least one.
+        keep_tokens: patches to keep of each tile, of a video of each frame; None for as many as the picture asks
+            for: with "correlation" its information density, otherwise the patches above the third quartile by 1.5
+            interquartile ranges (the count of LLaVA-PruMerge, arXiv 2403.15388), at least one.
         by: "attention", the most attended by [CLS] at the layer the features come from, head mean (FasterVLM,
             arXiv 2412.01818); "layers", the same summed from `start_layer` to that layer (VTC-CLS, arXiv
             2412.05819); "correlation", drawn with probabilities in proportion to that attention, `keep_tokens` or
@@ -118,8 +119,14 @@ class Pruning:
                 f"start_layer must be given with by='layers' and only there, got {self.start_layer!r} with {self.by!r}"
             )
 
-    def record(self, model: PreTrainedModel) -> AbstractContextManager[dict[int, ClsQueryKeys]]:
+    def record(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any]
+    ) -> AbstractContextManager[dict[int, ClsQueryKeys]]:
         """A context in which one run of the vision tower leaves what :meth:`apply` needs.
+
+        Args:
+            model: the LVLM.
+            inputs: what its processor returned; they tell a ViT of images from one of videos.
 
         Raises:
             ParameterError: if `start_layer` is none of the ViT's, or lies behind the layer of the features.
@@ -131,7 +138,7 @@ class Pruning:
             raise ParameterError(
                 f"start_layer must not lie behind layer {last}, which the features come from, got {self.start_layer}"
             )
-        return record_cls(family.vision_tower(model), range(first, last + 1))
+        return record_cls(family.vision_tower(model, inputs), range(first, last + 1))
 
     def apply(
         self,
@@ -182,9 +189,11 @@ class Pruning:
         return keep_top(scores, torch.full((len(scores),), self.keep_tokens), present)
 
 
-def record_for(pruning: Pruning | None, model: PreTrainedModel) -> AbstractContextManager[Mapping[int, ClsQueryKeys]]:
+def record_for(
+    pruning: Pruning | None, model: PreTrainedModel, inputs: Mapping[str, Any]
+) -> AbstractContextManager[Mapping[int, ClsQueryKeys]]:
     """What :meth:`Pruning.record` is, or nothing to record without pruning."""
-    return nullcontext({}) if pruning is None else pruning.record(model)
+    return nullcontext({}) if pruning is None else pruning.record(model, inputs)
 
 
 def full_prompt(

@@ -56,14 +56,19 @@ class Speed:
     peak_bytes: int | None
 
 
-class _Clock(StoppingCriteria):
-    """Notes the time of every token; stops nothing."""
+class Clock(StoppingCriteria):
+    """Notes the time of every token; stops nothing.
+
+    Attributes:
+        times: seconds, as :func:`now` counts them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.times: list[float] = []
         self._device = device
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Notes the time of one step of all rows."""
         self.times.append(now(self._device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -77,7 +82,7 @@ def now(device: torch.device) -> float:
 
 def time_call(call: Call, device: torch.device) -> Run:
     """Runs a call once."""
-    clock = _Clock(device)
+    clock = Clock(device)
     start = now(device)
     call(stopping_criteria=[clock])
     return Run(now(device) - start, clock.times[-1] - clock.times[0], len(clock.times))

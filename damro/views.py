@@ -81,7 +81,7 @@ def outlier_view(
     reference = variant == "reference"
     layer = family.feature_layer(model, reference=reference)
     tower = family.vision_tower(model, inputs)
-    with record_cls(tower, [layer]) as recorded, record_for(pruning, model) as ranked:
+    with record_cls(tower, [layer]) as recorded, record_for(pruning, model, inputs) as ranked:
         encoding = encode_shared(model, inputs) if shared_image else family.encode(model, inputs)
     attention = read_attention(recorded[layer], encoding, layer, family_heads(family))
     check_top_k(top_k, attention.weights.shape[-1])

@@ -16,21 +16,21 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from damro.errors import InputsError
-from damro.generation import least_patches, make_contrast
+from damro.generation import MethodOptions, least_patches, make_contrast
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.outliers import check_top_k, rank_patches
-from damro.views import OutlierView, outlier_view, rule_for
+from damro.pruning import Pruning
+from damro.views import OutlierView, outlier_view
 from decoding.families import family_of
 from decoding.generate import decode
 from decoding.methods import Contrast
-from decoding.prefix import encode_shared
 from decoding.prompts import VisualPrompt
 from eval.drawing import SeededSampling, rank_at_random, seed_of
-from eval.methods import OTHERS, Method, parse_method
+from eval.methods import PATCHES, Method
 from eval.run_config import RunRequest, digest_of_folder, package_versions
 from eval.runs import Answered
 from eval.samples import MAX_NEW_TOKENS, Sample, prompt_for
-from eval.strengths import Strengths, strengths_of
+from eval.strengths import Strengths, check_request, strengths_of
 
 OpenImage = Callable[[str], Image.Image]
 
@@ -46,6 +46,7 @@ class Engine:
         strengths: Of the contrast.
         max_new_tokens: Longest answer in tokens.
         top_p: Nucleus of sampling.
+        pruning: Which image columns the full prompt keeps; None for all.
         seed: Of sampling and of random patches.
         open_image: From an image's name to the image.
     """
@@ -58,6 +59,7 @@ class Engine:
     seed: int
     open_image: OpenImage
     top_p: float = 1.0
+    pruning: Pruning | None = None
     config: GenerationConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,31 +173,26 @@ class Engine:
 
     def _view(self, inputs: Any, names: Sequence[str], shared: bool) -> VisualPrompt | Contrast | OutlierView:
         """What is decoded: the prompt alone, or with its negative."""
-        model, strengths = self.model, self.strengths
-        if self.method.contrast in (None, "no-image"):
-            family = family_of(model)
-            encoding = encode_shared(model, inputs) if shared else family.encode(model, inputs)
-            full = family.full_prompt(model, inputs, encoding)
-            if self.method.contrast is None:
-                return full
-            return Contrast(full, full.drop_image(), rule_for(model, strengths.alpha, strengths.beta, None))
-        if self.method.contrast in OTHERS:
-            options = strengths.to_options(seed=self.seed, shared_image=shared, processor=self.processor)
-            return make_contrast(model, inputs, self.method.contrast, options)
-
+        options = self.strengths.to_options(
+            seed=self.seed, shared_image=shared, pruning=self.pruning, processor=self.processor
+        )
+        if self.method.contrast not in PATCHES:
+            return make_contrast(self.model, inputs, self.method.contrast, options)
         tiles = [
             f"{name}#{n}"
-            for name, count in zip(names, tiles_of_images(model, inputs), strict=False)
+            for name, count in zip(names, tiles_of_images(self.model, inputs), strict=False)
             for n in range(count)
         ]
         return outlier_view(
-            model,
+            self.model,
             inputs,
-            alpha=strengths.alpha,
-            beta=strengths.beta,
-            top_k=strengths.top_k,
+            alpha=options.alpha,
+            beta=options.beta,
+            top_k=options.top_k,
+            variant=options.variant,
             choose=lambda weights, count: self.choose(weights, tiles),
             shared_image=shared,
+            pruning=self.pruning,
         )
 
     def choose(self, weights: Tensor, tiles: Sequence[str]) -> Tensor:
@@ -228,7 +225,7 @@ class Engine:
 def tiles_of_images(model: PreTrainedModel, inputs: Any) -> list[int]:
     """Return how many tiles the vision tower reads of each image."""
     if "image_sizes" not in inputs:
-        return [1] * len(inputs["pixel_values"])
+        return [1] * len(next(inputs[key] for key in family_of(model).PIXELS if key in inputs))
     pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
     return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]
 
@@ -260,20 +257,35 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
     """Return what answers a request's samples.
 
     Raises:
-        EvalError: There is no such method.
-        DecodingError: The family has no preset, or a parameter of VCD, ICD or M3ID is out of range.
+        EvalError: There is no such method, or it does not have an option of the request.
+        DecodingError: The family has no preset, a parameter is out of range, or the model cannot be pruned so.
     """
-    method = parse_method(request.method)
+    method = check_request(request)
+    strengths = strengths_of(request, method, loaded.model.config.model_type)
+    pruning = None if request.keep_tokens is None else Pruning(request.keep_tokens)
+    _check_fit(loaded, strengths, pruning)
     return Engine(
         model=loaded.model,
         processor=loaded.processor,
         method=method,
-        strengths=strengths_of(request, method, loaded.model.config.model_type),
+        strengths=strengths,
         max_new_tokens=request.max_new_tokens or MAX_NEW_TOKENS[request.benchmark],
         seed=request.seed,
         open_image=open_image,
         top_p=request.top_p,
+        pruning=pruning,
     )
+
+
+def _check_fit(loaded: Loaded, strengths: Strengths, pruning: Pruning | None) -> None:
+    """Refuse, before the first sample, what would fail with every one of them."""
+    vision: Any = loaded.model.config
+    side = vision.vision_config.image_size
+    if strengths.top_k is not None:
+        check_top_k(strengths.top_k, (side // vision.vision_config.patch_size) ** 2)
+    if pruning is not None:
+        inputs = prepare_inputs(loaded.processor, [Image.new("RGB", (side, side))], ["?"], loaded.model)
+        make_contrast(loaded.model, inputs, None, MethodOptions(pruning=pruning))
 
 
 def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +304,7 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
             "temperature": engine.method.temperature,
             "top_p": engine.top_p,
             **engine.strengths.to_dict(),
+            **({} if engine.pruning is None else {"keep_tokens": engine.pruning.keep_tokens}),
         },
         "prompt": {
             "template": prompt_for(request, "{question}"),

@@ -41,11 +41,14 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
         By method, the answers in the order of the samples.
 
     Raises:
-        EvalError: A method is none of plain decoding, DAMRO and its controls.
+        EvalError: A method is none of plain decoding, DAMRO and its controls, or is pruned or corrected.
     """
     others = [name for name, engine in engines.items() if engine.method.contrast in OTHERS]
     if others:
         raise EvalError(f"engines must be of DAMRO, its controls or no contrast, got {others[0]!r}: use Engine.answer")
+    changed = [name for name, engine in engines.items() if engine.pruning or engine.strengths.variant]
+    if changed:
+        raise EvalError(f"engines must keep all tokens and do as released, {changed[0]!r} does not: use Engine.answer")
     any_engine = next(iter(engines.values()))
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     place = torch.tensor([prompts.index(sample.prompt) for sample in samples])
@@ -71,7 +74,7 @@ class _Reader:
         self._model: Any = next(iter(engines.values())).model
         self._family = family_of(self._model)
         layer = self._family.feature_layer(self._model, reference=True)
-        with record_cls(self._family.vision_tower(self._model), [layer]) as recorded:
+        with record_cls(self._family.vision_tower(self._model, inputs), [layer]) as recorded:
             self._encoding = encode_shared(self._model, inputs)
         weights = read_attention(recorded[layer], self._encoding, layer, family_heads(self._family)).weights
         self._inputs, self._rows = inputs, len(inputs["input_ids"])

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from eval.errors import EvalError
 
 OTHERS = ("vcd", "icd", "m3id")
 """Methods of other authors: the negative prompt holds the image under noise, a disturbing instruction, or no image."""
-CONTRASTS = ("damro", "random-k", "least-k", "no-image", *OTHERS)
+PATCHES = ("damro", "random-k", "least-k")
+"""Methods whose negative prompt holds some patches of the image."""
+CONTRASTS = (*PATCHES, "no-image", *OTHERS)
 """DAMRO and its controls: the negative prompt holds the k patches with the most [CLS] attention, k random ones, the k
 with the least, or no image at all. And `OTHERS`."""
+
+TAKEN_BY: dict[str, tuple[str, ...]] = {
+    "alpha": tuple(name for name in CONTRASTS if name != "m3id"),
+    "beta": CONTRASTS,
+    "top_k": PATCHES,
+    "variant": PATCHES,
+    "noise_step": ("vcd",),
+    "disturbance": ("icd",),
+    "question_only": ("icd",),
+    "forgetting": ("m3id",),
+    "confidence": ("m3id",),
+}
+"""Options that not every method has, and the contrasts that have them."""
 
 
 class Method(NamedTuple):
@@ -60,3 +76,37 @@ def parse_method(text: str) -> Method:
         if not 0 < temperature < 100:
             raise EvalError(f"method's temperature must be a number above 0 and below 100, got {text!r}")
     return Method(name if name in CONTRASTS else None, temperature)
+
+
+def takes(method: Method, option: str) -> bool:
+    """Whether a method has an option; what is not in `TAKEN_BY` is any method's.
+
+    Example:
+        >>> takes(parse_method("vcd@1"), "noise_step"), takes(parse_method("sample"), "noise_step")
+        (True, False)
+    """
+    return option not in TAKEN_BY or method.contrast in TAKEN_BY[option]
+
+
+def check_options(given: Mapping[str, Any], methods: Sequence[Method]) -> None:
+    """Check that every option given is one of some method at hand.
+
+    Args:
+        given: Options by their names in `TAKEN_BY`, with what was asked for.
+        methods: The methods at hand.
+
+    Raises:
+        EvalError: None of the methods has it.
+
+    Example:
+        >>> check_options({"alpha": 1.0}, [parse_method("m3id")])
+        Traceback (most recent call last):
+        eval.errors.EvalError: --alpha must come with damro or random-k or ..., got 1.0 with m3id; leave it out, or ...
+    """
+    for option, value in given.items():
+        if not any(takes(method, option) for method in methods):
+            names = ", ".join(method.name for method in methods)
+            raise EvalError(
+                f"--{option.replace('_', '-')} must come with {' or '.join(TAKEN_BY[option])}, got {value!r} with "
+                f"{names}; leave it out, or name a method that has it"
+            )

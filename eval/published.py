@@ -126,6 +126,10 @@ def protocol_differences(run: Mapping[str, Any]) -> list[str]:
     }[request["benchmark"]]
     if resolved["prompt"]["template"] != paper_prompt:
         lines.append(f"prompt: {resolved['prompt']['template']!r}; the paper's is {paper_prompt!r}")
+    if "keep_tokens" in method:
+        lines.append(f"pruning: {method['keep_tokens']} patches of a tile; the paper keeps all")
+    if "variant" in method:
+        lines.append(f"variant: {method['variant']}; the paper's is the released code")
     if request["seed"] != 42:
         lines.append(f"seed: {request['seed']}; the paper's is 42")
     if request["limit"] is not None:

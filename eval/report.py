@@ -148,7 +148,7 @@ def load_runs(folders: Sequence[Path | str]) -> tuple[str, str, dict[str, Record
     if any(other != data[0] for other in data):
         raise EvalError("runs must be on the same questions and truth to be compared, got runs on different ones")
     models = list(dict.fromkeys(str(record["request"]["model"]) for _, record in loaded))
-    names = [str(record["resolved"]["method"]["name"]) for _, record in loaded]
+    names = [_name_of(record["resolved"]["method"]) for _, record in loaded]
     if len(set(names)) < len(names):
         names = [f"{name} ({folder.name})" for name, (folder, _) in zip(names, loaded, strict=True)]
     if len(set(names)) < len(names):
@@ -159,3 +159,9 @@ def load_runs(folders: Sequence[Path | str]) -> tuple[str, str, dict[str, Record
         if not runs[name]:
             raise EvalError(f"{folder}: must hold records.jsonl with at least one record: resume the run first")
     return benchmarks.pop(), ", ".join(models), runs
+
+
+def _name_of(method: Mapping[str, Any]) -> str:
+    """The name of a method as run.json has it, with the tokens that were kept."""
+    name = str(method["name"])
+    return f"{name}, {method['keep_tokens']} tokens" if "keep_tokens" in method else name

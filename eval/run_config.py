@@ -13,7 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,13 @@ class RunRequest:
         alpha: Strength of the contrast; None takes the preset.
         beta: Plausibility cutoff; None takes the preset.
         top_k: Number of patches; None takes the preset.
+        variant: Of DAMRO and its controls with InstructBLIP: "reference" or "corrected".
+        noise_step: VCD: of the diffusion process; None takes the authors', and so it does of what follows.
+        disturbance: ICD: the sentence in front of the instruction.
+        question_only: ICD: disturbs only what the Q-Former reads.
+        forgetting: M3ID: how fast its weight grows.
+        confidence: M3ID: probability from which on nothing is changed.
+        keep_tokens: Patches of a tile that the full prompt keeps; None keeps all.
         top_p: Nucleus of sampling.
         max_new_tokens: Longest answer in tokens; None takes the benchmark's.
         prompt: Template with ``{question}``; None takes the benchmark's.
@@ -80,6 +87,13 @@ class RunRequest:
     alpha: float | None = None
     beta: float | None = None
     top_k: int | None = None
+    variant: str = "reference"
+    noise_step: int | None = None
+    disturbance: str | None = None
+    question_only: bool = False
+    forgetting: float | None = None
+    confidence: float | None = None
+    keep_tokens: int | None = None
     top_p: float = 1.0
     max_new_tokens: int | None = None
     prompt: str | None = None
@@ -93,7 +107,7 @@ class RunRequest:
         """Refuse what no run could be made of."""
         if self.benchmark not in BENCHMARKS:
             raise EvalError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}")
-        for name in ("limit", "scenes", "batch_size", "max_new_tokens"):
+        for name in ("limit", "scenes", "batch_size", "max_new_tokens", "top_k", "keep_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EvalError(f"{name} must be at least 1, got {value}")
@@ -101,6 +115,8 @@ class RunRequest:
             raise EvalError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.prompt is not None and self.benchmark != "chair" and "{question}" not in self.prompt:
             raise EvalError(f"prompt must hold {{question}}, got {self.prompt!r}")
+        if self.variant not in ("reference", "corrected"):
+            raise EvalError(f"variant must be reference or corrected, got {self.variant!r}")
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
 
@@ -156,11 +172,13 @@ def to_request(record: Mapping[str, Any]) -> RunRequest:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say in which keys two records of runs differ, leaving out what changes no answer.
 
+    A request without a key, from a version that did not know it, is one with its default.
+
     Example:
         >>> differences({"request": {"seed": 1}}, {"request": {"seed": 2, "images": "a"}})
         ['request.seed: 1 -> 2']
     """
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(_flatten(_complete(old))), dict(_flatten(_complete(new)))
     keys = [key for key in {**before, **after} if not key.startswith(_FREE)]
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
@@ -241,6 +259,12 @@ def folder_name(text: str) -> str:
         ('llava-hf_llava-1.5-7b-hf', 'damro@1')
     """
     return re.sub(r"[^A-Za-z0-9@+.-]+", "_", text).strip("._") or "run"
+
+
+def _complete(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the defaults of what its request lacks."""
+    defaults = {field.name: field.default for field in fields(RunRequest) if field.default is not MISSING}
+    return {**record, "request": {**defaults, **record["request"]}}
 
 
 class _Missing:

@@ -198,17 +198,27 @@ class Prepared(NamedTuple):
     dataset: Dataset
 
 
-def prepare(request: RunRequest) -> Prepared:
-    """Load the samples and the model of a request.
+def prepare(request: RunRequest, *others: RunRequest) -> Prepared:
+    """Load the samples and the model of a request, and see whether it can be run.
+
+    Args:
+        request: What to run.
+        others: What else to run with the same model and samples.
 
     Raises:
-        EvalError: A file is malformed or missing.
-        DecodingError: The model does not load.
+        EvalError: A file is malformed or missing, or a method does not have an option of its request.
+        DecodingError: The model does not load, or a parameter is out of range.
     """
     dataset = load_dataset(request)  # first: a missing folder is found before 14 GB are loaded
-    from eval.engine import load
+    from eval.engine import load, make_engine
+    from eval.strengths import check_request
 
-    return Prepared(load(request), dataset)
+    for one in (request, *others):
+        check_request(one)
+    prepared = Prepared(load(request), dataset)
+    for one in (request, *others):  # what the last method lacks is told before the first one has run for hours
+        make_engine(one, prepared.loaded, dataset.open_image)
+    return prepared
 
 
 def run_benchmark(

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from golden_models import FAMILIES, save_golden
 from PIL import Image
 
-from damro import DAMROProcessor
+from damro import DAMROProcessor, generate
 from damro.cli import main
 from damro.loading import load_image, load_model, prepare_inputs
 
@@ -69,3 +70,51 @@ def test_a_file_that_is_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
     broken.write_bytes(b"\xff\xd8\xff not an image")
     assert main(["answer", str(broken), "What", "--model", "unused"]) == 2
     assert "broken.jpg" in capsys.readouterr().err
+
+
+METHOD_OPTIONS = {
+    "vcd": {"noise_step": 300},
+    "icd": {"disturbance": "What is a cat."},
+    "m3id": {"forgetting": 0.5, "confidence": 0.9},
+    "random-k": {"top_k": 4},
+    "greedy": {},
+}
+
+
+@pytest.mark.parametrize("method", METHOD_OPTIONS)
+def test_every_method_answers_as_generate_does(
+    method: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, named = save_golden("llava", tmp_path), METHOD_OPTIONS[method]
+    options = [text for name, value in named.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    options += ["--method", method, "--keep-tokens", "5", "--max-new-tokens", "6", "--device", "cpu", "--json"]
+    assert main(["answer", str(photo), "What is this?", "--model", str(folder), *options]) == 0
+    shown = json.loads(capsys.readouterr().out)["methods"]
+
+    model, processor = load_model(folder, device="cpu")
+    inputs = prepare_inputs(processor, [load_image(photo)], ["What is this?"], model)
+    ids = generate(
+        model, inputs, method=method, processor=processor, keep_tokens=5, max_new_tokens=6, do_sample=False, **named
+    )
+    text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert list(shown) == [method]
+    assert shown[method]["answer"] == text.strip()
+    assert ("outliers" in shown[method]) == (method == "random-k")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--noise-step", "3"], "--noise-step must come with vcd, got 3 with damro"),
+        (["--method", "vcd", "--disturbance", "no"], "--disturbance must come with icd, got 'no' with vcd"),
+        (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id, got 1.0 with icd"),
+        (["--method", "icd", "--confidence", "1"], "--confidence must come with m3id, got 1.0 with icd"),
+        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .* or icd, got 1.0 with m3id"),
+        (["--method", "vcd", "--variant", "corrected"], "--variant must come with .*, got 'corrected' with vcd"),
+    ],
+)
+def test_an_option_that_the_method_does_not_have(
+    options: list[str], reason: str, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["answer", str(photo), "What", "--model", "unused", *options]) == 2
+    assert re.search(reason, capsys.readouterr().err)

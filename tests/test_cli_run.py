@@ -141,17 +141,17 @@ def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters"),
+    ("method", "asked", "parameters"),
     [
-        ("vcd", {"alpha": 0.5, "beta": 0.1, "noise_step": 500}),
-        ("icd", {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE}),
-        ("m3id", {"alpha": None, "beta": None, "forgetting": 0.02, "confidence": 0.3}),
+        ("vcd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "noise_step": 500}),
+        ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE}),
+        ("m3id", [], {"alpha": None, "beta": None, "forgetting": 0.02, "confidence": 0.3}),
     ],
 )
 def test_other_methods_are_run_and_recorded(
-    world: Path, tmp_path: Path, method: str, parameters: dict[str, Any]
+    world: Path, tmp_path: Path, method: str, asked: list[str], parameters: dict[str, Any]
 ) -> None:
-    assert call(*pope(world, tmp_path, "--method", method, "--alpha", "0.5")) == 0
+    assert call(*pope(world, tmp_path, "--method", method, *asked)) == 0
     assert len(records(tmp_path / method)) == 10
     assert not [record for record in records(tmp_path / method) if "error" in record]
     recorded = json.loads((tmp_path / method / "run.json").read_text())["resolved"]["method"]

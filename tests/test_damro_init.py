@@ -28,7 +28,9 @@ def test_every_public_name_is_found(name):
 def test_public_names_are_those_of_their_modules():
     from damro.attention import cls_attention
     from damro.processor import DAMROProcessor
+    from damro.pruning import prune
 
+    assert damro.prune is prune
     assert damro.cls_attention is cls_attention
     assert damro.DAMROProcessor is DAMROProcessor
 

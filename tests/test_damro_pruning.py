@@ -165,7 +165,7 @@ def test_adaptive_count_is_the_number_of_high_attention() -> None:
 def test_correlation_draws_no_more_than_the_density_and_the_limit() -> None:
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     pruning = Pruning(None, "correlation")
-    with torch.no_grad(), pruning.record(model) as recorded:
+    with torch.no_grad(), pruning.record(model, inputs) as recorded:
         family_of(model).encode(model, inputs)
     keys = next(iter(recorded.values())).keys[:, :, 1:].transpose(1, 2).flatten(2)
     density = information_density(keys, torch.ones(1, PATCHES, dtype=torch.bool)).item()
@@ -333,7 +333,7 @@ def test_no_hook_stays() -> None:
 
     before = hooks()
     prune(model, inputs, 4)
-    with pytest.raises(RuntimeError, match="stop"), Pruning(4).record(model):
+    with pytest.raises(RuntimeError, match="stop"), Pruning(4).record(model, inputs):
         assert hooks() > before
         raise RuntimeError("stop")
     assert hooks() == before

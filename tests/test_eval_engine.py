@@ -89,6 +89,40 @@ def test_other_methods_answer_as_damro_generate_does(loaded: Loaded, method: str
     assert found == expected
 
 
+@pytest.mark.parametrize("method", ["greedy", "damro", "no-image", "vcd"])
+def test_pruned_answers_are_those_of_damro_generate(loaded: Loaded, method: str) -> None:
+    if loaded.model.config.model_type == "instructblip":
+        with pytest.raises(UnsupportedModelError, match="queries of its Q-Former"):
+            make(loaded, method, keep_tokens=5)
+        return
+    asked = samples(4)
+    found = [answered.text for answered in make(loaded, method, keep_tokens=5).answer(asked)]
+    assert found != [answered.text for answered in make(loaded, method).answer(asked)]
+    options: dict[str, Any] = {"method": method, "keep_tokens": 5, "max_new_tokens": 6, "do_sample": False, "seed": 42}
+    options |= {"top_k": 4, "task": "pope"} if method in ("damro", "no-image") else {}
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        new = generate(loaded.model, inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert found == expected
+
+
+def test_the_variant_reaches_the_method(loaded: Loaded) -> None:
+    asked = samples(4)
+    answers = {variant: make(loaded, "damro", variant=variant).answer(asked) for variant in ("reference", "corrected")}
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        new = generate(
+            loaded.model, inputs, variant="corrected", task="pope", top_k=4, max_new_tokens=6, do_sample=False
+        )[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert [answered.text for answered in answers["corrected"]] == expected
+    differs = loaded.model.config.model_type == "instructblip"
+    assert (answers["corrected"] != answers["reference"]) == differs
+
+
 def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
     found = {method: make(loaded, method).answer(samples(2))[0].outliers for method in METHODS}
     assert found["greedy"] is found["sample"] is found["no-image"] is None
@@ -200,3 +234,5 @@ def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) ->
     assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 1
     with pytest.raises(EvalError, match="engines must be of DAMRO, its controls or no contrast, got 'vcd'"):
         answer_in_one_token({"vcd": make(loaded, "vcd")}, asked)
+    with pytest.raises(EvalError, match="must keep all tokens and do as released, 'damro' does not"):
+        answer_in_one_token({"damro": make(loaded, "damro", variant="corrected")}, asked)

@@ -1,28 +1,35 @@
-"""``damro answer IMAGE "prompt"``: ask a model about an image, plainly and with DAMRO."""
+"""``damro answer IMAGE "prompt"``: ask a model about an image, plainly and with DAMRO or another method."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
-from damro.cli.options import add_contrast_options, add_model_options
-
-_METHODS = ("greedy", "damro")
+from damro.cli.options import add_contrast_options, add_method_options, add_model_options
+from eval.methods import CONTRASTS, PATCHES, TAKEN_BY, check_options, parse_method
+from eval.run_config import RunRequest
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser("answer", help="ask a model about an image, plainly or with DAMRO")
+    parser = subparsers.add_parser("answer", help="ask a model about an image, plainly, with DAMRO or otherwise")
     parser.add_argument("image", help="an image file")
     parser.add_argument("prompt", help="the question or instruction; the model's chat template is put around it")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--method", choices=_METHODS, default="damro", help="(default: damro)")
-    which.add_argument("--compare", action="store_true", help="show both")
+    parser.add_argument(
+        "--method",
+        choices=("greedy", *CONTRASTS),
+        default="damro",
+        metavar="METHOD",
+        help=f"greedy, {', '.join(CONTRASTS)} (default: damro)",
+    )
+    parser.add_argument("--compare", action="store_true", help="show the answer of greedy, too")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
     add_contrast_options(parser)
+    add_method_options(parser.add_argument_group("pruning, and options of single methods"))
     parser.set_defaults(run=run)
 
 
@@ -30,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Answers and prints."""
     from damro.loading import load_image, load_model, prepare_inputs
 
+    given = {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
+    check_options(given, [parse_method(args.method)])
     image = load_image(args.image)
     model, processor = load_model(
         args.model,
@@ -39,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
     )
     inputs = prepare_inputs(processor, [image], [args.prompt], model)
-    methods = _METHODS if args.compare else (args.method,)
+    methods = dict.fromkeys(("greedy", args.method) if args.compare else (args.method,))
     results = {method: _answer(args, model, processor, inputs, method) for method in methods}
     if args.json:
         print(json.dumps({"model": args.model, "image": args.image, "prompt": args.prompt, "methods": results}))
     elif args.compare:
         for method, result in results.items():
-            print(f"{method:>7}: {result['answer']}")
+            print(f"{method:>8}: {result['answer']}")
     else:
         print(results[args.method]["answer"])
     return 0
@@ -53,12 +62,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, method: str) -> dict[str, Any]:
     """One method's answer, with what it depended on."""
-    from damro.processor import DAMROProcessor
+    from damro.generation import MethodOptions, least_patches, make_contrast, random_patches
+    from damro.pruning import Pruning
+    from damro.views import outlier_view
+    from decoding.generate import decode
+    from decoding.methods import Contrast
 
-    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
+    named = {name: getattr(args, name) for name in ("task", *TAKEN_BY) if getattr(args, name) is not None}
+    pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)
+    options = MethodOptions(pruning=pruning, processor=processor, **named)
     details: dict[str, Any] = {}
-    if method == "damro":
-        contrast = DAMROProcessor(
+    contrast: Any
+    if method in PATCHES:
+        view = outlier_view(
             model,
             inputs,
             alpha=args.alpha,
@@ -66,9 +82,15 @@ def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, m
             top_k=args.top_k,
             task=args.task,
             variant=args.variant,
+            choose={"random-k": random_patches(options.seed), "least-k": least_patches}.get(method),
+            pruning=pruning,
         )
-        options["logits_processor"] = contrast
-        details = {"alpha": contrast.alpha, "beta": contrast.beta, "outliers": contrast.outliers.tolist()}
-    ids = model.generate(**inputs, **options)
+        contrast, details = view.contrast, {"outliers": view.outliers.tolist()}
+    else:
+        contrast = make_contrast(model, inputs, method, options)
+    if isinstance(contrast, Contrast):
+        rule: Any = contrast.rule
+        details = {**asdict(rule), **details}
+    ids = decode(model, inputs, contrast, do_sample=False, num_beams=1, max_new_tokens=args.max_new_tokens)
     text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return {"answer": text.strip(), **details}

@@ -1,10 +1,10 @@
-"""``damro bench``: how fast plain, naive, lazy and fused decoding are on this machine."""
+"""``damro bench``: how fast plain, naive, lazy and fused decoding are on this machine, and what pruning saves."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ _TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
 """Image tokens: patches along a side of an image, and images."""
 
 _QUESTIONS = 6
+_KEPT = (288, 192, 128, 64, 29)
 _MIB = 2**20
 
 
@@ -41,6 +42,15 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--repeats", type=_count, default=3, help="runs of which the median is taken (default: 3)")
     parser.add_argument("--no-questions", action="store_true", help="leave out the questions about one image")
+    parser.add_argument(
+        "--keep-tokens",
+        type=_count,
+        nargs="+",
+        metavar="K",
+        help="image tokens of an image that pruning keeps, at the first batch size and number of new tokens "
+        f"(default: {' '.join(map(str, _KEPT))}, as far as the image has more)",
+    )
+    parser.add_argument("--no-pruning", action="store_true", help="leave out what pruning saves")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -51,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     from damro.speed import copy_bandwidth, machine, questions_per_second, weight_bytes
 
+    keep_tokens = _keep_tokens(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     report: dict[str, Any] = {
         "config": args.config,
@@ -71,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(_table(report["cells"][-1]))
     model = models.of(_base(args))
+    if not args.no_pruning:
+        report["pruning"] = _measure_pruning(model, args, keep_tokens)
+        if not args.json:
+            print(_pruning_table(report["pruning"]))
     if not args.no_questions:
         inputs = _inputs(model, _QUESTIONS, _base(args), same_image=True)
         report["questions"] = questions_per_second(model, inputs, repeats=args.repeats)
@@ -105,6 +120,21 @@ def _cells(args: argparse.Namespace) -> Iterator[tuple[int, int, int]]:
 def _base(args: argparse.Namespace) -> int:
     """The number of image tokens at which everything else is measured: LLaVA-1.5's, if it is asked for."""
     return 576 if 576 in args.image_tokens else int(args.image_tokens[-1])
+
+
+def _keep_tokens(args: argparse.Namespace) -> list[int]:
+    """How many tokens of an image to keep, one measurement each.
+
+    Raises:
+        ParameterError: if an image does not have more.
+    """
+    from damro.errors import ParameterError
+
+    patches = _TILES[_base(args)][0] ** 2
+    for kept in args.keep_tokens or ():
+        if kept >= patches:
+            raise ParameterError(f"--keep-tokens must be below the {patches} tokens of an image, got {kept}")
+    return list(args.keep_tokens or [kept for kept in _KEPT if kept < patches])
 
 
 class _Models:
@@ -181,6 +211,24 @@ def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str
     }
 
 
+def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence[int]) -> dict[str, Any]:
+    """Figures of plain decoding and DAMRO by image tokens kept, with their ratios to plain decoding with all."""
+    from damro.speed_pruning import measure_pruning
+
+    base, batch, new_tokens = _base(args), args.batch[0], args.new_tokens[0]
+    inputs = _inputs(model, batch, base)
+    grid, images = _TILES[base]
+    rows: list[dict[str, Any]] = []
+    for speed in measure_pruning(model, inputs, keep_tokens, new_tokens=new_tokens, repeats=args.repeats):
+        figures = {**asdict(speed), "image_tokens": images * (speed.kept or grid**2)}
+        plain = rows[0] if rows else figures
+        for name in ("prefill", "language", "whole", "kv_bytes", "peak_bytes"):
+            known = plain[name] and figures[name] is not None
+            figures[f"{name.removesuffix('_bytes')}_ratio"] = figures[name] / plain[name] if known else None
+        rows.append(figures)
+    return {"image_tokens": base, "batch": batch, "new_tokens": new_tokens, "rows": rows}
+
+
 def _headline(report: dict[str, Any]) -> str:
     return (
         f"{report['config']}, {report['dtype']}, {report['device']}: {report['hardware']}, "
@@ -202,6 +250,28 @@ def _table(cell: dict[str, Any]) -> str:
             f"{speed['step'] * 1000:>9.2f}{step_ratio:>7}{speed['vision_passes']:>8}{peak:>10}"
         )
     return "\n".join(lines)
+
+
+def _pruning_table(pruning: dict[str, Any]) -> str:
+    lines = [
+        f"\npruning of {pruning['image_tokens']} image tokens, batch {pruning['batch']}, {pruning['new_tokens']} new "
+        "tokens; ratios to plain with all",
+        f"{'':6}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}{'call s':>9}{'ratio':>7}"
+        f"{'KV MiB':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}",
+    ]
+    for row in pruning["rows"]:
+        line = f"{row['method']:6}{row['image_tokens']:>6}"
+        for name, width in (("prefill", 15), ("language", 12), ("whole", 9)):
+            line += f"{row[name]:>{width}.3f}{_ratio(row[name + '_ratio'])}"
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / _MIB:.0f}"
+        line += f"{row['kv_bytes'] / _MIB:>9.1f}{_ratio(row['kv_ratio'])}{peak:>10}{_ratio(row['peak_ratio'])}"
+        lines.append(line)
+    lines.append("first token: from the call, the vision tower included; of it LM: its layers over all prompts")
+    return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return f"{'' if value is None else format(value, '.2f'):>7}"
 
 
 def _tail(report: dict[str, Any]) -> str:

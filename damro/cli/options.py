@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -39,3 +40,21 @@ def add_contrast_options(parser: argparse.ArgumentParser) -> None:
         default="reference",
         help="InstructBLIP: as released, or with the patches that were ranked",
     )
+
+
+def add_method_options(group: Any) -> None:
+    """--keep-tokens, and what single methods have.
+
+    Args:
+        group: A parser or a group of its arguments.
+    """
+    group.add_argument(
+        "--keep-tokens", type=int, metavar="N", help="patches of a tile that the full prompt keeps (default: all)"
+    )
+    group.add_argument("--noise-step", type=int, metavar="T", help="vcd: of 1000 (default: the authors')")
+    group.add_argument("--disturbance", metavar="TEXT", help="icd: the sentence (default: one of the authors')")
+    group.add_argument(
+        "--question-only", action="store_true", help="icd with InstructBLIP: disturb the Q-Former only, as released"
+    )
+    group.add_argument("--forgetting", type=float, metavar="RATE", help="m3id: how fast its weight grows")
+    group.add_argument("--confidence", type=float, metavar="P", help="m3id: probability from which nothing changes")

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from damro.cli.options import add_method_options
 from eval.errors import EvalError
+from eval.methods import TAKEN_BY, check_options, parse_method, takes
 from eval.pope import POPE_SPLITS, RULES
 from eval.run_config import BENCHMARKS, RunRequest, folder_name, load_run, to_request, write_whole
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 _REQUEST_OPTIONS = (
     *("model", "revision", "questions", "objects", "image_ids", "images", "limit", "scenes", "seed"),
     *("alpha", "beta", "top_k", "top_p", "max_new_tokens", "prompt", "dtype", "device", "device_map"),
-    "quantization",
+    *("quantization", "keep_tokens"),
 )
 
 
@@ -54,6 +56,13 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--alpha", type=float, help="strength of the contrast (default: the preset's)")
     group.add_argument("--beta", type=float, help="plausibility cutoff (default: the preset's)")
     group.add_argument("--top-k", type=int, metavar="K", help="number of patches (default: the preset's)")
+    group.add_argument(
+        "--variant",
+        choices=("reference", "corrected"),
+        default="reference",
+        help="damro and its controls with InstructBLIP: as released, or corrected (default: reference)",
+    )
+    add_method_options(group)
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling (default: 1)")
     group.add_argument(
         "--seed", type=int, default=42, help="of sampling, random patches, choice of images (default: 42)"
@@ -124,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     folders = [out / folder_name(request.method) for request in requests]
     if not args.resume and any((folder / "records.jsonl").exists() for folder in folders):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
-    prepared = prepare(first)
+    prepared = prepare(*requests)
     runs = {}
     for request, folder in zip(requests, folders, strict=True):
         with show_progress(f"{first.benchmark} {request.method}", quiet=not workers.leads) as progress:
@@ -151,10 +160,8 @@ def make_requests(args: argparse.Namespace) -> list[RunRequest]:
     """The requests that the options make, one a method.
 
     Raises:
-        EvalError: An option is out of range, a method is unknown or named twice.
+        EvalError: An option is out of range or one that no method named has, a method is unknown or named twice.
     """
-    from eval.methods import parse_method
-
     if (args.source is None) == (args.benchmark is None):
         raise EvalError("give either a benchmark (pope, chair, mme) or --from RUN, got both or neither")
     if args.source is not None:
@@ -164,10 +171,24 @@ def make_requests(args: argparse.Namespace) -> list[RunRequest]:
         return [replace(request, images=args.images or request.images)]
     options = {name: getattr(args, name) for name in _REQUEST_OPTIONS}
     size = None if args.batch_size == "auto" else _whole_number(args.batch_size)
-    names = [parse_method(name).name for name in args.methods or [args.method]]
-    if len(set(names)) < len(names):
-        raise EvalError(f"--methods must be different, got {' '.join(names)}")
-    return [RunRequest(args.benchmark, method=name, splits=_splits(args), batch_size=size, **options) for name in names]
+    methods = [parse_method(name) for name in args.methods or [args.method]]
+    if len(set(methods)) < len(methods):
+        raise EvalError(f"--methods must be different, got {' '.join(method.name for method in methods)}")
+    given = {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
+    check_options(given, methods)
+    # alpha, beta and top_k stand in all requests of a command; what only few methods have, in theirs.
+    rare = {name: value for name, value in given.items() if name not in options}
+    return [
+        RunRequest(
+            args.benchmark,
+            method=method.name,
+            splits=_splits(args),
+            batch_size=size,
+            **options,
+            **{name: value for name, value in rare.items() if takes(method, name)},
+        )
+        for method in methods
+    ]
 
 
 def _splits(args: argparse.Namespace) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ FAMILIES: dict[str, Family] = {
     "paligemma": paligemma,
 }
 
+_VIDEO = "pixel_values_videos"
+
 __all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
 
 
@@ -60,10 +62,17 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
 
     Raises:
         InputsError: naming what is missing or wrong.
+        UnsupportedModelError: if there are videos, and the family reads images only.
     """
     if not isinstance(inputs, Mapping):
         raise InputsError(f"inputs must be the mapping a processor returned, got {type(inputs).__name__}")
     family = family_of(model)
+    if inputs.get(_VIDEO) is not None and _VIDEO not in family.PIXELS:
+        readers = ", ".join(name for name, other in FAMILIES.items() if _VIDEO in other.PIXELS)
+        raise UnsupportedModelError(
+            f"inputs must hold images and no videos unless the model is of {readers}, got {_VIDEO!r} for "
+            f"{model.config.model_type}; pass frames as images"
+        )
     for keys in (family.PIXELS, ("input_ids",)):
         if not any(isinstance(inputs.get(key), Tensor) for key in keys):
             raise InputsError(

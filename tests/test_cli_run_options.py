@@ -1,0 +1,212 @@
+"""Options of ``damro run`` that only some methods or models have: taken, recorded, compared, or refused in time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_models import save_golden, word_tokenizer
+from PIL import Image
+from run_cli import call
+from transformers import Blip2Processor, PreTrainedTokenizerFast
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from damro.cli import main
+from damro.errors import ParameterError, UnsupportedModelError
+from eval.run_config import RunMismatchError
+from tests.family_models import QUERIES, family_model
+
+FAST = ["--max-new-tokens", "3", "--batch-size", "2", "--device", "cpu"]
+NEW = ("variant", "question_only", "noise_step", "disturbance", "forgetting", "confidence", "keep_tokens")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random checkpoints, two images, a question about each."""
+    place = tmp_path_factory.mktemp("world")
+    (place / "images").mkdir()
+    lines = []
+    for number in (1, 2):
+        name = f"COCO_val2014_{number:012d}.png"
+        Image.effect_mandelbrot((80, 60), (-2, -1.5, number, 1.5), 20).convert("RGB").save(place / "images" / name)
+        label = ("yes", "no")[number - 1]
+        lines.append(json.dumps({"question_id": number, "image": name, "text": "What is this?", "label": label}))
+    (place / "questions.jsonl").write_text("\n".join(lines))
+    for family in ("llava", "instructblip"):
+        save_golden(family, place / family)
+    family_model("blip-2").save_pretrained(place / "blip-2")
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(200).backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    pixels = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    Blip2Processor(pixels, words, num_query_tokens=QUERIES).save_pretrained(place / "blip-2")
+    return place
+
+
+def pope(world: Path, out: Path, *more: str, model: str = "llava") -> list[str]:
+    files = ["--questions", str(world / "questions.jsonl"), "--images", str(world / "images")]
+    return ["run", "pope", "--model", str(world / model), *files, "--out", str(out), *FAST, *more]
+
+
+def recorded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a run.json, what was asked for and the method it resolved to."""
+    record = json.loads((folder / "run.json").read_text())
+    return record["request"], record["resolved"]["method"]
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert not [record for record in found if "error" in record]
+    return found
+
+
+def test_options_are_recorded_with_the_methods_that_have_them(world: Path, tmp_path: Path) -> None:
+    options = ["--noise-step", "300", "--disturbance", "What is a cat.", "--forgetting", "0.5", "--confidence", "0.9"]
+    call(*pope(world, tmp_path, "--methods", "greedy", "vcd", "icd", "m3id", *options, "--beta", "0.2"))
+    expected: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "vcd": {"noise_step": 300},
+        "icd": {"disturbance": "What is a cat."},
+        "m3id": {"forgetting": 0.5, "confidence": 0.9},
+    }
+    for method, own in expected.items():
+        request, resolved = recorded(tmp_path / method)
+        defaults = {"variant": "reference", "question_only": False} | dict.fromkeys(NEW[2:])
+        assert {name: request[name] for name in NEW} == defaults | own
+        assert {name: resolved[name] for name in NEW if name in resolved} == own
+        assert request["beta"] == 0.2
+        assert len(answers(tmp_path / method)) == 2
+    with pytest.raises(
+        RunMismatchError, match="request.noise_step: 300 -> 301; resolved.method.noise_step: 300 -> 301"
+    ):
+        call(*pope(world, tmp_path, "--method", "vcd", "--noise-step", "301", "--beta", "0.2"))
+
+
+def test_pruning_is_recorded_and_compared(world: Path, tmp_path: Path) -> None:
+    pruned = pope(world, tmp_path, "--methods", "greedy", "damro", "--top-k", "4", "--keep-tokens", "5")
+    call(*pruned)
+    for method in ("greedy", "damro"):
+        request, resolved = recorded(tmp_path / method)
+        assert request["keep_tokens"] == resolved["keep_tokens"] == 5
+    call(*pruned)  # goes on
+    message = "request.keep_tokens: 5 -> null; resolved.method.keep_tokens: 5 -> nothing"
+    with pytest.raises(RunMismatchError, match=message):
+        call(*pope(world, tmp_path, "--methods", "greedy", "damro", "--top-k", "4"))
+    call("run", "--from", str(tmp_path / "damro"), "--out", str(tmp_path / "again"))
+    again = answers(tmp_path / "again/damro")
+    assert [record["answer"] for record in again] == [record["answer"] for record in answers(tmp_path / "damro")]
+
+
+def test_pruned_runs_are_compared_with_whole_ones(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*pope(world, tmp_path / "whole", "--method", "greedy"))
+    call(*pope(world, tmp_path / "pruned", "--method", "greedy", "--keep-tokens", "5"))
+    capsys.readouterr()
+    folders = [str(tmp_path / name / "greedy") for name in ("whole", "pruned")]
+    assert call("compare", *folders, "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["methods"]) == ["greedy", "greedy, 5 tokens"]
+
+
+def test_the_variant_is_recorded_and_compared(world: Path, tmp_path: Path) -> None:
+    arguments = pope(world, tmp_path, "--methods", "greedy", "damro", "icd", model="instructblip")
+    call(*arguments, "--variant", "corrected", "--question-only")
+    assert recorded(tmp_path / "damro")[1]["variant"] == "corrected"
+    assert recorded(tmp_path / "icd")[1]["question_only"] is True
+    assert recorded(tmp_path / "greedy")[0]["variant"] == "reference"
+    with pytest.raises(RunMismatchError, match="request.variant: .corrected. -> .reference."):
+        call(*arguments)
+
+
+def test_a_run_of_a_version_without_the_options_goes_on(world: Path, tmp_path: Path) -> None:
+    arguments = pope(world, tmp_path, "--method", "damro", "--top-k", "4")
+    call(*arguments)
+    file = tmp_path / "damro/run.json"
+    record = json.loads(file.read_text())
+    for name in NEW:
+        del record["request"][name]
+        assert name not in record["resolved"]["method"]
+    file.write_text(json.dumps(record))
+    before = answers(tmp_path / "damro")
+    records = tmp_path / "damro/records.jsonl"
+    records.write_text(records.read_text().splitlines(keepends=True)[0])
+    call(*arguments)
+    assert [one["answer"] for one in answers(tmp_path / "damro")] == [one["answer"] for one in before]
+    with pytest.raises(RunMismatchError, match="request.keep_tokens: null -> 5"):
+        call(*arguments, "--keep-tokens", "5")
+    call("run", "--from", str(file), "--out", str(tmp_path / "again"))
+    assert recorded(tmp_path / "again/damro")[0]["keep_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--methods", "greedy", "damro", "--noise-step", "3"], "--noise-step must come with vcd, got 3 with greedy, "),
+        (["--method", "vcd@1", "--disturbance", "x"], "--disturbance must come with icd, got 'x' with vcd@1"),
+        (["--methods", "greedy", "damro", "--question-only"], "--question-only must come with icd"),
+        (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id"),
+        (["--method", "sample", "--confidence", "1"], "--confidence must come with m3id"),
+        (["--method", "no-image", "--variant", "corrected"], "--variant must come with damro or random-k or least-k"),
+        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or"),
+        (["--methods", "greedy", "damro", "--alpha", "-1"], "alpha must be a finite number >= 0, got -1.0"),
+        (["--methods", "greedy", "damro", "--alpha", "nan"], "alpha must be a finite number >= 0, got nan"),
+        (["--method", "random-k", "--beta", "0"], "beta must be in (0, 1], got 0.0"),
+        (["--method", "damro", "--top-k", "0"], "top_k must be at least 1, got 0"),
+        (["--method", "vcd", "--noise-step", "1000"], "noise_step must be a whole number from 0 to 999, got 1000"),
+        (["--method", "m3id", "--forgetting", "-1"], "forgetting must be a finite number >= 0"),
+        (["--method", "m3id", "--confidence", "0"], "confidence must be in (0, 1]"),
+        (["--keep-tokens", "0"], "keep_tokens must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_model_is_loaded(
+    options: list[str], reason: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(pope(world, tmp_path / "out", *options, model="no such model")) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        ("llava", ["--top-k", "17"], "top_k must be a whole number from 1 to the 16 patches"),
+        ("llava", ["--keep-tokens", "17", "--top-k", "4"], "keep_tokens must not exceed the 16 patches of a tile"),
+        ("instructblip", ["--keep-tokens", "3"], "columns are queries of its Q-Former"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_the_first_record(
+    model: str, options: list[str], reason: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(pope(world, tmp_path / "out", "--methods", "greedy", "damro", *options, model=model)) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "remedy"),
+    [
+        ("damro", [], "told alpha, beta, top_k .* got none for 'blip-2'; give --alpha --beta --top-k"),
+        ("random-k@1", ["--alpha", "1"], "told beta, top_k .*; give --beta --top-k"),
+        ("no-image", ["--alpha", "1"], "told beta .*; give --beta"),
+    ],
+)
+def test_a_family_without_a_preset_has_to_be_told(
+    method: str, given: list[str], remedy: str, world: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{method} must be {remedy}"):
+        call(*pope(world, tmp_path / "out", "--methods", "greedy", method, *given, model="blip-2"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_without_a_preset_is_run(world: Path, tmp_path: Path) -> None:
+    told = ["--alpha", "1", "--beta", "0.1", "--top-k", "3"]
+    methods = ["greedy", "damro", "random-k", "least-k", "no-image"]
+    assert call(*pope(world, tmp_path, "--methods", *methods, *told, model="blip-2")) == 0
+    for method in methods:
+        assert len(answers(tmp_path / method)) == 2
+    assert [len(record["outliers"][0]) for record in answers(tmp_path / "damro")] == [3, 3]
+    assert call(*pope(world, tmp_path, "--methods", "vcd", "m3id", model="blip-2")) == 0
+    with pytest.raises(ParameterError, match="top_k must be a whole number from 1 to the 16 patches"):
+        call(*pope(world, tmp_path / "out", "--method", "damro", *told[:4], "--top-k", "17", model="blip-2"))
