@@ -22,6 +22,9 @@ from damro.loading import ImageError, load_image, prepare_inputs
 from damro.presets import preset
 from damro.processor import DAMROProcessor
 from damro.tiny import scene
+from decoding.encoder_decoder import returned_prompt
+from decoding.families import family_of
+from decoding.families.base import is_encoder_decoder
 
 # Gradio reads it when it is imported: nothing is reported to anybody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -178,7 +181,8 @@ def answer_request(
     """
     if image_path is None or not prompt.strip():
         raise InputsError("image and prompt must both be given; choose a scene or upload an image, then ask")
-    recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
+    encoded = is_encoder_decoder(family_of(model).decoder(model))
+    recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens), encoded=encoded)
     inputs = prepare_inputs(processor, [load_image(image_path)], [prompt], model)
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
     picture = draw_attention(model, processor, inputs, contrast, name)
@@ -238,7 +242,7 @@ def stream_answer(
                 streamer=streamer,
                 stopping_criteria=[_Stopper(stop)],
             )
-            found.extend(ids[0, inputs["input_ids"].shape[1] :].tolist())
+            found.extend(ids[0, returned_prompt(model, inputs).shape[1] :].tolist())
         except Exception as error:  # raised again below, in the thread that waits
             failed.append(error)
             streamer.end()
@@ -285,13 +289,17 @@ def tell_taken(
     return [list(row.values()) for row in taken_rows(steps, spelled, best)]
 
 
-def write_recipe(name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int) -> str:
-    """Python that gives DAMRO's answer again.
+def write_recipe(
+    name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int, *, encoded: bool = False
+) -> str:
+    """Python that gives DAMRO's answer again; `encoded` if the model's language model is an encoder-decoder.
 
     Example:
         >>> print(write_recipe("tiny", "What's this?", 2.0, 0.1, 10, 64).splitlines()[4])
         inputs = prepare_inputs(processor, [load_image("image.png")], ["What's this?"], model)
     """
+    # An encoder's prompt is not returned; what stands in front of the answer is a start token.
+    first = "1" if encoded else 'inputs["input_ids"].shape[1]'
     return f"""from damro import DAMROProcessor
 from damro.loading import load_image, load_model, prepare_inputs
 
@@ -299,5 +307,5 @@ model, processor = load_model({name!r})
 inputs = prepare_inputs(processor, [load_image("image.png")], [{prompt!r}], model)
 contrast = DAMROProcessor(model, inputs, alpha={alpha!r}, beta={beta!r}, top_k={top_k!r})
 ids = model.generate(**inputs, logits_processor=contrast, do_sample=False, max_new_tokens={max_new_tokens!r})
-print(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
+print(processor.tokenizer.decode(ids[0, {first}:], skip_special_tokens=True).strip())
 """

@@ -106,7 +106,7 @@ def generate(
 
     Args:
         model: of one of ``decoding.families.FAMILIES``.
-        inputs: the mapping its processor returned for images and left-padded text.
+        inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         method: "damro"; its controls "random-k" (k random patches), "least-k" (the k least attended) and
             "no-image" (the text alone) in place of the outliers; "vcd", "icd" and "m3id", see
             :mod:`decoding.methods`; "greedy" or None for no contrast at all, whether tokens are sampled or not. The

@@ -173,8 +173,13 @@ def _place(loaded: Loaded, device: str, dtype: str) -> Loaded:
 
 
 def _complete_processor(processor: Any, config: Any) -> Any:
-    """Pads on the left, and fills in what processors saved by older versions of transformers lack."""
-    processor.tokenizer.padding_side = "left"
+    """Says where padding goes, and fills in what processors saved by older versions of transformers lack.
+
+    Padding stands on the left. Before an encoder (FLAN-T5) it stands on the right: the processors of InstructBLIP and
+    BLIP-2 put the image columns in front of padded text, and the encoder tells by distance what belongs together.
+    """
+    encoded = getattr(config.get_text_config(), "is_encoder_decoder", False)
+    processor.tokenizer.padding_side = "right" if encoded else "left"
     if getattr(processor, "patch_size", 0) is None:
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
@@ -208,7 +213,7 @@ def prepare_inputs(
     prompts: Sequence[str],
     model: PreTrainedModel | None = None,
 ) -> BatchFeature:
-    """Makes the inputs of a batch, one image a prompt, padded on the left; of a bare ViT, of images alone.
+    """Makes the inputs of a batch, one image a prompt, padded as the processor does; of a bare ViT, of images alone.
 
     Args:
         processor: the model's.

@@ -14,7 +14,7 @@ from damro.errors import ParameterError
 from damro.generation import METHODS, MethodOptions, make_contrast
 from damro.presets import Task
 from damro.views import Choose, Variant, outlier_view, rule_for
-from decoding.branch import NegativeBranch
+from decoding.encoder_decoder import negative_branch, returned_prompt
 from decoding.families import family_of
 from decoding.generate import as_list
 from decoding.methods import Contrast
@@ -36,7 +36,7 @@ class DAMROProcessor(ContrastiveProcessor):
         model: of one of ``decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and InstructBLIP;
             for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are ranked by the
             attention they receive, which is not the paper's method.
-        inputs: the mapping its processor returned for images and left-padded text.
+        inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         alpha: strength of the contrast; None takes the preset of the family and `task`.
         beta: plausibility cutoff in (0, 1]; None takes the preset.
         top_k: number of outlier patches of a tile; None takes the preset.
@@ -76,8 +76,8 @@ class DAMROProcessor(ContrastiveProcessor):
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
         rule, (ends, pad) = rule_for(model, alpha, beta, task), _end_tokens(model)
-        branch = NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), view.contrast.negative)
-        super().__init__(branch, inputs["input_ids"], rule.alpha, rule.beta, ends, pad)
+        branch = negative_branch(model, view.contrast.negative)
+        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad)
 
 
 def contrast_processor(
@@ -92,7 +92,7 @@ def contrast_processor(
 
     Args:
         model: as for :func:`damro.generate`.
-        inputs: the mapping its processor returned for images and left-padded text.
+        inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         method: one of ``damro.generation.METHODS`` but "greedy".
         **options: parameters of the method, by the names of :class:`damro.generation.MethodOptions`; pruning is not
             among them, since ``generate`` reads the full prompt itself.
@@ -110,8 +110,8 @@ def contrast_processor(
     if not isinstance(contrast, Contrast):
         contrasts = ", ".join(name for name in METHODS if name != "greedy")
         raise ParameterError(f"method must be a contrast ({contrasts}), got {method!r}; it needs no processor")
-    branch = NegativeBranch(family_of(model).decoder(model), model.get_input_embeddings(), contrast.negative)
-    return RuleProcessor(branch, inputs["input_ids"], contrast.rule, *_end_tokens(model))
+    branch = negative_branch(model, contrast.negative)
+    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model))
 
 
 def _end_tokens(model: PreTrainedModel) -> tuple[list[int], int | None]:

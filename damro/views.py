@@ -56,7 +56,7 @@ def outlier_view(
 
     Args:
         model: of one of ``decoding.families.FAMILIES``.
-        inputs: the mapping its processor returned for images and left-padded text.
+        inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         alpha: strength of the contrast; None takes the preset of the family and `task`.
         beta: plausibility cutoff in (0, 1]; None takes the preset.
         top_k: number of outlier patches of a tile; None takes the preset.

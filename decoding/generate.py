@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from decoding.branch import NegativeBranch
-from decoding.branches import can_branch, prefill
+from decoding.branches import Branches, Prefill, can_branch, prefill
+from decoding.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
 from decoding.errors import ParameterError
 from decoding.families import family_of
+from decoding.families.base import is_encoder_decoder
 from decoding.kv import roomy_cache
-from decoding.loop import BranchLoop, ContrastStep, Read
+from decoding.loop import BranchLoop, Continued, ContrastStep
 from decoding.methods import Contrast
 from decoding.prefix import prefill_shared
 from decoding.processor import RuleProcessor
@@ -67,10 +68,12 @@ def decode(
 
     Args:
         model: the LVLM.
-        inputs: what its processor returned; only `input_ids` are used, which stand in front of what is returned.
+        inputs: what its processor returned; only `input_ids` are used, which stand in front of what is returned (of an
+            encoder-decoder it is a start token that does).
         contrast: the method's two prompts and rule; a prompt alone is decoded plainly.
         strategy: "auto", "fused" or "lazy".
-        shared_prefix: reads the columns that all prompts have in common once, for all of them. Implies "fused".
+        shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
+            at the whole prompt from everywhere, reads each. Implies "fused".
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
             `logits_processor`s stand behind the contrast.
 
@@ -94,14 +97,14 @@ def decode(
     serves = _own_loop_serves(decoder, generate_kwargs)
     rule: LogitsProcessor | None = None
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
+    prompt_ids = returned_prompt(model, inputs, _setting(decoder, generate_kwargs, "decoder_start_token_id"))
     if serves and strategy == "fused" and (shared_prefix or isinstance(contrast, Contrast)):
-        read = prefill_shared if shared_prefix else prefill
-        call["custom_generate"] = loop = _loop(contrast, inputs["input_ids"].shape[1], read, call.get("streamer"))
-        rule = loop.step
+        call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
+        rule = call["custom_generate"].step
     else:
         if isinstance(contrast, Contrast):
-            rule = _lazy_processor(model, decoder, inputs["input_ids"], contrast, generate_kwargs)
-        if serves and not _setting(decoder, generate_kwargs, "return_dict_in_generate"):
+            rule = _lazy_processor(model, decoder, prompt_ids, contrast, generate_kwargs)
+        if can_branch(decoder) and serves and not _setting(decoder, generate_kwargs, "return_dict_in_generate"):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call["past_key_values"] = roomy_cache()
     if rule is not None:
@@ -109,12 +112,26 @@ def decode(
     return decoder.generate(**call)
 
 
-def _loop(contrast: Contrast | VisualPrompt, prompt_length: int, read: Read, streamer: Any) -> BranchLoop:
-    """The loop over the prompts of a method."""
+def _loop_arguments(
+    decoder: Any, contrast: Contrast | VisualPrompt, prompt_length: int, shared_prefix: bool, streamer: Any
+) -> dict[str, Any]:
+    """What has ``generate`` run the loop over the prompts of a method."""
     if isinstance(contrast, VisualPrompt):
-        return BranchLoop([contrast], None, read, streamer)
-    step = ContrastStep(contrast.rule, prompt_length)
-    return BranchLoop([contrast.full, contrast.negative], step, read, streamer)
+        prompts, step = [contrast], None
+    else:
+        prompts, step = [contrast.full, contrast.negative], ContrastStep(contrast.rule, prompt_length)
+    if is_encoder_decoder(decoder):
+        loop = BranchLoop(lambda model, start: EncodedBranches(model, prompts, start), step, streamer)
+        # The loop runs the encoder over all prompts at once. Given any output of it, generate does not run it too.
+        unread: Any = prompts[0].inputs_embeds
+        return {"custom_generate": loop, "encoder_outputs": BaseModelOutput(last_hidden_state=unread)}
+    read: Callable[..., Prefill] = prefill_shared if shared_prefix else prefill
+
+    def begin(model: Any, input_ids: Tensor) -> Continued:
+        copies = len(input_ids) // len(prompts[0].attention_mask)
+        return Branches(model, [read(model, prompt) for prompt in prompts], copies)
+
+    return {"custom_generate": BranchLoop(begin, step, streamer)}
 
 
 def choose_strategy(prompt: VisualPrompt) -> Strategy:
@@ -133,6 +150,8 @@ def _prompt_arguments(
     model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: VisualPrompt, generate_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
+    if is_encoder_decoder(decoder):
+        return {"inputs_embeds": full.inputs_embeds, "attention_mask": full.attention_mask}
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": full.attention_mask, **full.reading()}
     if full.bidirectional:
         # The first round's drafts would be read as part of the prompt, in both directions.
@@ -190,7 +209,7 @@ def _own_loop_serves(decoder: Any, generate_kwargs: Mapping[str, Any]) -> bool:
     asked = [name for name in _STOCK_ONLY if _setting(decoder, generate_kwargs, name)]
     beams = _setting(decoder, generate_kwargs, "num_beams") or 1
     cached = _setting(decoder, generate_kwargs, "use_cache") is not False
-    return not asked and beams == 1 and cached and can_branch(decoder)
+    return not asked and beams == 1 and cached and (is_encoder_decoder(decoder) or can_branch(decoder))
 
 
 def _setting(decoder: Any, generate_kwargs: Mapping[str, Any], name: str) -> Any:
@@ -209,7 +228,7 @@ def _lazy_processor(
     pad = _setting(decoder, generate_kwargs, "pad_token_id")
     if pad is None and ends:
         pad = ends[0]  # as generate does
-    branch = NegativeBranch(decoder, model.get_input_embeddings(), contrast.negative)
+    branch = negative_branch(model, contrast.negative, _setting(decoder, generate_kwargs, "decoder_start_token_id"))
     return RuleProcessor(branch, prompt_ids, contrast.rule, ends, pad)
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessor
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from decoding.branches import Branches, Prefill
 from decoding.errors import NonFiniteScoresError
 from decoding.methods import ScoreRule
 from decoding.processor import OVERFLOW
-from decoding.prompts import VisualPrompt
 
-Read = Callable[[nn.Module, VisualPrompt], Prefill]
-"""Reads a prompt with a decoder."""
+
+class Continued(Protocol):
+    """Prompts that are continued side by side, such as :class:`decoding.branches.Branches`."""
+
+    logits: Tensor
+    """`(branches, R, V)`, of the next token."""
+
+    def step(self, tokens: Tensor) -> None:
+        """Continues every row of every branch by its token, `(R,)`."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these, `(kept,)`, from every branch."""
 
 
 class ContrastStep(LogitsProcessor):
@@ -49,27 +57,25 @@ class ContrastStep(LogitsProcessor):
 
 
 class BranchLoop:
-    """Greedy search and sampling over :class:`Branches`, for ``generate(custom_generate=...)``.
+    """Greedy search and sampling over branches, for ``generate(custom_generate=...)``.
 
     The order of what happens in a step, and every draw of a random number, is that of the stock loop.
 
     Args:
-        prompts: the full prompt and, if there is a contrast, the negative one.
+        begin: reads the full prompt and, if there is a contrast, the negative one; gets the model and `(R, P)`, the
+            tokens that ``generate`` starts with.
         step: the processor that stands in the merged list, or None for plain decoding.
-        read: how prompts are read.
         streamer: what gets the tokens; ``generate`` keeps it from a callable and sends it the prompt only.
     """
 
     def __init__(
         self,
-        prompts: Sequence[VisualPrompt],
+        begin: Callable[[Any, Tensor], Continued],
         step: ContrastStep | None,
-        read: Read,
         streamer: Any = None,
     ) -> None:
-        self._prompts = prompts
+        self._begin = begin
         self.step = step
-        self._read = read
         self._streamer = streamer
 
     def __call__(
@@ -83,8 +89,7 @@ class BranchLoop:
     ) -> Any:
         """Runs the loop on what ``generate`` has prepared; returns what ``generate`` shall return."""
         config = generation_config
-        copies = len(input_ids) // len(self._prompts[0].attention_mask)
-        rows = _LiveRows(Branches(model, [self._read(model, prompt) for prompt in self._prompts], copies))
+        rows = _LiveRows(self._begin(model, input_ids))
         wanted = bool(config.return_dict_in_generate)
         scores: tuple[Tensor, ...] | None = () if wanted and config.output_scores else None
         raw: tuple[Tensor, ...] | None = () if wanted and config.output_logits else None
@@ -112,7 +117,7 @@ class BranchLoop:
             rows.step(tokens)
         if self._streamer is not None:
             self._streamer.end()
-        output: Any = GenerateDecoderOnlyOutput
+        output: Any = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
         return output(sequences=input_ids, scores=scores, logits=raw) if wanted else input_ids
 
     def _scores(self, rows: _LiveRows, input_ids: Tensor, logits_processor: Any) -> tuple[Tensor, Tensor]:
@@ -145,7 +150,7 @@ class _LiveRows:
     than the first prompt's KV does, and the steps that follow cost half or less.
     """
 
-    def __init__(self, branches: Branches) -> None:
+    def __init__(self, branches: Continued) -> None:
         self._branches = branches
         self._live: Tensor | None = None
         self.logits = branches.logits  # (branches, R, V); of rows that have ended, their last

@@ -156,6 +156,28 @@ def positions_of(attention_mask: Tensor) -> Tensor:
     return positions.masked_fill(attention_mask == 0, 0)
 
 
+def stack_rows(prompts: Sequence[VisualPrompt]) -> VisualPrompt:
+    """Puts the rows of prompts of different length below each other, padded on the left.
+
+    Example:
+        >>> import torch
+        >>> one, two = (VisualPrompt(torch.ones(1, n, 4), torch.ones(1, n), torch.zeros(1, n).bool()) for n in (1, 2))
+        >>> stack_rows([one, two]).attention_mask.tolist()
+        [[0.0, 1.0], [1.0, 1.0]]
+    """
+    length = max(prompt.inputs_embeds.shape[1] for prompt in prompts)
+    parts = [
+        (
+            torch.nn.functional.pad(prompt.inputs_embeds, (0, 0, length - prompt.inputs_embeds.shape[1], 0)),
+            torch.nn.functional.pad(prompt.attention_mask, (length - prompt.attention_mask.shape[1], 0)),
+            torch.nn.functional.pad(prompt.image_mask, (length - prompt.image_mask.shape[1], 0)),
+        )
+        for prompt in prompts
+    ]
+    embeds, mask, image = zip(*parts, strict=True)
+    return VisualPrompt(torch.cat(embeds), torch.cat(mask), torch.cat(image), prompts[0].bidirectional)
+
+
 def scatter_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
     """Writes image features into the image columns of embedded text.
 

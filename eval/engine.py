@@ -21,6 +21,7 @@ from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.outliers import check_top_k, rank_patches
 from damro.pruning import Pruning
 from damro.views import OutlierView, outlier_view
+from decoding.encoder_decoder import returned_prompt
 from decoding.families import family_of
 from decoding.generate import decode
 from decoding.methods import Contrast
@@ -41,7 +42,7 @@ class Engine:
 
     Attributes:
         model: In evaluation mode.
-        processor: The model's, padding on the left.
+        processor: The model's, padding as `damro.loading` has it.
         method: What is contrasted, and how tokens are drawn.
         strengths: Of the contrast.
         max_new_tokens: Longest answer in tokens.
@@ -164,7 +165,8 @@ class Engine:
             generation_config=self.config,
             logits_processor=processors,
         )
-        texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        new = ids[:, returned_prompt(self.model, inputs).shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
         found = outliers_by_row(view, len(batch)) if isinstance(view, OutlierView) else [None] * len(batch)
         return {
             sample.sample_id: Answered(text.strip(), outliers)

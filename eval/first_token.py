@@ -20,7 +20,7 @@ from decoding.branches import prefill
 from decoding.families import family_of
 from decoding.methods import ContrastRule
 from decoding.prefix import encode_shared, prefill_shared
-from decoding.prompts import VisualPrompt
+from decoding.prompts import VisualPrompt, stack_rows
 from eval.drawing import SeededSampling, seed_of
 from eval.engine import Engine
 from eval.errors import EvalError
@@ -120,21 +120,6 @@ class _Reader:
         shift = int(self._model.config.model_type == "instructblip")
         patches = chosen.repeat(self._rows, 1) - shift  # see damro.views.outlier_view
         return self._family.prompt_of_patches(self._model, self._inputs, self._encoding, patches)
-
-
-def stack_rows(prompts: Sequence[VisualPrompt]) -> VisualPrompt:
-    """Put the rows of prompts of different length below each other, padded on the left."""
-    length = max(prompt.inputs_embeds.shape[1] for prompt in prompts)
-    parts = [
-        (
-            torch.nn.functional.pad(prompt.inputs_embeds, (0, 0, length - prompt.inputs_embeds.shape[1], 0)),
-            torch.nn.functional.pad(prompt.attention_mask, (length - prompt.attention_mask.shape[1], 0)),
-            torch.nn.functional.pad(prompt.image_mask, (length - prompt.image_mask.shape[1], 0)),
-        )
-        for prompt in prompts
-    ]
-    embeds, mask, image = zip(*parts, strict=True)
-    return VisualPrompt(torch.cat(embeds), torch.cat(mask), torch.cat(image), prompts[0].bidirectional)
 
 
 def _rows_of(prompt: VisualPrompt, chosen: Tensor) -> VisualPrompt:

@@ -10,21 +10,30 @@ from torch import Tensor
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
+    Blip2Processor,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PreTrainedTokenizerFast,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from tests.golden_models import word_tokenizer
 
 MORE_FAMILIES = (
     "vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2", "paligemma"
 )  # fmt: skip
+ENCODER_DECODERS = ("instructblip-t5", "blip-2-t5")
 IMAGE, VIDEO, PATCHES, FRAMES, QUERIES = 199, 198, 16, 3, 6
 Inputs = dict[str, Tensor]
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -34,6 +43,12 @@ _VIT = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 4, "num
 _CLIP = {"model_type": "clip_vision_model", **_VIT}
 _SIGLIP = {"model_type": "siglip_vision_model", **_VIT, "vision_use_head": False}
 _LLAMA = {"model_type": "llama", **_TEXT}
+# FLAN-T5's kind of T5: gated, with an output layer that is not scaled.
+_T5 = {"model_type": "t5", "vocab_size": 200, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+       "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+       "pad_token_id": 0, "eos_token_id": None}  # fmt: skip
+_QFORMER = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
+            "encoder_hidden_size": 24}  # fmt: skip
 
 
 def _vipllava() -> Any:
@@ -71,8 +86,7 @@ def _llava_siglip() -> Any:
 def _blip_2() -> Any:
     config = Blip2Config(
         vision_config=dict(_VIT),
-        qformer_config={"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
-                        "encoder_hidden_size": 24, "vocab_size": 10},
+        qformer_config={**_QFORMER, "vocab_size": 10},
         text_config={"model_type": "opt", "vocab_size": 200, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
                      "num_attention_heads": 4, "word_embed_proj_dim": 32, "max_position_embeddings": 128,
                      "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None},
@@ -99,6 +113,22 @@ def _paligemma_on(text: dict[str, Any]) -> Any:
     return PaliGemmaForConditionalGeneration(config)
 
 
+def _instructblip_t5() -> Any:
+    config = InstructBlipConfig(
+        vision_config=dict(_VIT), qformer_config={**_QFORMER, "vocab_size": 120}, text_config=dict(_T5),
+        num_query_tokens=QUERIES, image_token_index=IMAGE,
+    )  # fmt: skip
+    return InstructBlipForConditionalGeneration(config)
+
+
+def _blip_2_t5() -> Any:
+    config = Blip2Config(
+        vision_config=dict(_VIT), qformer_config={**_QFORMER, "vocab_size": 10}, text_config=dict(_T5),
+        num_query_tokens=QUERIES, image_token_index=IMAGE,
+    )  # fmt: skip
+    return Blip2ForConditionalGeneration(config)
+
+
 _MAKERS = {
     "vipllava": _vipllava,
     "video_llava": _video_llava,
@@ -108,6 +138,8 @@ _MAKERS = {
     "blip-2": _blip_2,
     "paligemma": _paligemma,
     "paligemma2": _paligemma_2,
+    "instructblip-t5": _instructblip_t5,
+    "blip-2-t5": _blip_2_t5,
 }
 
 
@@ -152,3 +184,29 @@ def family_inputs(name: str) -> Inputs:
     if name.startswith("paligemma"):
         visual["token_type_ids"] = torch.zeros_like(ids)
     return {"input_ids": ids, "attention_mask": mask, **visual}
+
+
+def encoder_inputs(name: str, rows: int) -> Inputs:
+    """Prompts of different length about different images, padded on the right, as FLAN-T5's tokenizer does."""
+    random = torch.Generator().manual_seed(1)
+    prompts = [[IMAGE] * QUERIES + text for text in ([30, 31, 32, 33, 2], [40, 41, 2], [50, 51, 52, 2])[:rows]]
+    width = max(map(len, prompts))
+    inputs = {
+        "input_ids": torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts]),
+        "attention_mask": torch.tensor([[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in prompts]),
+        "pixel_values": torch.randn((rows, 3, 56, 56), generator=random),
+    }
+    if name == "instructblip-t5":
+        asked = torch.tensor([[1, 60, 61, 62], [1, 63, 64, 0], [1, 65, 0, 0]])[:rows]
+        inputs |= {"qformer_input_ids": asked, "qformer_attention_mask": (asked != 0).long()}
+    return inputs
+
+
+def encoder_processor(name: str) -> Any:
+    """A processor as FLAN-T5's: no token begins a text, one ends it."""
+    words = word_tokenizer(200).backend_tokenizer
+    plain = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    pixels = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    if name == "blip-2-t5":
+        return Blip2Processor(pixels, plain, num_query_tokens=QUERIES)
+    return InstructBlipProcessor(pixels, plain, word_tokenizer(120), num_query_tokens=QUERIES)

@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2VisionConfig,
-    CLIPConfig,
-    CLIPModel,
-    InstructBlipConfig,
-    InstructBlipForConditionalGeneration,
-)
+from transformers import CLIPConfig, CLIPModel
 
 import damro
 from damro import DAMROProcessor, cls_attention
@@ -48,34 +40,6 @@ def test_a_model_of_another_family(entry):
     clip = CLIPModel(CLIPConfig(text_config={**TINY, "vocab_size": 10}, vision_config={**TINY, "image_size": 28}))
     message = r"supported family \(llava, llava_next, .*\), got model_type 'clip'"
     rejected(UnsupportedModelError, message, entry, clip, inputs_of("llava_img0"))
-
-
-@ENTRIES
-def test_blip2_on_flan_t5(entry):
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(**TINY, image_size=28).to_dict(),
-        qformer_config={**TINY, "vocab_size": 10, "encoder_hidden_size": 16},
-        text_config={"model_type": "t5", "vocab_size": 200, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
-                     "num_heads": 2, "decoder_start_token_id": 0},
-        num_query_tokens=2,
-    )  # fmt: skip
-    model = Blip2ForConditionalGeneration(config)
-    rejected(UnsupportedModelError, "got 't5'; .* BLIP-2 on OPT are", entry, model, inputs_of("llava_img0"))
-
-
-@ENTRIES
-def test_instructblip_on_flan_t5(entry):
-    config = InstructBlipConfig(
-        vision_config={**TINY, "image_size": 56},
-        qformer_config={**TINY, "vocab_size": 120, "encoder_hidden_size": 16},
-        text_config={"model_type": "t5", "vocab_size": 200, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
-                     "num_heads": 2, "decoder_start_token_id": 0},
-        num_query_tokens=6,
-        image_token_index=199,
-    )  # fmt: skip
-    model = InstructBlipForConditionalGeneration(config)
-    message = "decoder-only language model, got 't5'; InstructBLIP and BLIP-2 on FLAN-T5 are not supported, .* Vicuna"
-    rejected(UnsupportedModelError, message, entry, model, inputs_of("instructblip_img0"))
 
 
 @ENTRIES

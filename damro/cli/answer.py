@@ -65,6 +65,7 @@ def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, m
     from damro.generation import MethodOptions, least_patches, make_contrast, random_patches
     from damro.pruning import Pruning
     from damro.views import outlier_view
+    from decoding.encoder_decoder import returned_prompt
     from decoding.generate import decode
     from decoding.methods import Contrast
 
@@ -92,5 +93,5 @@ def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, m
         rule: Any = contrast.rule
         details = {**asdict(rule), **details}
     ids = decode(model, inputs, contrast, do_sample=False, num_beams=1, max_new_tokens=args.max_new_tokens)
-    text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text = processor.tokenizer.decode(ids[0, returned_prompt(model, inputs).shape[1] :], skip_special_tokens=True)
     return {"answer": text.strip(), **details}

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.inspection.layout import ImageView, encode_with_views, find_view
 from damro.inspection.plain import Plain
+from decoding.encoder_decoder import start_tokens
 from decoding.families import check_inputs, family_of
+from decoding.families.base import is_encoder_decoder
 from decoding.prompts import VisualPrompt
 
 
@@ -117,6 +119,8 @@ def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Vi
 def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers: Sequence[int] = ()) -> Replay:
     """Feeds a prompt and the tokens that followed it, once.
 
+    Of an encoder-decoder there are the logits only: no layer of its decoder can be named in `layers`.
+
     Args:
         model: a supported LVLM.
         prompt: one row, the full prompt or a negative one.
@@ -125,19 +129,24 @@ def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers:
 
     Raises:
         InputsError: if there is no token.
+        UnsupportedModelError: if the attention of a layer cannot be kept.
     """
     if tokens.ndim != 1 or not len(tokens):
         raise InputsError(
             f"tokens must be one row (T,) of at least one generated token, got shape {tuple(tokens.shape)}; "
             "cut the prompt and the padding off what generate returned"
         )
+    decoder: Any = family_of(model).decoder(model)
+    if is_encoder_decoder(decoder) and not layers:
+        columns = torch.empty(0, len(tokens), int(prompt.image_mask.sum()))
+        return Replay(_answer_logits(decoder, prompt, tokens), columns)
     embeds = prompt.inputs_embeds
     fed = model.get_input_embeddings()(tokens[None, :-1].to(embeds.device)).to(embeds.dtype)
     mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones(1, len(tokens) - 1)], dim=-1)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     image = prompt.image_mask[0].nonzero().flatten()
     with record_rows(model, layers, mask[0].bool(), image, len(tokens)) as kept:
-        output: Any = family_of(model).decoder(model)(
+        output: Any = decoder(
             inputs_embeds=torch.cat([embeds, fed], dim=1),
             attention_mask=mask,
             position_ids=positions,
@@ -145,9 +154,22 @@ def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers:
             logits_to_keep=len(tokens),
             **prompt.reading(following=len(tokens) - 1),
         )
-    columns = [kept[layer] for layer in layers]
+    rows = [kept[layer] for layer in layers]
     empty = torch.empty(0, len(tokens), len(image))
-    return Replay(output.logits[0].float().cpu(), torch.stack(columns) if columns else empty)
+    return Replay(output.logits[0].float().cpu(), torch.stack(rows) if rows else empty)
+
+
+def _answer_logits(decoder: Any, prompt: VisualPrompt, tokens: Tensor) -> Tensor:
+    """`(T, V)`: the logits of every token of an encoder-decoder's answer, which stands behind a start token."""
+    fed = torch.cat([start_tokens(decoder, 1).to(tokens.device), tokens[None, :-1]], dim=-1)
+    output: Any = decoder(
+        inputs_embeds=prompt.inputs_embeds,
+        attention_mask=prompt.attention_mask,
+        decoder_input_ids=fed.to(prompt.inputs_embeds.device),
+        use_cache=False,
+    )
+    logits: Tensor = output.logits[0].float().cpu()
+    return logits
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:

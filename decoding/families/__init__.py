@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 
 from decoding.errors import InputsError, UnsupportedModelError
 from decoding.families import blip_2, instructblip, llava, llava_next, llava_onevision, paligemma, video_llava, vipllava
-from decoding.families.base import ColumnPatches, Encoding, Family, attention_mask_of, image_columns
+from decoding.families.base import (
+    ColumnPatches,
+    Encoding,
+    Family,
+    attention_mask_of,
+    image_columns,
+    is_encoder_decoder,
+)
 
 FAMILIES: dict[str, Family] = {
     "llava": llava,
@@ -36,7 +43,7 @@ def family_of(model: PreTrainedModel) -> Family:
     """The family module of a model.
 
     Raises:
-        UnsupportedModelError: if there is none, or the language model is an encoder-decoder.
+        UnsupportedModelError: if there is none, or the model has no language-model head.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(str(model_type))
@@ -49,16 +56,13 @@ def family_of(model: PreTrainedModel) -> Family:
             f"model must have a language-model head, got {type(model).__name__}; "
             "load the ...ForConditionalGeneration class"
         )
-    if getattr(model.config.get_text_config(), "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"model must have a decoder-only language model, got {model.config.get_text_config().model_type!r}; "
-            "InstructBLIP and BLIP-2 on FLAN-T5 are not supported, InstructBLIP on Vicuna and BLIP-2 on OPT are"
-        )
     return family
 
 
 def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-    """Checks that `inputs` is what the model's processor returns for images and left-padded text.
+    """Checks that `inputs` is what the model's processor returns for images and text.
+
+    Text must be padded on the left, unless an encoder reads it.
 
     Raises:
         InputsError: naming what is missing or wrong.
@@ -90,7 +94,7 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         raise InputsError(
             f"attention_mask must have the shape of input_ids {tuple(ids.shape)}, got {tuple(mask.shape)}"
         )
-    if not bool(mask[:, -1].all()):
+    if not is_encoder_decoder(family.decoder(model)) and not bool(mask[:, -1].all()):
         raise InputsError(
             "inputs must be padded on the left, got padding at the end of a row; "
             "set processor.tokenizer.padding_side = 'left'"

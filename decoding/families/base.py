@@ -65,7 +65,7 @@ class Family(Protocol):
         """The ViT; of a model with one for images and one for videos, that which reads `inputs`."""
 
     def decoder(self, model: LVLM) -> nn.Module:
-        """The causal language model with its head; called with `inputs_embeds`."""
+        """The language model with its head; called with `inputs_embeds`, which an encoder reads if there is one."""
 
     def feature_layer(self, model: LVLM, *, reference: bool) -> int:
         """Index of the ViT layer whose [CLS] attention ranks the patches.
@@ -144,6 +144,11 @@ def attention_mask_of(model: LVLM, inputs: Mapping[str, Any]) -> Tensor:
     if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
         return torch.ones_like(ids)
     return ids.ne(pad).long()
+
+
+def is_encoder_decoder(decoder: LVLM) -> bool:
+    """Whether a language model has an encoder that reads the prompt."""
+    return bool(decoder.config.is_encoder_decoder)
 
 
 def rows_of_images(model: LVLM, inputs: Mapping[str, Any], features: Sequence[Tensor]) -> tuple[int, ...]:
