@@ -17,7 +17,9 @@ from damro.attention import family_heads, read_attention, record_cls
 from damro.loading import prepare_inputs
 from damro.views import rule_for
 from decoding.branches import prefill
+from decoding.encoder_decoder import negative_branch
 from decoding.families import family_of
+from decoding.families.base import is_encoder_decoder
 from decoding.methods import ContrastRule
 from decoding.prefix import encode_shared, prefill_shared
 from decoding.prompts import VisualPrompt, stack_rows
@@ -79,8 +81,7 @@ class _Reader:
         weights = read_attention(recorded[layer], self._encoding, layer, family_heads(self._family)).weights
         self._inputs, self._rows = inputs, len(inputs["input_ids"])
         self._full = self._family.full_prompt(self._model, inputs, self._encoding)
-        decoder = self._family.decoder(self._model)
-        self._logits = prefill_shared(decoder, self._full).logits.float()
+        self._logits = _first_logits(self._model, self._full, shared=True)
         self.patches: dict[str, list[int]] = {}
         views: dict[str, VisualPrompt] = {}
         for engine in engines.values():
@@ -94,9 +95,8 @@ class _Reader:
             self._open |= rule.needed(self._logits, 0).any(dim=-1)
         self._negative: dict[str, Tensor] = {}
         if views and bool(self._open.any()):
-            stacked = prefill(
-                decoder, stack_rows([_rows_of(view, self._open) for view in views.values()])
-            ).logits.float()
+            rows = stack_rows([_rows_of(view, self._open) for view in views.values()])
+            stacked = _first_logits(self._model, rows, shared=False)
             self._negative = dict(zip(views, stacked.chunk(len(views)), strict=True))
 
     def scores(self, engine: Engine) -> Tensor:
@@ -120,6 +120,15 @@ class _Reader:
         shift = int(self._model.config.model_type == "instructblip")
         patches = chosen.repeat(self._rows, 1) - shift  # see damro.views.outlier_view
         return self._family.prompt_of_patches(self._model, self._inputs, self._encoding, patches)
+
+
+def _first_logits(model: Any, prompt: VisualPrompt, *, shared: bool) -> Tensor:
+    """`(R, V)`, float32, of what follows each prompt; `shared` if the prompts begin alike."""
+    decoder = family_of(model).decoder(model)
+    if is_encoder_decoder(decoder):
+        nothing = torch.empty(len(prompt.attention_mask), 0, dtype=torch.long, device=prompt.attention_mask.device)
+        return negative_branch(model, prompt).logits(nothing).float()
+    return (prefill_shared if shared else prefill)(decoder, prompt).logits.float()
 
 
 def _rows_of(prompt: VisualPrompt, chosen: Tensor) -> VisualPrompt:

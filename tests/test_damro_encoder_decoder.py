@@ -21,6 +21,7 @@ from damro.inspection import inspect_contrast, inspect_decoder
 from damro.loading import Loaded, load_model, prepare_inputs
 from decoding.encoder_decoder import returned_prompt
 from eval.engine import make_engine
+from eval.first_token import answer_in_one_token
 from eval.run_config import RunRequest
 from eval.samples import Sample
 from tests.family_models import ENCODER_DECODERS, IMAGE, QUERIES, encoder_processor, family_model
@@ -98,6 +99,18 @@ def test_a_run_s_answers(loaded: Loaded, photo: Path, method: str) -> None:
     if method != "no-image":
         # A run ranks patches as the released code does.
         assert texts == [answer_of(loaded, photo, question, contrast=method == "damro") for question in QUESTIONS]
+
+
+@pytest.mark.parametrize("folder", ["instructblip-t5"], indirect=True)
+def test_answers_of_one_token_for_all_methods_are_those_of_runs(loaded: Loaded, photo: Path) -> None:
+    engines = {}
+    for method in ("greedy", "damro", "no-image"):
+        request = RunRequest("pope", "untrained", method=method, max_new_tokens=1, alpha=1.0, beta=0.1, top_k=3)
+        engines[method] = make_engine(request, loaded, lambda name: Image.open(photo))
+    asked = [Sample(f"s/{number}", "0.png", QUESTIONS[number % 3], {}) for number in range(4)]
+    together = answer_in_one_token(engines, asked)
+    assert together == {method: engine.answer(asked) for method, engine in engines.items()}
+    assert len({tuple(one.text for one in answers) for answers in together.values()}) > 1
 
 
 def test_the_page_and_its_python_give_the_same_answer(
