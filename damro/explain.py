@@ -28,6 +28,7 @@ from damro.loading import prepare_inputs
 from damro.presets import Task
 from damro.processor import DAMROProcessor
 from damro.views import Variant
+from decoding.encoder_decoder import returned_prompt
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _generate(case: _Case, max_new_tokens: int, processors: list[Any]) -> Tensor
     ids = case.model.generate(
         **case.inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, logits_processor=processors
     )
-    new: Tensor = ids[0, case.inputs["input_ids"].shape[1] :]
+    new: Tensor = ids[0, returned_prompt(case.model, case.inputs).shape[1] :]
     return new
 
 

@@ -86,7 +86,14 @@ def test_the_command_line_prints_whole_answers(
     assert answers[0] != answers[1] and all(answers)
 
 
-@pytest.mark.parametrize("folder", ["instructblip-t5"], indirect=True)
+def test_maps_of_words_are_refused(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["attention", str(photo), "--model", str(folder), "--device", "cpu", "--top-k", "3"]
+    assert main(arguments) == 0
+    assert "3 patches hold" in capsys.readouterr().out
+    assert main([*arguments, "--prompt", QUESTIONS[0], "--max-new-tokens", "3"]) == 2
+    assert "language model must have q_proj and k_proj" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["greedy", "damro", "no-image"])
 def test_a_run_s_answers(loaded: Loaded, photo: Path, method: str) -> None:
     request = RunRequest("pope", "untrained", method=method, max_new_tokens=6, alpha=1.0, beta=0.1, top_k=3)
@@ -101,11 +108,10 @@ def test_a_run_s_answers(loaded: Loaded, photo: Path, method: str) -> None:
         assert texts == [answer_of(loaded, photo, question, contrast=method == "damro") for question in QUESTIONS]
 
 
-@pytest.mark.parametrize("folder", ["instructblip-t5"], indirect=True)
 def test_answers_of_one_token_for_all_methods_are_those_of_runs(loaded: Loaded, photo: Path) -> None:
     engines = {}
     for method in ("greedy", "damro", "no-image"):
-        request = RunRequest("pope", "untrained", method=method, max_new_tokens=1, alpha=1.0, beta=0.1, top_k=3)
+        request = RunRequest("pope", "untrained", method=method, max_new_tokens=1, alpha=8.0, beta=0.01, top_k=3)
         engines[method] = make_engine(request, loaded, lambda name: Image.open(photo))
     asked = [Sample(f"s/{number}", "0.png", QUESTIONS[number % 3], {}) for number in range(4)]
     together = answer_in_one_token(engines, asked)

@@ -80,9 +80,10 @@ def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: A
 
     from damro.errors import InputsError
     from damro.inspection import group_words, inspect_decoder, token_spans
+    from decoding.encoder_decoder import returned_prompt
 
     ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
-    tokens = ids[0, inputs["input_ids"].shape[1] :].cpu()
+    tokens = ids[0, returned_prompt(model, inputs).shape[1] :].cpu()
     spelled = token_spans(processor.tokenizer, tokens)
     words = group_words(spelled)
     if not words:
