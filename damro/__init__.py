@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from damro.processor import DAMROProcessor, contrast_processor
     from damro.pruning import Pruning, prune
     from damro.views import OutlierView, outlier_view
+    from decoding.encoder_decoder import returned_prompt
 
 __all__ = [
     "CLSAttention",
@@ -36,6 +37,7 @@ __all__ = [
     "patch_features",
     "preset",
     "prune",
+    "returned_prompt",
 ]
 
 _HOME = {
@@ -54,6 +56,7 @@ _HOME = {
     "patch_features": "damro.features",
     "preset": "damro.presets",
     "prune": "damro.pruning",
+    "returned_prompt": "decoding.encoder_decoder",
 }
 
 

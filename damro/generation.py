@@ -101,7 +101,8 @@ def generate(
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids = damro.generate(model, inputs, max_new_tokens=256)
 
-    The vision tower runs once ("vcd" has it look at the noisy image, too). The tokens are those of
+    The vision tower runs once; "vcd" has it look at the noisy image too, and with `keep_tokens` "vcd", "icd" and "m3id"
+    take one more run. The tokens are those of
     :class:`damro.DAMROProcessor`, or :func:`damro.contrast_processor`, with the same parameters.
 
     Args:
@@ -142,7 +143,8 @@ def generate(
         ParameterError: a parameter out of range, an unknown method.
         UnsupportedModelError: the family, or a ViT without [CLS]; `keep_tokens` with image columns that are not
             patches (InstructBLIP).
-        InputsError: no image, no image token, right padding; different images with `shared_prefix`.
+        InputsError: no image, no image token, right padding before a causal model; different images with
+            `shared_prefix`.
     """
     options = MethodOptions(
         alpha,
@@ -173,7 +175,8 @@ def make_contrast(
     Raises:
         ParameterError: a parameter out of range, an unknown method or variant.
         UnsupportedModelError: the family, or a ViT without [CLS].
-        InputsError: no image, no image token, right padding; different images that are said to be one.
+        InputsError: no image, no image token, right padding before a causal model; different images that are
+            said to be one.
     """
     name = "greedy" if method is None else method
     if name not in METHODS:

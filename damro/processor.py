@@ -54,7 +54,7 @@ class DAMROProcessor(ContrastiveProcessor):
 
     Raises:
         UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None.
-        InputsError: no image, no image token, right padding.
+        InputsError: no image, no image token, right padding before a causal model.
         ParameterError: alpha, beta or top_k out of range.
     """
 
@@ -100,7 +100,7 @@ def contrast_processor(
     Raises:
         ParameterError: an unknown method or option, or one out of range.
         UnsupportedModelError: the family, or a ViT without [CLS].
-        InputsError: no image, no image token, right padding.
+        InputsError: no image, no image token, right padding before a causal model.
     """
     known = [field.name for field in fields(MethodOptions) if field.name not in ("pruning", "shared_image")]
     unknown = sorted(set(options) - set(known))

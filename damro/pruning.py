@@ -67,7 +67,7 @@ def prune(
     Raises:
         ParameterError: if a parameter is out of range.
         UnsupportedModelError: if the image columns are not patches, or the ViT has no [CLS].
-        InputsError: no image, no image token, right padding.
+        InputsError: no image, no image token, right padding before a causal model.
     """
     pruning = Pruning(keep_tokens, by, start_layer, seed)
     check_inputs(model, inputs)

@@ -11,9 +11,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 _PATCH = 14
 
-_SPREAD = 8.0
-"""Weight of the last norm. Random weights make all tokens about equally likely; this spreads the logits so that about
-a dozen are plausible (within a tenth of the best), somewhat more than in a trained model, at nearly every step."""
+_SPREAD = 3.84
+"""Standard deviation of the logits. Random weights make all tokens about equally likely; spread like this, about a
+dozen of 49,152 are plausible (within a tenth of the best), at nearly every step. Trained models have fewer, which
+benchmarks/plausible_tokens.py counts."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def random_model(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torc
             model: Any = LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    torch.nn.init.constant_(model.get_decoder().norm.weight, _SPREAD)
+    # Behind the norm states have unit variance; each logit is their product with as many weights of this deviation.
+    torch.nn.init.constant_(model.get_decoder().norm.weight, _SPREAD / (text.initializer_range * shape.hidden**0.5))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()

@@ -70,7 +70,8 @@ def outlier_view(
     Raises:
         UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None; with
             `pruning`, a ViT without [CLS] or columns that are not patches.
-        InputsError: no image, no image token, right padding; different images with `shared_image`.
+        InputsError: no image, no image token, right padding before a causal model; different images with
+            `shared_image`.
         ParameterError: alpha, beta, top_k or variant out of range.
     """
     check_variant(variant)

@@ -67,7 +67,7 @@ class NegativeBranch:
         state, prompt_logits = self._prefilled()
         if history.shape[1] == 0:
             logits = prompt_logits if tokens is None else prompt_logits[:, tokens.to(prompt_logits.device)]
-            return logits[prompt_of].to(history.device)
+            return logits[prompt_of.to(logits.device)].to(history.device)
         history_here = history.to(prompt_of.device)
         # From here until the pass has succeeded the cache fits no history; an interrupt must not leave it in use.
         self._state = None

@@ -219,6 +219,6 @@ class Branches:
         Args:
             rows: row numbers, `(kept,)`.
         """
-        self.logits = self.logits[:, rows]
+        self.logits = self.logits[:, rows.to(self.logits.device)]
         for branch in self._branches:
             branch.keep(rows.to(branch.position.device))

@@ -104,7 +104,8 @@ def decode(
     else:
         if isinstance(contrast, Contrast):
             rule = _lazy_processor(model, decoder, prompt_ids, contrast, generate_kwargs)
-        if can_branch(decoder) and serves and not _setting(decoder, generate_kwargs, "return_dict_in_generate"):
+        seen = _setting(decoder, generate_kwargs, "return_dict_in_generate")
+        if serves and not seen and not is_encoder_decoder(decoder):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call["past_key_values"] = roomy_cache()
     if rule is not None:

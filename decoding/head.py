@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -46,14 +47,14 @@ class PartialHead:
         return logits if tokens is None else logits[:, tokens.to(logits.device)]
 
     def _some(self, tokens: Tensor, inputs: dict[str, Any]) -> Tensor:
-        none = torch.empty(0, dtype=torch.long, device=tokens.device)
-        with _outputs_of(self._decoder.get_decoder()) as bodies:
+        # An index on the CPU suits states on any device.
+        none = torch.empty(0, dtype=torch.long)
+        with _states_of(self._decoder.get_decoder()) as states:
             self._decoder(**inputs, logits_to_keep=none)
         head = self._decoder.get_output_embeddings()
-        weight, bias = head.weight, head.bias
-        wanted = tokens.to(weight.device)
-        states: Tensor = bodies[0][:, -1].to(weight.device)
-        return linear(states, weight[wanted], None if bias is None else bias[wanted])
+        wanted = tokens.to(head.weight.device)
+        bias = None if head.bias is None else head.bias[wanted]
+        return linear(states[0][:, -1].to(head.weight.device), head.weight[wanted], bias)
 
     def _compare(self, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
         """All logits, and whether they are the plain output of a linear head."""
@@ -61,14 +62,12 @@ class PartialHead:
         # By type: subclasses of Linear hold their weights in other forms. Offloaded weights are on no device.
         if body is None or type(head) is not nn.Linear or head.weight.device.type == "meta":
             return self._decoder(**inputs, logits_to_keep=1).logits[:, -1], False
-        with _outputs_of(body) as bodies, _outputs_of(head) as heads, _inputs_of(head) as read:
+        with _states_of(body) as states:
             logits: Tensor = self._decoder(**inputs, logits_to_keep=1).logits
-        plain = (
-            len(bodies) == len(heads) == len(read) == 1
-            and torch.equal(read[0].to(bodies[0].device), bodies[0][:, -1:])
-            and torch.equal(logits.to(heads[0].device), heads[0])
-        )
-        return logits[:, -1], plain
+        if len(states) != 1:
+            return logits[:, -1], False
+        expected = linear(states[0][:, -1:].to(head.weight.device), head.weight, head.bias)
+        return logits[:, -1], torch.equal(logits.to(expected.device), expected)
 
 
 def _method(module: Any, name: str) -> Any:
@@ -77,23 +76,16 @@ def _method(module: Any, name: str) -> Any:
 
 
 @contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, collects the first output of every run of a module."""
+def _states_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, collects the first output of every run of a module in this thread."""
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(
-        lambda module, args, output: seen.append(output if isinstance(output, Tensor) else output[0])
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    thread = get_ident()
 
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if get_ident() == thread:
+            seen.append(output if isinstance(output, Tensor) else output[0])
 
-@contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """While open, collects the first argument of every run of a module."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = module.register_forward_hook(note)
     try:
         yield seen
     finally:

@@ -32,16 +32,24 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        stores, given = self._stores, self._given
-        ours = given is not None and self.keys is given[0] and self.values is given[1]
-        if stores is None or not ours or end > stores[0].shape[-2]:
+        stores = self._stores_for(end)
+        if stores is None:
             held: Any = (self.keys, self.values)  # empty tensors of another shape before the first update
-            self._stores = stores = _grown(held[0], start, key_states), _grown(held[1], start, value_states)
+            stores = _grown(held[0], start, key_states), _grown(held[1], start, value_states)
         for store, new in zip(stores, (key_states, value_states), strict=True):
             store[..., start:end, :] = new
         self.keys, self.values = given = stores[0][..., :end, :], stores[1][..., :end, :]
-        self._given = given
+        self._stores, self._given = stores, given
         return given
+
+    def _stores_for(self, end: int) -> tuple[Tensor, Tensor] | None:
+        """The stores at hand, if they hold what the layer holds and have room for so many columns."""
+        stores, given = self._stores, self._given
+        if stores is None or given is None or self.keys is not given[0] or self.values is not given[1]:
+            return None
+        # What was made in inference mode can be written to there only.
+        writable = torch.is_inference_mode_enabled() or not stores[0].is_inference()
+        return stores if writable and end <= stores[0].shape[-2] else None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row."""
@@ -69,7 +77,7 @@ def _grown(held: Tensor, columns: int, new: Tensor) -> Tensor:
 
 
 def roomy_cache() -> Cache:
-    """An empty cache of roomy layers, for models whose layers all look at all columns.
+    """An empty cache of roomy layers. They hold all columns; a mask keeps a sliding window to its own.
 
     Example:
         >>> import torch

@@ -20,7 +20,8 @@ OVERFLOW = (
 
 
 _FEW = 8
-"""Choosing rows of the output layer pays if they are at most one in so many; more cost less in one piece."""
+"""Choosing rows of the output layer pays if they are at most one in so many: gathered rows are read twice and written
+once, and products with gathered rows use the processor less well."""
 
 
 class RuleProcessor(LogitsProcessor):
@@ -88,7 +89,7 @@ class RuleProcessor(LogitsProcessor):
         broken = ~full.amax(dim=-1).isfinite()
         # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
         foreign = input_ids[:, : prompts.shape[1]] != prompts
-        # One transfer to the host answers the three questions of a step.
+        # One transfer to the host answers the three questions of every step.
         count, unusable, other = torch.stack([needed.sum(), broken.any(), foreign.any()]).tolist()
         if other:
             raise self._not_mine(input_ids)

@@ -28,7 +28,7 @@ class Strengths:
         variant: "corrected", or None for what the released code does.
         noise_step: VCD: of the diffusion process.
         disturbance: ICD: the sentence in front of the instruction.
-        question_only: ICD: True if only what the Q-Former reads is disturbed.
+        question_only: ICD: disturbs only what the Q-Former reads.
         forgetting: M3ID: how fast its weight grows.
         confidence: M3ID: probability from which on nothing is changed.
     """
@@ -141,5 +141,5 @@ def _of_others(request: RunRequest, contrast: str) -> Strengths:
         checked.alpha,
         checked.beta,
         disturbance=asked_or_default("disturbance"),
-        question_only=request.question_only or None,
+        question_only=request.question_only,
     )

@@ -111,9 +111,12 @@ def test_every_method_answers_as_generate_does(
         (["--method", "icd", "--confidence", "1"], "--confidence must come with m3id, got 1.0 with icd"),
         (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .* or icd, got 1.0 with m3id"),
         (["--method", "vcd", "--variant", "corrected"], "--variant must come with .*, got 'corrected' with vcd"),
+        (["--method", "vcd", "--noise-step", "5000"], "noise_step must be a whole number from 0 to 999, got 5000"),
+        (["--alpha", "-1"], "alpha must be a finite number >= 0, got -1.0"),
+        (["--keep-tokens", "0"], "keep_tokens must be at least 1, got 0"),
     ],
 )
-def test_an_option_that_the_method_does_not_have(
+def test_what_is_refused_before_the_model_is_loaded(
     options: list[str], reason: str, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["answer", str(photo), "What", "--model", "unused", *options]) == 2

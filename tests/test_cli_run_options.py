@@ -15,6 +15,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from damro.cli import main
 from damro.errors import ParameterError, UnsupportedModelError
+from eval.errors import EvalError
 from eval.run_config import RunMismatchError
 from tests.family_models import QUERIES, family_model
 
@@ -68,7 +69,7 @@ def test_options_are_recorded_with_the_methods_that_have_them(world: Path, tmp_p
     expected: dict[str, dict[str, Any]] = {
         "greedy": {},
         "vcd": {"noise_step": 300},
-        "icd": {"disturbance": "What is a cat."},
+        "icd": {"disturbance": "What is a cat.", "question_only": False},
         "m3id": {"forgetting": 0.5, "confidence": 0.9},
     }
     for method, own in expected.items():
@@ -166,6 +167,14 @@ def test_what_cannot_be_run_is_refused_before_the_model_is_loaded(
     assert main(pope(world, tmp_path / "out", *options, model="no such model")) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--keep-tokens", "5"], ["--methods", "vcd"], ["--seed", "1"], ["--question-only"]])
+def test_a_run_that_is_repeated_takes_no_other_settings(option: list[str], world: Path, tmp_path: Path) -> None:
+    call(*pope(world, tmp_path, "--method", "greedy"))
+    with pytest.raises(EvalError, match=f"{option[0]} must be left out with --from, got "):
+        call("run", "--from", str(tmp_path / "greedy"), "--out", str(tmp_path / "again"), *option)
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

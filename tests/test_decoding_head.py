@@ -101,6 +101,15 @@ def test_a_plain_head_gets_no_columns_and_another_is_run_whole(make: Any, column
 
 
 @torch.no_grad()
+def test_what_a_user_s_hook_makes_of_the_logits_is_kept() -> None:
+    model = built(llama)
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    head = PartialHead(model)
+    for ids in IDS:
+        torch.testing.assert_close(head.logits(TOKENS, input_ids=ids), logits_of(model, ids)[:, TOKENS])
+
+
+@torch.no_grad()
 def test_no_hook_is_left_behind_even_by_a_run_that_fails() -> None:
     model = built(llama)
     head = PartialHead(model)

@@ -70,3 +70,12 @@ def test_reset_forgets() -> None:
     assert cache.get_seq_length() == 0
     new = columns(2, 2, 1)
     assert torch.equal(cache.update(*new, 0)[0], new[0])
+
+
+def test_what_was_read_in_inference_mode_is_continued_outside_of_it() -> None:
+    cache, prompt, new = roomy_cache(), columns(1, 3, 0), columns(1, 1, 1)
+    with torch.inference_mode():
+        cache.update(*prompt, 0)
+    keys, values = cache.update(*new, 0)
+    assert torch.equal(keys, torch.cat([prompt[0], new[0]], dim=-2))
+    assert torch.equal(values, torch.cat([prompt[1], new[1]], dim=-2))

@@ -29,7 +29,10 @@ def test_other_methods_have_their_authors_values() -> None:
     assert found("vcd", "chair").to_dict() == {"alpha": 1.0, "beta": 0.1, "top_k": None, "noise_step": 500}
     assert found("vcd", family="instructblip", alpha=0.0, beta=0.3, top_k=5) == Strengths(0.0, 0.3, noise_step=500)
     icd = found("icd@1").to_dict()
-    assert (icd.pop("disturbance"), icd) == (SENTENCE, {"alpha": 1.0, "beta": 0.1, "top_k": None})
+    assert (icd.pop("disturbance"), icd) == (
+        SENTENCE,
+        {"alpha": 1.0, "beta": 0.1, "top_k": None, "question_only": False},
+    )
     assert found("m3id", alpha=3) == Strengths(forgetting=0.02, confidence=0.3)
     assert found("m3id", beta=0.2).beta == 0.2
 
@@ -39,7 +42,7 @@ def test_what_was_asked_of_single_methods() -> None:
     assert found("icd", disturbance="No.").to_dict()["disturbance"] == "No."
     assert found("m3id", forgetting=0.0, confidence=1.0) == Strengths(forgetting=0.0, confidence=1.0)
     assert found("icd", question_only=True).to_options().question_only
-    assert "question_only" not in found("icd").to_dict()
+    assert found("icd").to_dict()["question_only"] is False
     assert found("damro", variant="corrected").to_options().variant == "corrected"
     assert found("no-image", variant="corrected").variant is None
 

@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="METHOD",
         help=f"greedy, {', '.join(CONTRASTS)} (default: damro)",
     )
-    parser.add_argument("--compare", action="store_true", help="show the answer of greedy, too")
+    parser.add_argument(
+        "--compare", action="store_true", help="show the answer of greedy, too; --keep-tokens prunes for both"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
@@ -36,9 +38,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answers and prints."""
     from damro.loading import load_image, load_model, prepare_inputs
+    from eval.strengths import check_request
 
     given = {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
     check_options(given, [parse_method(args.method)])
+    # The rules for a run's options are those for an answer's; the benchmark does not matter to them.
+    check_request(RunRequest("chair", args.model, method=args.method, keep_tokens=args.keep_tokens, **given))
     image = load_image(args.image)
     model, processor = load_model(
         args.model,
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     methods = dict.fromkeys(("greedy", args.method) if args.compare else (args.method,))
     results = {method: _answer(args, model, processor, inputs, method) for method in methods}
     if args.json:
-        print(json.dumps({"model": args.model, "image": args.image, "prompt": args.prompt, "methods": results}))
+        asked = {"model": args.model, "image": args.image, "prompt": args.prompt, "keep_tokens": args.keep_tokens}
+        print(json.dumps({**asked, "options": given, "methods": results}))
     elif args.compare:
         for method, result in results.items():
             print(f"{method:>8}: {result['answer']}")

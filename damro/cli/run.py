@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     _add_model_options(parser)
     _add_run_options(parser)
     add_scoring_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, defaults=parser.parse_args([]))
 
 
 def _add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +167,13 @@ def make_requests(args: argparse.Namespace) -> list[RunRequest]:
     if args.source is not None:
         if args.out is None:
             raise EvalError("--from must come with --out, the folder for the new records")
+        settled = ("methods", "method", "split", "batch_size", *_REQUEST_OPTIONS, *TAKEN_BY)
+        for name in settled:
+            if name != "images" and getattr(args, name) != getattr(args.defaults, name):
+                raise EvalError(
+                    f"--{name.replace('_', '-')} must be left out with --from, got {getattr(args, name)!r}: "
+                    "the run.json says it; start a run of its own to change it"
+                )
         request = to_request(load_run(args.source))
         return [replace(request, images=args.images or request.images)]
     options = {name: getattr(args, name) for name in _REQUEST_OPTIONS}
