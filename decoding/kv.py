@@ -64,8 +64,8 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Forgets all columns."""
-        super().reset()
-        self._stores = self._given = None
+        self.keys = self.values = self._stores = self._given = None
+        self.is_initialized = False
 
 
 def _grown(held: Tensor, columns: int, new: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ _WORDS = ["USER:", "ASSISTANT:", "What", "is", "this?", "<script>alert(1)</scrip
 def load_golden(family: str, attn_implementation: str = "sdpa") -> Any:
     """The golden checkpoint of a family, in evaluation mode."""
     path = GOLDEN / "checkpoints" / f"{family}_s0"
-    return AutoModelForImageTextToText.from_pretrained(path, attn_implementation=attn_implementation).eval()
+    options = {} if attn_implementation == "sdpa" else {"attn_implementation": attn_implementation}
+    return AutoModelForImageTextToText.from_pretrained(path, **options).eval()
 
 
 def golden_inputs(family: str, name: str) -> dict[str, torch.Tensor]:
