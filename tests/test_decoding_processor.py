@@ -223,7 +223,7 @@ W = math.exp(0.02 * 4) - 1  # M3ID's weight of the fourth token
         (M3IDRule(beta=0.1), [3, 10, 40, 41], [W, 0.0, 0.0]),  # sure where two tokens are left
         (M3IDRule(), None, [W, 0.0, 0.0]),  # without a cutoff every token is plausible
     ],
-    ids=str,
+    ids=["contrast", "m3id-always", "m3id-unsure", "m3id-no-cutoff"],
 )
 def test_the_branch_is_asked_for_what_live_rows_need(
     rule: ScoreRule, asked: list[int] | None, weights: list[float]
