@@ -323,12 +323,13 @@ def test_bad_strategies_are_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_gives_the_same_tokens() -> None:
+@pytest.mark.parametrize("part", ["model", "language model"])
+def test_a_compiled_model_gives_the_same_tokens(part: str) -> None:
     model = random_model(SHAPES["micro"])
     inputs = random_inputs(model, 2)
     options: dict[str, Any] = {"alpha": 1.0, "top_k": 3, "max_new_tokens": 6, "do_sample": False}
     expected = {strategy: generate(model, inputs, strategy=strategy, **options) for strategy in STRATEGIES}
-    body = model.get_decoder()
-    body.forward = torch.compile(body.forward)
+    compiled = model if part == "model" else model.get_decoder()
+    compiled.forward = torch.compile(compiled.forward)
     for strategy, ids in expected.items():
         assert torch.equal(generate(model, inputs, strategy=strategy, **options), ids)

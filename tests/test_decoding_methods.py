@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decoding.disturbance import DISTURBANCE, disturb_question, disturb_text
 from decoding.errors import InputsError, ParameterError
-from decoding.methods import Contrast, M3IDRule, icd_contrast, m3id_contrast, vcd_contrast
+from decoding.methods import Contrast, ContrastRule, M3IDRule, ScoreRule, icd_contrast, m3id_contrast, vcd_contrast
 from decoding.noise import add_diffusion_noise, noise_levels
 from tests.golden_cases import FAMILIES, IMAGE_TOKEN, Inputs, inputs_of, model_of
 from tests.golden_models import make_processor
@@ -108,6 +108,33 @@ def test_decided_rows_do_not_depend_on_the_negative_logits(rule: M3IDRule) -> No
     if rule.forgetting:
         changed = rule(full, torch.randn(40, 6, generator=random), 9)
         assert not torch.isclose(changed[undecided], alone[undecided]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "tolerance"),
+    [
+        (ContrastRule(1.0, 0.1), 1e30, 0.0),
+        (ContrastRule(0.0, 0.1), 1e30, 0.0),
+        (M3IDRule(), 1e30, 0.0),
+        (M3IDRule(0.0), 1e30, 0.0),
+        # lu is normalised over all tokens, and rounded as the largest of them.
+        (M3IDRule(beta=0.3), 100.0, 1e-4),
+        (M3IDRule(confidence=1.0, beta=0.1), 100.0, 1e-4),
+    ],
+    ids=str,
+)
+def test_logits_that_are_not_needed_may_be_anything(rule: ScoreRule, size: float, tolerance: float) -> None:
+    """Token by token: those of a row that are needed stay, beside noise."""
+    random = torch.Generator().manual_seed(2)
+    full, negative, noise = torch.randn(3, 60, 12, generator=random)
+    needed = rule.needed(2 * full, 9)
+    assert not needed.all()
+    expected = rule(2 * full, negative, 9)
+    torch.testing.assert_close(
+        rule(2 * full, torch.where(needed, negative, size * noise), 9), expected, atol=tolerance, rtol=0
+    )
+    changed = rule(2 * full, torch.where(needed, noise, negative), 9)
+    assert torch.equal((changed - expected).abs().nan_to_num(0).amax(dim=-1) > 1e-3, needed.any(dim=-1))
 
 
 def test_m3id_with_a_cutoff_gives_up_implausible_tokens() -> None:

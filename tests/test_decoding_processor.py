@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -11,26 +12,30 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from decoding.branch import NegativeBranch
 from decoding.errors import InputsError, NonFiniteScoresError, ParameterError
-from decoding.processor import ContrastiveProcessor
+from decoding.methods import ContrastRule, M3IDRule, ScoreRule
+from decoding.processor import ContrastiveProcessor, RuleProcessor
 
 PROMPT = torch.tensor([[5, 6, 7], [0, 8, 9]])
 PAD, END = 0, 2
 
 
 class FixedBranch(NegativeBranch):
-    """Says the same of every row, and notes the histories it was asked about."""
+    """Says the same of every row, or of each its own; notes the histories and the tokens it was asked about."""
 
     def __init__(self, negative: Tensor) -> None:
         self.negative = negative
         self.asked: list[list[list[int]]] = []
+        self.tokens: list[list[int] | None] = []
         self.restarts = 0
 
     def restart(self) -> None:
         self.restarts += 1
 
-    def logits(self, history: Tensor) -> Tensor:
+    def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
         self.asked.append(history.tolist())
-        return self.negative.expand(len(history), -1)
+        self.tokens.append(None if tokens is None else tokens.tolist())
+        logits = self.negative.expand(len(history), -1)
+        return logits if tokens is None else logits[:, tokens]
 
 
 def processor_of(negative=(0.0, 0.0, 0.0, 3.0), alpha=1.0, beta=0.1, **ends) -> ContrastiveProcessor:
@@ -183,6 +188,67 @@ def test_unusable_scores_of_the_negative_prompt_are_an_error(bad):
 def test_minus_infinity_from_earlier_processors_is_no_error():
     scores = processor_of()(after((), ()), torch.tensor([[1.0, -math.inf, 0.9, -math.inf], DECIDED]))
     assert scores[0].isneginf().tolist() == [False, True, False, True]
+
+
+# Few of many tokens
+
+MANY = 64
+PLAUSIBLE = [{3: 5.0, 10: 4.9, 40: 4.8, 41: 4.7}, {7: 9.0}, {10: 5.0, 11: 4.5}, {50: 5.0, 51: 4.9}]
+LAST_ENDED = after((3, 4, 5), (4, 4, 4), (5, 5, 5), (3, END, PAD))
+
+
+def among_many(plausible: list[dict[int, float]]) -> Tensor:
+    """Logits of the full prompt, in which all other tokens are far below."""
+    full = torch.linspace(-4.0, -3.0, MANY).repeat(len(plausible), 1)
+    for row, logits in enumerate(plausible):
+        full[row, list(logits)] = torch.tensor(list(logits.values()))
+    return full
+
+
+def by_hand(full: list[float], negative: list[float], weight: float, kept: Iterable[int]) -> list[float]:
+    """`log_softmax(f + weight (f - n))` over the tokens that are kept."""
+    mixed = {token: full[token] + weight * (full[token] - negative[token]) for token in kept}
+    norm = math.log(sum(map(math.exp, mixed.values())))
+    return [mixed[token] - norm if token in mixed else -math.inf for token in range(len(full))]
+
+
+W = math.exp(0.02 * 4) - 1  # M3ID's weight of the fourth token
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "weights"),
+    [
+        (ContrastRule(2.0, 0.1), [3, 10, 11, 40, 41], [2.0, 2.0, 2.0]),
+        (M3IDRule(confidence=1.0, beta=0.1), [3, 10, 11, 40, 41], [W, W, W]),
+        (M3IDRule(beta=0.1), [3, 10, 40, 41], [W, 0.0, 0.0]),  # sure where two tokens are left
+        (M3IDRule(), None, [W, 0.0, 0.0]),  # without a cutoff every token is plausible
+    ],
+    ids=["contrast", "m3id-always", "m3id-unsure", "m3id-no-cutoff"],
+)
+def test_the_branch_is_asked_for_what_live_rows_need(
+    rule: ScoreRule, asked: list[int] | None, weights: list[float]
+) -> None:
+    full = among_many(PLAUSIBLE)
+    negative = 3 * torch.randn(4, MANY, generator=torch.Generator().manual_seed(0))
+    processor = RuleProcessor(FixedBranch(negative), PROMPT, rule, [END], PAD)
+    scores = processor(LAST_ENDED, full)
+    assert processor.branch.tokens == [asked]
+    for row, weight in enumerate(weights):
+        kept = range(MANY) if asked is None else PLAUSIBLE[row]
+        expected = by_hand(full[row].tolist(), negative[row].tolist(), weight, kept)
+        assert scores[row].tolist() == pytest.approx(expected, abs=1e-5)
+    assert not scores[3].isnan().any()  # ended: of no use, but it must not break the others
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 64])
+def test_more_than_an_eighth_of_the_tokens_are_asked_for_in_one_piece(count: int) -> None:
+    full = among_many([{7: 9.0}, {token: 5.0 - 0.01 * token for token in range(count)}])
+    negative = torch.randn(2, MANY, generator=torch.Generator().manual_seed(0))
+    processor = RuleProcessor(FixedBranch(negative), PROMPT, ContrastRule(1.0, 0.1))
+    scores = processor(after((3,), (4,)), full)
+    assert processor.branch.tokens == [list(range(count)) if count <= 8 else None]
+    expected = by_hand(full[1].tolist(), negative[1].tolist(), 1.0, range(count))
+    assert scores[1].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("strengths", [{"alpha": -1.0}, {"alpha": math.nan}, {"beta": 0.0}, {"beta": 1.5}])

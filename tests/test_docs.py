@@ -117,9 +117,12 @@ def test_the_rules_example_fades_and_keeps_its_word(method_page: dict[str, Any])
     full, negative = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0)) * 3
     torch.testing.assert_close(rule(full, negative, 0), ContrastRule(2.0, 0.1)(full, negative, 0))
     torch.testing.assert_close(rule(full, negative, 16), ContrastRule(0.5, 0.1)(full, negative, 0))  # two half-lives
-    decided = ~rule.needed(full, 3).any(dim=-1)
-    assert decided.any() and not decided.all()
-    torch.testing.assert_close(rule(full, negative, 3)[decided], rule(full, -negative, 3)[decided])
+    needed = rule.needed(full, 3)
+    decided = ~needed.any(dim=-1)
+    assert decided.any() and not decided.all() and not needed.all(dim=-1).any()
+    expected = rule(full, negative, 3)
+    assert torch.equal(rule(full, torch.where(needed, negative, -1e30 * negative), 3), expected)
+    assert torch.equal(rule(full[decided], None, 3), expected[decided])
 
 
 @EVERY_PAGE
