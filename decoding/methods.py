@@ -150,15 +150,15 @@ class M3IDRule:
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
         """See the equation above."""
         scores = conditioned = full.float().log_softmax(dim=-1)
+        cut = torch.zeros_like(full, dtype=torch.bool) if self.beta is None else ~plausible_tokens(full, self.beta)
         if negative is not None:
             # Beyond e**30 a float32 sum holds nothing of lc any more, and later it would overflow.
             weight = math.expm1(min(self.forgetting * (step + 1), 30.0))
-            difference = conditioned - negative.float().log_softmax(dim=-1)
+            # What is cut off takes no part; the normalisation of what is left adds the same to all of it.
+            difference = conditioned - negative.float().masked_fill(cut, float("-inf")).log_softmax(dim=-1)
             mixed = conditioned + weight * difference
             scores = torch.where(self.needed(full, step).any(dim=-1, keepdim=True), mixed, conditioned)
-        if self.beta is not None:
-            scores = scores.masked_fill(~plausible_tokens(conditioned, self.beta), float("-inf"))
-        return scores.log_softmax(dim=-1)
+        return scores.masked_fill(cut, float("-inf")).log_softmax(dim=-1)
 
 
 def _unless_alone(plausible: Tensor) -> Tensor:
