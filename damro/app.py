@@ -19,8 +19,9 @@ from damro.explain_page import taken_rows
 from damro.figures import draw_overlay
 from damro.inspection import inspect_contrast, inspect_vit, seen_image
 from damro.loading import ImageError, load_image, prepare_inputs
-from damro.presets import preset
+from damro.presets import has_preset, starting_preset
 from damro.processor import DAMROProcessor
+from damro.sources import SOURCE_NAMES, Source, resolve_source
 from damro.tiny import scene
 from decoding.encoder_decoder import returned_prompt
 from decoding.families import family_of
@@ -45,6 +46,8 @@ _FIRST_PROMPT = "Describe the image in detail."
 def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
     """Lays out the page.
 
+    Where the paper has no preset for the family, the fields stand at LLaVA's, and the page says so.
+
     Args:
         model: the one model that answers every visitor, one after another.
         processor: its processor.
@@ -53,12 +56,12 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
     Returns:
         A `gradio.Blocks`; :func:`serve_app` opens it.
     """
-    defaults = preset(str(model.config.model_type))
-    vision: Any = model.config
-    patches = (vision.vision_config.image_size // vision.vision_config.patch_size) ** 2
+    kind, vision = str(model.config.model_type), model.config.vision_config
+    defaults, source = starting_preset(kind), resolve_source(None, family_of(model).vision_tower(model))
+    patches = (vision.image_size // vision.patch_size) ** 2
     scenes = [scene("test", number).image for number in range(_SCENES)]
     with gradio.Blocks(title="damro", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown(f"# DAMRO\nGreedy search and DAMRO side by side, on **{name}**.")
+        gradio.Markdown(introduce(name, kind, source))
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(
@@ -86,7 +89,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
                     greedy = gradio.Textbox(label="Greedy search", lines=6, elem_id="greedy")
                     damro = gradio.Textbox(label="With DAMRO", lines=6, elem_id="damro")
                 picture = gradio.Image(
-                    label="[CLS] attention and outlier patches",
+                    label=f"{SOURCE_NAMES[source]} and outlier patches",
                     show_label=False,
                     interactive=False,
                     format="png",
@@ -121,6 +124,34 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
         )
     page.queue(default_concurrency_limit=1, max_size=_QUEUE, api_open=False)
     return page
+
+
+def introduce(name: str, family: str, source: Source) -> str:
+    """The head of the page in Markdown, with what a model of this kind does otherwise than the paper's.
+
+    Args:
+        name: the model's name.
+        family: its `config.model_type`.
+        source: what ranks its patches.
+
+    Example:
+        >>> print(introduce("tiny", "llava", "cls"))
+        # DAMRO
+        Greedy search and DAMRO side by side, on **tiny**.
+    """
+    text = f"# DAMRO\nGreedy search and DAMRO side by side, on **{name}**."
+    if source == "received":
+        text += (
+            "\n\nIts vision transformer has no [CLS]: patches are ranked by the attention they receive, which is not "
+            "the paper's method."
+        )
+    if not has_preset(family):
+        start = starting_preset(family)
+        text += (
+            f"\n\nThe paper has no preset for {family}: alpha, beta and top-k start at LLaVA's, {start.alpha:g}, "
+            f"{start.beta:g} and {start.top_k}. Nothing was measured that would say they suit this model."
+        )
+    return text
 
 
 def serve_app(page: Any, host: str = "127.0.0.1", port: int = 7860, *, block: bool = True) -> str:
@@ -270,7 +301,7 @@ def draw_attention(
     figure = draw_overlay(
         seen_image(processor, inputs),
         seen.weights[0].view(*seen.grid),
-        title=f"[CLS] attention, layer {layer}, heads {seen.heads}, {name}",
+        title=f"{SOURCE_NAMES[seen.source]}, layer {layer}, heads {seen.heads}, {name}",
         outliers=[(row, column) for row, column in seen.outliers.positions[0].tolist()],
     )
     buffer = io.BytesIO()

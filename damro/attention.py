@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from damro import vit
 from damro.errors import NoClsTokenError, ParameterError, UnsupportedModelError
+from damro.sources import Source, has_cls, resolve_source
 from damro.vit import HasTower
 from decoding.families import Encoding, check_inputs, family_of
 
 Heads = Literal["merged", "mean", "max"]
-Source = Literal["cls", "received"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def cls_attention(
     inputs: Mapping[str, Any],
     layer: int | None = None,
     heads: Heads | None = None,
-    source: Source = "cls",
+    source: Source | None = "cls",
 ) -> CLSAttention:
     """Reads where the [CLS] token of an LVLM's vision tower, or of a bare ViT, looks.
 
@@ -73,7 +73,7 @@ def cls_attention(
         heads: "merged", "mean" or "max"; None takes what the released code does for this family, and "mean" for a
             bare ViT.
         source: "cls"; or "received", of a ViT without [CLS]: the attention each patch receives, the mean over the
-            queries of all patches.
+            queries of all patches. None takes "cls" where there is a [CLS], otherwise "received".
 
     Returns:
         One row of weights for every tile of every image, in the order the vision tower reads them. Registers and
@@ -94,12 +94,12 @@ def cls_attentions(
     inputs: Mapping[str, Any],
     layers: Sequence[int | None],
     heads: Heads | None = None,
-    source: Source = "cls",
+    source: Source | None = "cls",
 ) -> tuple[CLSAttention, ...]:
     """Reads several layers in one run of the tower; see :func:`cls_attention`."""
     family = tower_family(model, inputs)
     tower = family.vision_tower(model, inputs)
-    check_source(source, tower)
+    resolve_source(source, tower)
     numbers = [resolve_layer(model, family, layer) for layer in layers]
     with record_cls(tower, sorted(set(numbers))) as recorded:
         encoding = family.encode(model, inputs)
@@ -141,31 +141,6 @@ def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -
             f"got {layer!r}"
         )
     return int(layer) % depth
-
-
-def has_cls(tower: nn.Module) -> bool:
-    """Whether a ViT has a [CLS] token, by the parameter that transformers keeps it in."""
-    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters())
-
-
-def check_source(source: str, tower: nn.Module) -> None:
-    """Checks that a ViT has what is asked of it.
-
-    Raises:
-        ParameterError: if there is no such source, or [CLS] is to be passed over.
-        NoClsTokenError: if the ViT has no [CLS].
-    """
-    if source not in get_args(Source):
-        raise ParameterError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
-    if source == "cls" and not has_cls(tower):
-        raise NoClsTokenError(
-            f"the vision tower must have a [CLS] token, got {type(tower).__name__}, which has none; "
-            "source='received' reads the attention its patches receive"
-        )
-    if source == "received" and has_cls(tower):
-        raise ParameterError(
-            f"source must be 'cls' for a vision tower with a [CLS] token, got 'received' for {type(tower).__name__}"
-        )
 
 
 @dataclass(frozen=True)
@@ -275,12 +250,11 @@ def cls_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
         >>> cls_weights(one_head, "merged").tolist()
         [[0.25, 0.25, 0.25, 0.25]]
     """
+    if heads != "merged":
+        return _join(head_weights(recorded), heads)
     query, keys = recorded.query.float(), recorded.keys.float()
     logits = torch.einsum("thd,thnd->thn", query, keys)  # (tiles, heads, 1 + P)
-    width = query.shape[-1]
-    if heads == "merged":
-        return torch.softmax(logits.sum(dim=1) * (query.shape[1] * width) ** -0.5, dim=-1)
-    return _join(torch.softmax(logits * width**-0.5, dim=-1), heads)
+    return torch.softmax(logits.sum(dim=1) * (query.shape[1] * query.shape[2]) ** -0.5, dim=-1)
 
 
 def received_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
@@ -292,15 +266,36 @@ def received_weights(recorded: ClsQueryKeys, heads: Heads) -> Tensor:
         >>> received_weights(one_head, "mean").tolist()
         [[0.25, 0.25, 0.25, 0.25]]
     """
-    width, weights = recorded.query.shape[-1], []
-    # A tile at a time: all at once would be tiles x heads x patches x patches.
+    if heads != "merged":
+        return _join(head_weights(recorded), heads)
+    scale = (recorded.query.shape[1] * recorded.query.shape[-1]) ** -0.5
+    weights = []
     for query, keys in zip(recorded.query.float(), recorded.keys.float(), strict=True):
-        if heads == "merged":
-            logits = torch.einsum("hqd,hnd->qn", query, keys) * (len(query) * width) ** -0.5
-            weights.append(torch.softmax(logits, dim=-1).mean(dim=0))
-        else:
-            logits = torch.einsum("hqd,hnd->hqn", query, keys) * width**-0.5
-            weights.append(_join(torch.softmax(logits, dim=-1).mean(dim=1)[None], heads)[0])
+        logits = torch.einsum("hqd,hnd->qn", query, keys) * scale
+        weights.append(torch.softmax(logits, dim=-1).mean(dim=0))
+    return torch.stack(weights)
+
+
+def head_weights(recorded: ClsQueryKeys) -> Tensor:
+    """Each head's own softmax over all tokens, `(tiles, heads, 1 + P)`, float32: of [CLS].
+
+    Without [CLS] it is the mean over the queries of all patches, `(tiles, heads, P)`.
+
+    Example:
+        >>> import torch
+        >>> two_heads = ClsQueryKeys(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4, 3))
+        >>> head_weights(two_heads).tolist()
+        [[[0.25, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, 0.25]]]
+    """
+    queries, scale = recorded.query.float(), recorded.query.shape[-1] ** -0.5
+    if queries.ndim == 3:
+        logits = torch.einsum("thd,thnd->thn", queries, recorded.keys.float())
+        return torch.softmax(logits * scale, dim=-1)
+    weights = []
+    # A tile at a time: all at once would be tiles x heads x patches x patches.
+    for query, keys in zip(queries, recorded.keys.float(), strict=True):
+        logits = torch.einsum("hqd,hnd->hqn", query, keys)
+        weights.append(torch.softmax(logits * scale, dim=-1).mean(dim=1))
     return torch.stack(weights)
 
 

@@ -24,6 +24,7 @@ from damro.inspection import (
     seen_image,
     token_spans,
 )
+from damro.inspection.decoder import resolve_layers
 from damro.loading import prepare_inputs
 from damro.presets import Task
 from damro.processor import DAMROProcessor
@@ -66,7 +67,7 @@ class Explanation:
         prompt: what was asked.
         model: the model's name.
         picture: the image as the vision tower saw it.
-        vit: where [CLS] looks in the layer that ranks the patches, and the patches DAMRO decodes against.
+        vit: the map that ranks the patches, of the attention its `source` names, and those DAMRO decodes against.
         alpha: strength of the contrast.
         beta: its plausibility cutoff.
         greedy: the answer of greedy search.
@@ -117,12 +118,14 @@ def explain_answers(
         layers: layers of the language model whose attention is averaged; None takes all.
 
     Raises:
-        DecodingError: if a parameter or the inputs are not usable.
+        DecodingError: if a parameter, the inputs or the model is not usable. Whether the layers of the language model
+            can be looked at is checked before anything is generated.
     """
     if max_new_tokens < 1:
         raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     inputs = prepare_inputs(processor, [image], [prompt], model)
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant)
+    looked_at = resolve_layers(model, layers)
     ranking, flagged = contrast.attention.layer, contrast.outliers.shape[1]
     vit = inspect_vit(model, inputs, layers=[ranking], layer=ranking, top_k=flagged)
     case = _Case(model, processor, inputs, contrast, vit)
@@ -130,7 +133,7 @@ def explain_answers(
     words = [group_words(token_spans(processor.tokenizer, ids)) for ids in tokens]
     differs = find_differences([word.text for word in words[0]], [word.text for word in words[1]])
     greedy, damro = (
-        _explain(case, ids, spelled, candidates, layers) for ids, spelled in zip(tokens, words, strict=True)
+        _explain(case, ids, spelled, candidates, looked_at) for ids, spelled in zip(tokens, words, strict=True)
     )
     return Explanation(
         prompt=prompt,
@@ -178,7 +181,7 @@ def _generate(case: _Case, max_new_tokens: int, processors: list[Any]) -> Tensor
 
 
 def _explain(
-    case: _Case, tokens: Tensor, words: Sequence[Word], candidates: int, layers: Sequence[int] | None
+    case: _Case, tokens: Tensor, words: Sequence[Word], candidates: int, layers: Sequence[int]
 ) -> ExplainedAnswer:
     """Replays one answer. Its name and its differences come later."""
     by_token = inspect_decoder(case.model, case.inputs, tokens, layers).maps().mean(dim=0)  # (T, rows, columns)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from damro.explain import ExplainedAnswer, Explanation
 from damro.inspection import ContrastInspection
+from damro.sources import SOURCE_NAMES
 
 _TITLES = {"greedy": "Greedy search", "damro": "With DAMRO"}
 
@@ -61,7 +62,9 @@ def _page_values(explanation: Explanation) -> dict[str, Any]:
         "height": explanation.picture.height,
         "picture": image_uri(explanation.picture),
         "outliers": vit.outliers.positions[0, :count].tolist(),
-        "cls": pack_map(vit.weights[0]),
+        "source": vit.source,
+        "attention": SOURCE_NAMES[vit.source],
+        "seen": pack_map(vit.weights[0]),
         "answers": [_answer_values(answer, count) for answer in (explanation.greedy, explanation.damro)],
         "taken": taken_rows(explanation.damro.steps, explanation.damro.tokens, explanation.damro.candidates),
     }

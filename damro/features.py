@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.attention import encoder_layers, locate_tiles, resolve_layer, summary_tokens, tower_family
+from damro.sources import has_cls
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class PatchFeatures:
 
     Attributes:
         patches: `(tiles, patches, C)`, float32.
-        cls: `(tiles, C)`, float32, the [CLS] token's.
+        cls: `(tiles, C)`, float32, the [CLS] token's; None of a ViT without [CLS].
         grid: patch rows and patch columns of a tile; patch p stands at `divmod(p, grid[1])`.
         layer: the ViT layer, counted from 0.
         row: `(tiles,)`, the prompt row (of a bare ViT, the image) each tile belongs to.
@@ -28,7 +29,7 @@ class PatchFeatures:
     """
 
     patches: Tensor
-    cls: Tensor
+    cls: Tensor | None
     grid: tuple[int, int]
     layer: int
     row: Tensor
@@ -49,11 +50,14 @@ def patch_features(model: PreTrainedModel, inputs: Mapping[str, Any], layer: int
     """
     family = tower_family(model, inputs)
     number = resolve_layer(model, family, layer)
-    with record_outputs(family.vision_tower(model, inputs), [number]) as recorded:
+    tower = family.vision_tower(model, inputs)
+    with record_outputs(tower, [number]) as recorded:
         encoding = family.encode(model, inputs)
     hidden = recorded[number].float()  # (tiles, summary tokens + P, C)
-    extra = summary_tokens(hidden.shape[1], encoding.grid)
     row, tile = locate_tiles(encoding)
+    if not has_cls(tower):
+        return PatchFeatures(hidden, None, encoding.grid, number, row, tile)
+    extra = summary_tokens(hidden.shape[1], encoding.grid)
     return PatchFeatures(hidden[:, extra:], hidden[:, 0], encoding.grid, number, row, tile)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from damro.errors import InputsError, ParameterError
 from damro.inspection import ContrastInspection, ViTInspection
+from damro.sources import SOURCE_NAMES
 
 Interpolation = Literal["bilinear", "nearest"]
 
@@ -121,7 +122,7 @@ def draw_strip(
 
 
 def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figure:
-    """[CLS] attention of every head in every layer looked at, on one logarithmic scale.
+    """The vision tower's attention, every head in every layer looked at, on one logarithmic scale.
 
     The last column shows all heads taken as one. The layer that ranks the patches for DAMRO is marked.
 
@@ -148,7 +149,7 @@ def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figur
             if column == 0:
                 mark = "*" if number == inspection.layer else ""
                 axes.set_ylabel(f"layer {number}{mark}", fontsize=8)
-    figure.suptitle(f"[CLS] attention by layer and head, {model} (* ranks the patches)")
+    figure.suptitle(f"{SOURCE_NAMES[inspection.source]} by layer and head, {model} (* ranks the patches)")
     figure.colorbar(shown, ax=grid, label="share of attention (log scale)", shrink=0.8)
     return figure
 

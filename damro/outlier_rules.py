@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from damro.attention import CLSAttention
-from damro.errors import InputsError
+from damro.errors import InputsError, NoClsTokenError
 from damro.features import PatchFeatures
 
 FeatureRule = Literal["norm", "cosine", "redundancy"]
@@ -40,6 +40,9 @@ def cosine_scores(features: PatchFeatures) -> Tensor:
     The global-local similarity of GLSim (Rios et al., arXiv 2407.12891), which takes the highest as the most
     telling patches. Here the highest are those that hold global in place of local information.
 
+    Raises:
+        NoClsTokenError: if the features are of a ViT without [CLS].
+
     Example:
         >>> import torch
         >>> zero = torch.zeros(1, dtype=torch.long)
@@ -47,6 +50,11 @@ def cosine_scores(features: PatchFeatures) -> Tensor:
         >>> cosine_scores(features)
         tensor([[0.7071, 0.7071]])
     """
+    if features.cls is None:
+        raise NoClsTokenError(
+            "rule 'cosine' compares patches with [CLS] and needs a ViT that has one, got features of a ViT without; "
+            "'norm' and 'redundancy' look at the patches alone"
+        )
     return cosine_similarity(features.patches, features.cls[:, None], dim=-1)
 
 

@@ -42,13 +42,37 @@ def preset(family: str, task: Task | None = None) -> Preset:
         >>> preset("llava", "chair")
         Preset(alpha=0.5, beta=0.1, top_k=10)
     """
-    if family not in _DEFAULT:
+    if not has_preset(family):
         raise UnsupportedModelError(
             f"family must have a preset ({', '.join(_DEFAULT)}), got {family!r}; pass alpha, beta and top_k"
         )
     check_task(task)
     chosen = _DEFAULT[family]
     return chosen._replace(alpha=_CHAIR_ALPHA[family]) if task == "chair" else chosen
+
+
+def has_preset(family: str) -> bool:
+    """Whether the paper has values for a model family (its `config.model_type`).
+
+    Example:
+        >>> has_preset("llava"), has_preset("paligemma")
+        (True, False)
+    """
+    return family in _DEFAULT
+
+
+def starting_preset(family: str) -> Preset:
+    """Values to start from where somebody looks and tries: the preset, or LLaVA's where the paper has none.
+
+    Answers are not made with it by default: there a family without a preset must be given its values.
+
+    Example:
+        >>> starting_preset("instructblip")
+        Preset(alpha=0.5, beta=0.1, top_k=4)
+        >>> starting_preset("paligemma")
+        Preset(alpha=2.0, beta=0.1, top_k=10)
+    """
+    return preset(family if has_preset(family) else "llava")
 
 
 def check_task(task: str | None) -> None:

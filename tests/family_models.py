@@ -18,8 +18,10 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    LlavaProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
@@ -27,6 +29,7 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.golden_models import word_tokenizer
 
@@ -210,3 +213,22 @@ def encoder_processor(name: str) -> Any:
     if name == "blip-2-t5":
         return Blip2Processor(pixels, plain, num_query_tokens=QUERIES)
     return InstructBlipProcessor(pixels, plain, word_tokenizer(120), num_query_tokens=QUERIES)
+
+
+def siglip_processor(name: str) -> Any:
+    """A processor for "paligemma" or "llava_siglip", a word a token."""
+    words = word_tokenizer(200)
+    words.padding_side = "left"
+    pixels: Any = SiglipImageProcessorPil(size={"height": 56, "width": 56})
+    if name == "paligemma":
+        pixels.image_seq_length = PATCHES
+        return PaliGemmaProcessor(pixels, words)
+    return LlavaProcessor(pixels, words, 14, "full", num_additional_image_tokens=0)
+
+
+@torch.no_grad()
+def received_by_eager(name: str, pixels: Tensor, layer: int = -1) -> Tensor:
+    """`(tiles, patches)`: what each patch of a SigLIP receives, mean over heads and queries, by its own weights."""
+    tower = family_model(name, "eager").model.vision_tower
+    weights: Tensor = tower(pixels, output_attentions=True).attentions[layer]
+    return weights.mean(dim=(1, 2))

@@ -65,7 +65,7 @@ def test_a_vit_without_cls():
     hooks = hooks_of(model)
     message = r"must have a \[CLS\] token, got Siglip.*, which has none; source='received' reads the attention"
     rejected(NoClsTokenError, message, cls_attention, model, inputs)
-    rejected(NoClsTokenError, message, inspect_vit, model, inputs)
+    rejected(NoClsTokenError, message, inspect_vit, model, inputs, source="cls")
     rejected(NoClsTokenError, r"must have a \[CLS\] token", generate_pruned, model, inputs)
     assert issubclass(NoClsTokenError, UnsupportedModelError)
     assert DAMROProcessor(model, inputs).attention.source == "received"
@@ -80,6 +80,7 @@ def test_a_source_of_attention_that_there_is_not():
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     message = "source must be 'cls' for a vision tower with a .* token, got 'received' for CLIPVision"
     rejected(ParameterError, message, cls_attention, model, inputs, source="received")
+    rejected(ParameterError, message, inspect_vit, model, inputs, source="received")
     message = "source must be one of cls, received, got 'rollout'"
     rejected(ParameterError, message, cls_attention, model, inputs, source="rollout")
 

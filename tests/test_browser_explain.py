@@ -95,7 +95,7 @@ def test_the_keyboard_reaches_every_word(page: Any) -> None:
 
 
 def test_the_largest_patch_has_the_brightest_colour(page: Any) -> None:
-    page.find_element("id", "show-cls").click()
+    page.find_element("id", "show-seen").click()
     assert page.find_element("id", "legend").text.startswith("[CLS] attention, layer 2")
     assert current(page) == []
     colours = pixels(page)

@@ -20,6 +20,7 @@ from damro.cli import main
 from damro.features import patch_features
 from damro.loading import load_image, load_model, prepare_inputs
 from damro.outliers import RULES
+from tests.family_models import family_model, received_by_eager, siglip_processor
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def test_json_holds_what_the_functions_return(
     found = find_outliers(attention, top_k=3)
     torch.testing.assert_close(torch.tensor(shown["weights"]), attention.weights, atol=1e-6, rtol=0)
     assert (shown["layer"], shown["heads"], tuple(shown["grid"])) == (attention.layer, attention.heads, (4, 4))
+    assert shown["source"] == "cls"
     assert (shown["row"], shown["tile"]) == (attention.row.tolist(), attention.tile.tolist())
     assert shown["outliers"]["indices"] == found.indices.tolist()
     assert shown["outliers"]["positions"] == [[[i // 4, i % 4] for i in row] for row in found.indices.tolist()]
@@ -106,6 +108,51 @@ def test_bad_options_are_named(
 ) -> None:
     assert main(["attention", str(photo), "--model", str(llava), *change]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "heads"), [("paligemma", []), ("llava_siglip", ["--heads", "mean"])])
+def test_without_cls_the_attention_received_is_shown_by_that_name(
+    name: str,
+    heads: list[str],
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = []
+    monkeypatch.setattr(damro.figures, "save_figure", lambda figure, path: drawn.append(figure))
+    family_model(name).save_pretrained(tmp_path)
+    siglip_processor(name).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--device", "cpu", *heads, "--out", str(tmp_path / "map.png")]
+    assert main(["attention", str(photo), *options, "--json"]) == 0
+    printed = capsys.readouterr().out
+    shown = json.loads(printed)
+    pixels = prepare_inputs(siglip_processor(name), [load_image(photo)], ["Describe the image."])["pixel_values"]
+    expected = received_by_eager(name, pixels)
+    torch.testing.assert_close(torch.tensor(shown["weights"]), expected, atol=1e-6, rtol=1e-4)
+    assert (shown["source"], shown["layer"], shown["heads"]) == ("received", 3, "mean")
+    # Ten are flagged where nothing else is said: PaliGemma has no preset, and LLaVA's is ten.
+    assert shown["outliers"]["indices"] == expected.topk(10).indices.tolist()
+    title = drawn[0].axes[0].get_title().replace("\n", " ")
+    assert title == f"attention received, layer 3, heads mean, {tmp_path.name}"
+    assert main(["attention", str(photo), *options, "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("attention received in layer 3, heads mean, 4 x 4 patches a tile")
+    places = " ".join(f"({index // 4},{index % 4})" for index in expected.topk(2).indices[0].tolist())
+    assert lines[1].startswith("tile 0: 2 patches hold ") and lines[1].endswith(f": {places}")
+    assert "CLS" not in printed + title + lines[0]
+
+
+def test_words_of_an_answer_on_a_vit_without_cls(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family_model("llava_siglip").save_pretrained(tmp_path)
+    siglip_processor("llava_siglip").save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--device", "cpu", "--prompt", "What is this?", "--max-new-tokens", "4"]
+    assert main(["attention", str(photo), *options, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["source"] == "received" and len(shown["words"]) > 0
+    assert torch.tensor([word["map"] for word in shown["words"]]).shape == (len(shown["words"]), 4, 4)
 
 
 def save_vit(model: object, folder: Path) -> BitImageProcessorPil:

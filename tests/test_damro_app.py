@@ -13,15 +13,22 @@ from typing import Any
 import pytest
 import torch
 from golden_models import load_golden, make_processor, save_golden
-from gradio_server import serving
+from gradio_server import collected_leftovers, serving
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 from damro import DAMROProcessor
-from damro.app import answer_request, stream_answer, write_recipe
+from damro.app import answer_request, build_app, stream_answer, write_recipe
 from damro.errors import InputsError, ParameterError
+from damro.figures import draw_overlay
 from damro.loading import ImageError, prepare_inputs
+from tests.family_models import (
+    encoder_processor,
+    family_model,
+    received_by_eager,
+    siglip_processor,
+)
 
 # Gradio's server leaves sockets and event loops to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -79,6 +86,65 @@ def test_the_python_gives_the_same_answer(
         exec(compile(code, "recipe", "exec"), {})
     assert printed.getvalue().strip() == damro
     assert write_recipe("a", "b", 1.0, 0.1, 2, 3).isascii()
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava_siglip"])
+def test_without_cls_the_map_shows_and_names_the_attention_received(
+    name: str, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, Any]] = []
+
+    def draw(image: Any, values: Any, **options: Any) -> Any:
+        drawn.append((values, options))
+        return draw_overlay(image, values, **options)
+
+    monkeypatch.setattr("damro.app.draw_overlay", draw)
+    model, processor = family_model(name), siglip_processor(name)
+    *_, (greedy, damro, picture, _, _) = answer_request(
+        model, processor, "tiny", str(photo), "What is this?", 2.0, 0.1, 3, 6
+    )
+    assert greedy == generated(model, processor, photo, [], 6)
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
+    assert damro == generated(model, processor, photo, [contrast], 6)
+    [(values, options)] = drawn
+    heads = "mean" if name == "paligemma" else "merged"
+    assert options["title"] == f"attention received, layer 3, heads {heads}, tiny"
+    assert options["outliers"] == [(index // 4, index % 4) for index in contrast.outliers[0].tolist()]
+    if heads == "mean":
+        expected = received_by_eager(name, inputs["pixel_values"])[0]
+        torch.testing.assert_close(values.flatten(), expected, atol=1e-6, rtol=1e-4)
+    assert picture.size[0] > 300
+
+
+def opened(model: Any, processor: Any) -> tuple[str, dict[str, Any]]:
+    """The page's head, and its named parts."""
+    with collected_leftovers():
+        page = build_app(model, processor, "tiny")
+        parts = list(page.blocks.values())
+        [head] = [part.value for part in parts if type(part).__name__ == "Markdown"]
+        named = {part.elem_id: part for part in parts if getattr(part, "elem_id", None)}
+        page.close()
+    return head, named
+
+
+def test_a_family_of_the_paper_has_its_values(loaded: tuple[Any, Any]) -> None:
+    head, parts = opened(*loaded)
+    assert "no preset" not in head and "CLS" not in head
+    assert [parts[name].value for name in ("alpha", "beta", "top-k")] == [2.0, 0.1, 10]
+    assert parts["map"].label == "[CLS] attention and outlier patches"
+
+
+@pytest.mark.parametrize("name", ["paligemma", "blip-2-t5"])
+def test_a_family_without_a_preset_opens_and_says_so(name: str) -> None:
+    processor = siglip_processor(name) if name == "paligemma" else encoder_processor(name)
+    model = family_model(name)
+    head, parts = opened(model, processor)
+    assert f"The paper has no preset for {model.config.model_type}" in head and "2, 0.1 and 10" in head
+    assert [parts[name].value for name in ("alpha", "beta", "top-k")] == [2.0, 0.1, 10]
+    received = name == "paligemma"
+    assert parts["map"].label == f"{'attention received' if received else '[CLS] attention'} and outlier patches"
+    assert ("ranked by the attention they receive, which is not the paper's method" in head) == received
 
 
 def test_leaving_stops_the_generation(loaded: tuple[Any, Any], photo: Path) -> None:

@@ -86,12 +86,20 @@ def test_the_command_line_prints_whole_answers(
     assert answers[0] != answers[1] and all(answers)
 
 
-def test_maps_of_words_are_refused(folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_maps_of_words_are_refused_before_anything_is_generated(
+    folder: Path, loaded: Loaded, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*values: Any, **options: Any) -> Any:
+        raise AssertionError("an answer was generated")
+
+    monkeypatch.setattr(type(loaded.model), "generate", generate)
     arguments = ["attention", str(photo), "--model", str(folder), "--device", "cpu", "--top-k", "3"]
     assert main(arguments) == 0
     assert "3 patches hold" in capsys.readouterr().out
     assert main([*arguments, "--prompt", QUESTIONS[0], "--max-new-tokens", "3"]) == 2
     assert "language model must have q_proj and k_proj" in capsys.readouterr().err
+    with pytest.raises(UnsupportedModelError, match="language model must have q_proj .*, got T5"):
+        explain_answers(*loaded, Image.open(photo), QUESTIONS[0], name="t5", **STRENGTHS)
 
 
 @pytest.mark.parametrize("method", ["greedy", "damro", "no-image"])
@@ -149,8 +157,5 @@ def test_steps_are_told_and_attention_is_not(loaded: Loaded, photo: Path) -> Non
     told = inspect_contrast(model, inputs, tokens, contrast)
     scores = torch.stack(answer.scores)[:, 0].gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(told.contrast, scores, atol=1e-3, rtol=0)
-    message = "language model must have q_proj .*, got T5"
-    with pytest.raises(UnsupportedModelError, match=message):
+    with pytest.raises(UnsupportedModelError, match="language model must have q_proj .*, got T5"):
         inspect_decoder(model, inputs, tokens)
-    with pytest.raises(UnsupportedModelError, match=message):
-        explain_answers(model, processor, Image.open(photo), QUESTIONS[0], name="t5", **STRENGTHS)

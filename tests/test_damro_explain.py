@@ -12,10 +12,11 @@ from golden_models import FAMILIES, load_golden, make_processor
 from PIL import Image
 
 from damro import DAMROProcessor
-from damro.errors import ParameterError
+from damro.errors import ParameterError, UnsupportedModelError
 from damro.explain import Explanation, explain_answers, spell_token
 from damro.explain_page import pack_map, percent, render_page
 from damro.loading import prepare_inputs
+from tests.family_models import family_model, received_by_eager, siglip_processor
 
 PROMPT = "What is <script>alert(1)</script> & 'this'?"
 PICTURE = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
@@ -145,6 +146,54 @@ def test_an_answer_of_nothing_is_said_to_be_nothing() -> None:
     assert explanation.greedy.words == () and explanation.greedy.text == ""
     html = render_page(explanation)
     assert "(nothing)" in html and "Nothing: at no step" in html
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava_siglip"])
+def test_without_cls_the_page_shows_and_names_the_attention_received(name: str) -> None:
+    model, processor = family_model(name), siglip_processor(name)
+    explanation = explain_answers(
+        model, processor, PICTURE, "What is this?", name="tiny", alpha=2.0, beta=0.1, top_k=3, max_new_tokens=4
+    )
+    html = render_page(explanation)
+    parsed = Page(html)
+    heads = "mean" if name == "paligemma" else "merged"
+    assert f"attention received, layer 3, heads {heads}" in parsed.text
+    assert "The outlier patches receive the most attention." in parsed.text
+    # It is said once that there is no [CLS], and nothing else bears the name.
+    assert parsed.text.count("[CLS]") == parsed.text.count("has no [CLS]") == 1
+    written = re.sub(r'base64,[^"]*|data-map="[^"]*"', "", html)
+    assert "CLS" not in written.replace("has no [CLS]", "")
+    inputs = prepare_inputs(processor, [PICTURE], ["What is this?"], model)
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
+    places = [(int(attrs["y"] or 0), int(attrs["x"] or 0)) for attrs in parsed.all("rect", "over")]
+    assert places == [(index // 4, index % 4) for index in contrast.outliers[0].tolist()]
+    if heads == "mean":
+        expected = received_by_eager(name, inputs["pixel_values"])[0]
+        assert contrast.outliers[0].tolist() == expected.topk(3).indices.tolist()
+        [button] = [attrs for attrs in parsed.all("button") if attrs.get("id") == "show-seen"]
+        cells = torch.tensor(list(base64.b64decode(button["data-map"] or "")))
+        assert (cells / 255 - expected / expected.max()).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_with_cls_the_page_names_it(case: tuple[Any, Any, Explanation], page: str) -> None:
+    text = Page(page).text
+    assert f"[CLS] attention, layer {case[2].vit.layer}" in text and "[CLS] map" in text
+    assert "[CLS] attends to the outlier patches most." in text and "receive" not in text
+
+
+def test_what_cannot_be_shown_is_refused_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*values: Any, **options: Any) -> Any:
+        raise AssertionError("an answer was generated")
+
+    options: dict[str, Any] = {"name": "tiny", "alpha": 2.0, "beta": 0.1, "top_k": 3}
+    model = load_golden("llava")
+    monkeypatch.setattr(type(model), "generate", generate)
+    with pytest.raises(ParameterError, match="language model's 3 layers .* got 3"):
+        explain_answers(model, make_processor("llava"), PICTURE, "What", layers=[3], **options)
+    soft_capped = family_model("paligemma2")
+    monkeypatch.setattr(type(soft_capped), "generate", generate)
+    with pytest.raises(UnsupportedModelError, match="without soft-capped scores"):
+        explain_answers(soft_capped, siglip_processor("paligemma"), PICTURE, "What", **options)
 
 
 def test_small_things() -> None:

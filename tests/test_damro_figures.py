@@ -17,6 +17,7 @@ from damro.figures import draw_heads, draw_overlay, draw_probabilities, draw_str
 from damro.inspection import inspect_vit
 from damro.inspection.contrast import compare_steps
 from decoding.contrast import contrast_scores
+from tests.family_models import family_inputs, family_model
 
 PICTURE = Image.new("RGB", (60, 40), (200, 30, 30))
 MAP = torch.tensor([[0.1, 0.4, 0.2], [0.05, 0.15, 0.1]])
@@ -90,7 +91,19 @@ def test_head_grid_shows_every_head_and_the_merged_one() -> None:
     shown = np.asarray(panels[1, 3].get_images()[0].get_array())
     assert np.allclose(shown, seen.per_head[1, 3, 0].view(4, 4).numpy())
     assert np.allclose(np.asarray(panels[0, 4].get_images()[0].get_array()), seen.merged[0, 0].view(4, 4).numpy())
-    assert "tiny" in figure.get_suptitle() and "log" in colour_bar(figure)
+    assert figure.get_suptitle() == "[CLS] attention by layer and head, tiny (* ranks the patches)"
+    assert "log" in colour_bar(figure)
+
+
+def test_head_grid_of_a_vit_without_cls_names_what_it_shows() -> None:
+    one = {key: value[:1] for key, value in family_inputs("paligemma").items()}
+    figure = draw_heads(inspect_vit(family_model("paligemma"), one), model="tiny")
+    assert figure.get_suptitle() == "attention received by layer and head, tiny (* ranks the patches)"
+    shown = torch.tensor(np.asarray(figure.axes[2 * 4 + 1].get_images()[0].get_array()))  # layer 2, head 1
+    tower = family_model("paligemma", "eager").model.vision_tower
+    with torch.no_grad():
+        weights = tower(one["pixel_values"], output_attentions=True).attentions[2]
+    torch.testing.assert_close(shown, weights[0, 1].mean(dim=0).view(4, 4), atol=1e-6, rtol=1e-4)
 
 
 def test_probability_bars() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from damro import preset
 from damro.errors import ParameterError, UnsupportedModelError
+from damro.presets import has_preset, starting_preset
 
 
 @pytest.mark.parametrize("task", [None, "pope", "mme"])
@@ -31,3 +32,15 @@ def test_unknown_family_and_task():
         preset("blip_2")
     with pytest.raises(ParameterError, match="task must be one of pope, chair, mme or None, got 'vqa'"):
         preset("llava", "vqa")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "instructblip"])
+def test_one_starts_at_the_preset(family):
+    assert has_preset(family)
+    assert starting_preset(family) == preset(family)
+
+
+@pytest.mark.parametrize("family", ["paligemma", "llava_onevision", "blip-2", "vit"])
+def test_without_a_preset_one_starts_at_llavas(family):
+    assert not has_preset(family)
+    assert starting_preset(family) == (2.0, 0.1, 10)

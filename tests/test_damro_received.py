@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from damro import CLSAttention, DAMROProcessor, cls_attention, outlier_view
-from damro.attention import has_cls
+from damro import CLSAttention, DAMROProcessor, cls_attention, find_outliers, outlier_view, patch_features
+from damro.errors import NoClsTokenError
+from damro.inspection import inspect_vit
 from damro.inspection.layout import encode_with_views
 from decoding.families import family_of
 from tests.family_models import FRAMES, MORE_FAMILIES, PATCHES, Inputs, family_inputs, family_model
@@ -52,17 +53,20 @@ def test_weights_are_those_of_eager_attention(name: str, heads: Any, layer: int)
 
 
 @torch.no_grad()
-def test_heads_that_are_treated_as_one() -> None:
+def merged_by_hand(name: str, number: int) -> Tensor:
     """From the layer's own input and projections: softmax over all heads' sum, mean over the queries."""
-    model, inputs = family_model("llava_siglip"), family_inputs("llava_siglip")
+    model, inputs = family_model(name), family_inputs(name)
     tower = model.model.vision_tower
-    layer = tower.encoder.layers[1]
-    hidden = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1]
+    layer = tower.encoder.layers[number]
+    hidden = tower(tiles_of(name, inputs), output_hidden_states=True).hidden_states[number]
     normed = layer.layer_norm1(hidden)
     queries, keys = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
-    expected = torch.softmax(queries @ keys.transpose(1, 2) * 24**-0.5, dim=-1).mean(dim=1)
-    attention = cls_attention(model, inputs, 1, "merged", source="received")
-    torch.testing.assert_close(attention.weights, expected, atol=1e-6, rtol=1e-4)
+    return torch.softmax(queries @ keys.transpose(1, 2) * 24**-0.5, dim=-1).mean(dim=1)
+
+
+def test_heads_that_are_treated_as_one() -> None:
+    attention = cls_attention(family_model("llava_siglip"), family_inputs("llava_siglip"), 1, "merged", "received")
+    torch.testing.assert_close(attention.weights, merged_by_hand("llava_siglip", 1), atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", WITHOUT_CLS)
@@ -73,9 +77,74 @@ def test_what_patches_receive_is_a_share(name: str) -> None:
 
 
 @EVERY_FAMILY
-def test_whether_a_vit_has_cls(name: str) -> None:
-    model = family_model(name)
-    assert has_cls(family_of(model).vision_tower(model)) == (name not in WITHOUT_CLS)
+def test_what_there_is_is_read_unless_another_is_asked_for(name: str) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    source: Any = "received" if name in WITHOUT_CLS else "cls"
+    by_itself, asked = (cls_attention(model, inputs, source=one) for one in (None, source))
+    assert by_itself.source == source and torch.equal(by_itself.weights, asked.weights)
+
+
+@pytest.mark.parametrize("name", WITHOUT_CLS)
+@torch.no_grad()
+def test_maps_of_all_layers_are_those_of_eager_attention(name: str) -> None:
+    seen = inspect_vit(family_model(name), family_inputs(name))
+    assert (seen.source, seen.layers, seen.grid) == ("received", (0, 1, 2, 3), (4, 4))
+    for layer in range(4):
+        by_head = eager(name, layer).mean(dim=2).transpose(0, 1)  # (heads, tiles, patches)
+        torch.testing.assert_close(seen.per_head[layer], by_head, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(seen.merged[layer], merged_by_hand(name, layer), atol=1e-6, rtol=1e-4)
+    assert seen.to_json()["source"] == "received"
+
+
+@EVERY_FAMILY
+def test_patches_that_are_marked_are_those_damro_chooses(name: str) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    contrast = DAMROProcessor(model, inputs, alpha=1.0, beta=0.1, top_k=3)
+    seen = inspect_vit(model, inputs, layers=[-1], top_k=3)
+    assert (seen.source, seen.layer) == (contrast.attention.source, contrast.attention.layer)
+    assert torch.equal(seen.outliers.indices, contrast.outliers)
+    torch.testing.assert_close(seen.weights, contrast.attention.weights)
+    # LLaVA's 10 where the paper has no preset.
+    assert set(inspect_vit(model, inputs, layers=[-1]).outliers.count.tolist()) == {10}
+
+
+@torch.no_grad()
+def test_tiles_of_llava_onevision_are_joined_as_the_model_packs_them() -> None:
+    model, inputs = family_model("llava_onevision"), family_inputs("llava_onevision")
+    stitched = inspect_vit(model, inputs, layers=[-1]).stitched
+    weights = torch.split(eager("llava_onevision", 3).mean(dim=(1, 2)), [3, 3])
+    for image, (size, shape) in enumerate(zip(inputs["image_sizes"], [(4, 8), (4, 4)], strict=True)):
+        # The model's own packing, of weights instead of features, with -1 for newlines.
+        [packed], _ = model.model.pack_image_features(
+            [weights[image][..., None]], size[None], image_newline=torch.tensor([-1.0])
+        )
+        lines = packed[PATCHES:, 0].view(shape[0], shape[1] + 1)
+        assert (lines[:, -1] == -1).all()
+        torch.testing.assert_close(stitched[image], lines[:, :-1], atol=1e-6, rtol=1e-4)
+
+
+def test_frames_are_not_joined() -> None:
+    model, inputs = family_model("video_llava_video"), family_inputs("video_llava_video")
+    seen = inspect_vit(model, inputs, layers=[-1])
+    assert seen.stitched == (None, None) and len(seen.weights) == 2 * FRAMES
+
+
+@pytest.mark.parametrize("name", WITHOUT_CLS)
+@torch.no_grad()
+def test_rules_of_features_that_need_no_cls(name: str) -> None:
+    model, inputs = family_model(name), family_inputs(name)
+    hidden = model.model.vision_tower(tiles_of(name, inputs), output_hidden_states=True).hidden_states[2]
+    features = patch_features(model, inputs, layer=1)
+    assert features.cls is None
+    torch.testing.assert_close(features.patches, hidden)
+    for rule in ("norm", "redundancy"):
+        found = find_outliers(cls_attention(model, inputs, 1, source=None), rule=rule, features=features, top_k=5)
+        seen = inspect_vit(model, inputs, layer=1, rule=rule, top_k=5)
+        assert torch.equal(seen.outliers.indices, found.indices)
+    with pytest.raises(
+        NoClsTokenError, match="rule 'cosine' .* got features of a ViT without; 'norm' and 'redundancy'"
+    ):
+        inspect_vit(model, inputs, rule="cosine")
 
 
 @EVERY_FAMILY

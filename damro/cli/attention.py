@@ -9,6 +9,8 @@ from typing import Any
 from damro.cli.options import add_model_options
 
 _NEUTRAL_PROMPT = "Describe the image."
+_READ = {"cls": "[CLS] of", "received": "attention received in"}
+_FIELDS = ("source", "layer", "heads", "grid", "row", "tile", "weights")  # of a ViTInspection
 _RULES = ("topk", "iqr", "mad", "norm", "cosine", "redundancy")  # damro.outliers.RULES; importing it loads torch
 
 
@@ -24,7 +26,10 @@ def add_parser(subparsers: Any) -> None:
         "--heads", choices=("merged", "mean", "max"), help="(default: as the family's DAMRO; a bare ViT: mean)"
     )
     parser.add_argument(
-        "--top-k", type=int, metavar="K", help="how many patches to flag (default: the family's preset; a bare ViT: 10)"
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="how many patches to flag (default: the family's preset; without one, 10)",
     )
     parser.add_argument(
         "--rule",
@@ -80,15 +85,17 @@ def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: A
 
     from damro.errors import InputsError
     from damro.inspection import group_words, inspect_decoder, token_spans
+    from damro.inspection.decoder import resolve_layers
     from decoding.encoder_decoder import returned_prompt
 
+    layers = resolve_layers(model, None)  # refuses a language model before it answers
     ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
     tokens = ids[0, returned_prompt(model, inputs).shape[1] :].cpu()
     spelled = token_spans(processor.tokenizer, tokens)
     words = group_words(spelled)
     if not words:
         raise InputsError(f"prompt must make the model say something, got an empty answer to {args.prompt!r}")
-    maps = inspect_decoder(model, inputs, tokens).maps().mean(dim=0)
+    maps = inspect_decoder(model, inputs, tokens, layers).maps().mean(dim=0)
     means = torch.stack([maps[list(word.tokens)].mean(dim=0) for word in words])
     return spelled.text.strip(), [word.text for word in words], means
 
@@ -100,7 +107,7 @@ def _as_json(args: argparse.Namespace, seen: Any, words: Any) -> dict[str, Any]:
         "model": args.model,
         "image": args.image,
         "rule": args.rule,
-        **{key: jsonable(getattr(seen, key)) for key in ("layer", "heads", "grid", "row", "tile", "weights")},
+        **{key: jsonable(getattr(seen, key)) for key in _FIELDS},
         "outliers": jsonable(seen.outliers),
     }
     if words is not None:
@@ -112,7 +119,8 @@ def _as_json(args: argparse.Namespace, seen: Any, words: Any) -> dict[str, Any]:
 def _print_outliers(args: argparse.Namespace, seen: Any) -> None:
     """One line a tile."""
     rows, columns = seen.grid
-    print(f"{args.model}: [CLS] of layer {seen.layer}, heads {seen.heads}, {rows} x {columns} patches a tile")
+    read = _READ[seen.source]
+    print(f"{args.model}: {read} layer {seen.layer}, heads {seen.heads}, {rows} x {columns} patches a tile")
     found = seen.outliers
     for number, tile in enumerate(seen.tile.tolist()):
         count = int(found.count[number])
@@ -124,9 +132,10 @@ def _print_outliers(args: argparse.Namespace, seen: Any) -> None:
 
 
 def _draw(args: argparse.Namespace, processor: Any, inputs: Any, seen: Any, words: Any) -> None:
-    """The [CLS] map of the whole image; with an answer, then one map a word."""
+    """The vision tower's map of the whole image; with an answer, then one map a word."""
     from damro.figures import draw_overlay, draw_strip, save_figure
     from damro.inspection import seen_image
+    from damro.sources import SOURCE_NAMES
 
     picture = seen_image(processor, inputs)
     name = str(args.model).rstrip("/").rsplit("/", 1)[-1]
@@ -135,7 +144,7 @@ def _draw(args: argparse.Namespace, processor: Any, inputs: Any, seen: Any, word
         figure = draw_overlay(
             picture,
             seen.weights[0].view(*seen.grid),
-            title=f"[CLS] attention, layer {seen.layer}, heads {seen.heads}, {name}",
+            title=f"{SOURCE_NAMES[seen.source]}, layer {seen.layer}, heads {seen.heads}, {name}",
             outliers=[(row, column) for row, column in seen.outliers.positions[0, :count].tolist()],
             interpolation="bilinear" if args.smooth else "nearest",
         )

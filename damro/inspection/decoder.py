@@ -80,6 +80,24 @@ def inspect_decoder(
         UnsupportedModelError: if the family or the language model's attention is not supported.
     """
     prompt, views = single_prompt(model, inputs)
+    numbers = resolve_layers(model, layers)
+    replayed = replay(model, prompt, tokens, numbers)
+    return DecoderInspection(tokens.cpu(), numbers, replayed.columns, views)
+
+
+def resolve_layers(model: PreTrainedModel, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers, from 0, of the language model's layers that :func:`inspect_decoder` would look at.
+
+    It costs nothing, and refuses what :func:`inspect_decoder` would: call it before the answer is generated.
+
+    Args:
+        model: a supported LVLM.
+        layers: negative counts from the end; None takes all.
+
+    Raises:
+        ParameterError: if there is no such layer.
+        UnsupportedModelError: if the language model's attention is not supported.
+    """
     count = len(decoder_layers(model))
     for layer in layers or ():
         if not -count <= layer < count:
@@ -89,8 +107,7 @@ def inspect_decoder(
     numbers = tuple(range(count)) if layers is None else tuple(layer % count for layer in layers)
     if not numbers:
         raise ParameterError(f"layers must name at least one of the language model's {count} layers, got none")
-    replayed = replay(model, prompt, tokens, numbers)
-    return DecoderInspection(tokens.cpu(), numbers, replayed.columns, views)
+    return numbers
 
 
 class Replay(NamedTuple):

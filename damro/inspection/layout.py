@@ -16,6 +16,9 @@ from damro.errors import InputsError
 from damro.inspection.plain import Plain
 from decoding.families import Encoding, family_of
 
+TILED = ("llava_next", "llava_onevision")
+"""Families that cut an image into tiles. Where others have several, they are the frames of a video."""
+
 
 @dataclass(frozen=True)
 class ImageView(Plain):
@@ -91,7 +94,7 @@ def image_views(
             views.append(ImageView("image", image, encoding.grid, ordinals, cross[image]))
             continue
         patches = encoding.grid[0] * encoding.grid[1]
-        tiled = model.config.model_type in ("llava_next", "llava_onevision")
+        tiled = model.config.model_type in TILED
         if encoding.tiles[image] > 1 and not tiled:  # a video: every frame is [CLS] and its patches
             frames = enumerate(ordinals.view(encoding.tiles[image], -1))
             views.extend(ImageView(f"frame {frame}", image, encoding.grid, own[1:]) for frame, own in frames)
@@ -123,10 +126,10 @@ def tiled_shape(model: PreTrainedModel, inputs: Mapping[str, Any], encoding: Enc
 def stitch_tiles(
     model: PreTrainedModel, inputs: Mapping[str, Any], encoding: Encoding, image: int, values: Tensor
 ) -> Tensor:
-    """Joins LLaVA-NeXT's tiles to one picture and cuts off the padding, as the model does.
+    """Joins the tiles of LLaVA-NeXT or LLaVA-OneVision to one picture and cuts off the padding, as the model does.
 
     Args:
-        model: a LLaVA-NeXT.
+        model: of a family in :data:`TILED`.
         inputs: with `image_sizes`.
         encoding: the vision tower's run over them.
         image: which image.

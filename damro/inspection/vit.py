@@ -1,4 +1,4 @@
-"""What the vision tower does: [CLS] attention of every layer and head, patch norms, outliers."""
+"""What the vision tower does: attention to the patches in every layer and head, patch norms, outliers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.attention import (
-    ClsQueryKeys,
     Heads,
-    check_source,
     encoder_layers,
     family_heads,
+    head_weights,
     read_attention,
     record_cls,
     resolve_layer,
@@ -24,14 +23,12 @@ from damro.attention import (
 )
 from damro.errors import ParameterError
 from damro.features import patch_features
-from damro.inspection.layout import stitch_tiles
+from damro.inspection.layout import TILED, stitch_tiles
 from damro.inspection.plain import Plain
 from damro.outlier_rules import FEATURE_SCORES
 from damro.outliers import Outliers, Rule, find_outliers
-from damro.presets import preset
-from damro.vit import is_bare_vit
-
-_BARE_TOP_K = 10  # a bare ViT has no preset; LLaVA's, which is also a ViT's with [CLS]
+from damro.presets import starting_preset
+from damro.sources import Source, resolve_source
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,10 @@ class ViTInspection(Plain):
 
     Attributes:
         layers: numbers of the N layers looked at, from 0.
-        per_head: `(N, heads, tiles, patches)`, attention of [CLS] to the patches, a share of the softmax over all
-            tokens, in each head.
+        source: whose attention all maps show: "cls", that of [CLS], or "received", of a ViT without [CLS], the mean
+            over the queries of all patches.
+        per_head: `(N, heads, tiles, patches)`, attention to the patches, a share of the softmax over all tokens, in
+            each head.
         merged: `(N, tiles, patches)`, the same with all heads taken as one, `softmax(q_cls k^T C**-0.5)`.
         norms: `(N, tiles, patches)`, Euclidean length of the patch vectors that each layer puts out.
         layer: the layer whose attention ranks the patches for DAMRO.
@@ -51,10 +50,11 @@ class ViTInspection(Plain):
         grid: patch rows and columns of a tile.
         row: `(tiles,)`, the prompt each tile belongs to.
         tile: `(tiles,)`, the tile's number within its image; 0 is the whole image.
-        stitched: for LLaVA-NeXT, `weights` of each image's tiles joined to one `(rows, columns)` picture, padding
-            cut off; None for an image without tiles and for other families.
+        stitched: for LLaVA-NeXT and LLaVA-OneVision, `weights` of each image's tiles joined to one `(rows, columns)`
+            picture, padding cut off; None for an image without tiles and for other families.
     """
 
+    source: Source
     layers: tuple[int, ...]
     per_head: Tensor
     merged: Tensor
@@ -79,6 +79,7 @@ def inspect_vit(
     heads: Heads | None = None,
     top_k: int | None = None,
     rule: Rule = "topk",
+    source: Source | None = None,
 ) -> ViTInspection:
     """Looks at the vision tower in one run (two for rules of features), under any attention implementation.
 
@@ -88,17 +89,20 @@ def inspect_vit(
         layers: ViT layers to look at, negative counts from the end; None takes all.
         layer: the layer that ranks the patches; None takes the one the released code reads, of a bare ViT the last.
         heads: how its heads are joined; None takes the family's way, of a bare ViT the mean.
-        top_k: how many patches to flag; None takes the family's preset, 10 for a bare ViT, and no limit for rules
-            other than "topk".
+        top_k: how many patches to flag; None takes the family's preset, 10 where the paper has none, and no limit for
+            rules other than "topk".
         rule: see :func:`damro.find_outliers`; features are those of the layer that ranks the patches.
+        source: "cls" or "received", see :func:`damro.cls_attention`; None takes [CLS] where there is one, otherwise
+            what the patches receive, as DAMRO does.
 
     Raises:
-        ParameterError: if a layer, `heads`, `top_k` or `rule` is not one of the model's.
+        ParameterError: if a layer, `heads`, `top_k`, `rule` or `source` is not one of the model's.
+        NoClsTokenError: if `source` or `rule` asks for the [CLS] of a ViT that has none.
         UnsupportedModelError, InputsError: see :func:`damro.cls_attention`.
     """
     family = tower_family(model, inputs)
     tower = family.vision_tower(model, inputs)
-    check_source("cls", tower)
+    source = resolve_source(source, tower)
     depth = len(encoder_layers(tower))
     numbers = tuple(resolve_layer(model, family, number) for number in (range(depth) if layers is None else layers))
     if not numbers:
@@ -111,13 +115,15 @@ def inspect_vit(
     attention = replace(attention, weights=attention.weights.cpu())
     patches = attention.weights.shape[-1]
     if top_k is None and rule == "topk":
-        usual = _BARE_TOP_K if is_bare_vit(model) else preset(str(model.config.model_type)).top_k
-        top_k = min(usual, patches)
+        top_k = min(starting_preset(str(model.config.model_type)).top_k, patches)
     features = patch_features(model, inputs, ranking) if rule in FEATURE_SCORES else None
     merged = [read_attention(recorded[number], encoding, number, "merged").weights for number in numbers]
+    tiled = model.config.model_type in TILED
+    by_head = [head_weights(recorded[number]).transpose(0, 1)[..., -patches:] for number in numbers]
     return ViTInspection(
+        source=source,
         layers=numbers,
-        per_head=torch.stack([head_weights(recorded[number])[..., -patches:] for number in numbers]).cpu(),
+        per_head=torch.stack(by_head).cpu(),
         merged=torch.stack(merged).cpu(),
         norms=torch.stack([norms[number][..., -patches:] for number in numbers]),
         layer=ranking,
@@ -128,29 +134,15 @@ def inspect_vit(
         row=attention.row,
         tile=attention.tile,
         stitched=tuple(
-            stitch_tiles(model, inputs, encoding, image, tiles[1:]) if len(tiles) > 1 else None
+            stitch_tiles(model, inputs, encoding, image, tiles[1:]) if tiled and len(tiles) > 1 else None
             for image, tiles in enumerate(torch.split(attention.weights, list(encoding.tiles)))
         ),
     )
 
 
-def head_weights(recorded: ClsQueryKeys) -> Tensor:
-    """Softmax of [CLS] over all tokens in each head: `(heads, tiles, 1 + P)`, float32.
-
-    Example:
-        >>> import torch
-        >>> two_heads = ClsQueryKeys(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4, 3))
-        >>> head_weights(two_heads).tolist()
-        [[[0.25, 0.25, 0.25, 0.25]], [[0.25, 0.25, 0.25, 0.25]]]
-    """
-    query, keys = recorded.query.float(), recorded.keys.float()
-    logits = torch.einsum("thd,thnd->htn", query, keys) * query.shape[-1] ** -0.5
-    return torch.softmax(logits, dim=-1)
-
-
 @contextmanager
 def record_norms(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, keeps the length `(tiles, 1 + P)` of every vector that some layers of a ViT put out."""
+    """While open, keeps the length `(tiles, tokens)` of every vector that some layers of a ViT put out."""
     norms: dict[int, Tensor] = {}
     handles = []
 

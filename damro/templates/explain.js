@@ -4,8 +4,8 @@
     .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const byId = (id) => document.getElementById(id);
   const canvas = byId("map"), picture = document.querySelector(".frame img");
-  const words = [...document.querySelectorAll(".word")], clsLegend = byId("legend").textContent;
-  let chosen = byId("show-cls");
+  const words = [...document.querySelectorAll(".word")], seenLegend = byId("legend").textContent;
+  let chosen = byId("show-seen");
 
   // Between two stops of the colour map, in proportion. share is in 0 .. 1.
   function colourOf(share) {
@@ -24,7 +24,7 @@
     context.putImageData(pixels, 0, 0);
     byId("peak").textContent = source.dataset.peak;
     byId("legend").textContent = source.dataset.word === undefined
-      ? clsLegend : `attention of “${source.dataset.word}”, mean over layers and heads`;
+      ? seenLegend : `attention of “${source.dataset.word}”, mean over layers and heads`;
   }
 
   function preview(source) {
@@ -55,7 +55,7 @@
       if (next) { event.preventDefault(); next.focus(); }
     });
   });
-  byId("show-cls").addEventListener("click", () => choose(byId("show-cls")));
+  byId("show-seen").addEventListener("click", () => choose(byId("show-seen")));
   byId("smooth").addEventListener("change", (event) => canvas.classList.toggle("smooth", event.target.checked));
   byId("show-map").addEventListener("change", (event) => {
     canvas.hidden = !event.target.checked;
