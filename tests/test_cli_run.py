@@ -144,7 +144,7 @@ def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("method", "asked", "parameters"),
     [
         ("vcd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "noise_step": 500}),
-        ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE}),
+        ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE, "question_only": False}),
         ("m3id", [], {"alpha": None, "beta": None, "forgetting": 0.02, "confidence": 0.3}),
     ],
 )
