@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -219,7 +220,9 @@ def test_an_interrupt_ends_cleanly_and_the_run_goes_on(world: Path, tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1])}
     slow = ["--max-new-tokens", "200", "--batch-size", "1"]
     command = [sys.executable, str(RUN_CLI), *pope(world, tmp_path / "cut", *slow)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    # Started in the background of a shell, tests and all their children ignore interrupts.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     file = tmp_path / "cut/greedy/records.jsonl"
     while process.poll() is None and not (file.exists() and file.stat().st_size):
         time.sleep(0.01)
