@@ -25,7 +25,6 @@ from damro.sources import SOURCE_NAMES, Source, resolve_source
 from damro.tiny import scene
 from decoding.encoder_decoder import returned_prompt
 from decoding.families import family_of
-from decoding.families.base import is_encoder_decoder
 
 # Gradio reads it when it is imported: nothing is reported to anybody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -212,8 +211,7 @@ def answer_request(
     """
     if image_path is None or not prompt.strip():
         raise InputsError("image and prompt must both be given; choose a scene or upload an image, then ask")
-    encoded = is_encoder_decoder(family_of(model).decoder(model))
-    recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens), encoded=encoded)
+    recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
     inputs = prepare_inputs(processor, [load_image(image_path)], [prompt], model)
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
     picture = draw_attention(model, processor, inputs, contrast, name)
@@ -320,23 +318,20 @@ def tell_taken(
     return [list(row.values()) for row in taken_rows(steps, spelled, best)]
 
 
-def write_recipe(
-    name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int, *, encoded: bool = False
-) -> str:
-    """Python that gives DAMRO's answer again; `encoded` if the model's language model is an encoder-decoder.
+def write_recipe(name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int) -> str:
+    """Python that gives DAMRO's answer again.
 
     Example:
         >>> print(write_recipe("tiny", "What's this?", 2.0, 0.1, 10, 64).splitlines()[4])
         inputs = prepare_inputs(processor, [load_image("image.png")], ["What's this?"], model)
     """
-    # An encoder's prompt is not returned; what stands in front of the answer is a start token.
-    first = "1" if encoded else 'inputs["input_ids"].shape[1]'
-    return f"""from damro import DAMROProcessor
+    return f"""from damro import DAMROProcessor, returned_prompt
 from damro.loading import load_image, load_model, prepare_inputs
 
 model, processor = load_model({name!r})
 inputs = prepare_inputs(processor, [load_image("image.png")], [{prompt!r}], model)
 contrast = DAMROProcessor(model, inputs, alpha={alpha!r}, beta={beta!r}, top_k={top_k!r})
 ids = model.generate(**inputs, logits_processor=contrast, do_sample=False, max_new_tokens={max_new_tokens!r})
-print(processor.tokenizer.decode(ids[0, {first}:], skip_special_tokens=True).strip())
+answer = ids[0, returned_prompt(model, inputs).shape[1]:]
+print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
 """

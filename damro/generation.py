@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from damro.errors import ParameterError
 from damro.presets import Task
 from damro.pruning import Pruning, full_prompt, record_for
-from damro.views import Choose, Variant, check_variant, outlier_view, rule_for
+from damro.views import Choose, OutlierView, Variant, check_variant, outlier_view, rule_for
 from decoding.disturbance import DISTURBANCE
 from decoding.generate import Strategy, decode
 from decoding.methods import Contrast, icd_contrast, m3id_contrast, vcd_contrast
@@ -194,9 +194,17 @@ def _no_image(model: PreTrainedModel, inputs: Mapping[str, Any], options: Method
     return Contrast(full, full.drop_image(), rule_for(model, options.alpha, options.beta, options.task))
 
 
-def _damro(
+def view_patches(
     model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptions, choose: Choose | None = None
-) -> Contrast:
+) -> OutlierView:
+    """What "damro" and its controls with patches decode, with the attention and the patches behind it.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        options: of the method.
+        choose: which patches; None takes those with the most attention. See :func:`damro.outlier_view`.
+    """
     return outlier_view(
         model,
         inputs,
@@ -208,15 +216,19 @@ def _damro(
         choose=choose,
         shared_image=options.shared_image,
         pruning=options.pruning,
-    ).contrast
+    )
+
+
+def _damro(model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptions) -> Contrast:
+    return view_patches(model, inputs, options).contrast
 
 
 def _random_k(model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptions) -> Contrast:
-    return _damro(model, inputs, options, random_patches(options.seed))
+    return view_patches(model, inputs, options, random_patches(options.seed)).contrast
 
 
 def _least_k(model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptions) -> Contrast:
-    return _damro(model, inputs, options, least_patches)
+    return view_patches(model, inputs, options, least_patches).contrast
 
 
 def _vcd(model: PreTrainedModel, inputs: Mapping[str, Any], options: MethodOptions) -> Contrast:

@@ -16,11 +16,11 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from damro.errors import InputsError
-from damro.generation import MethodOptions, least_patches, make_contrast
+from damro.generation import MethodOptions, least_patches, make_contrast, view_patches
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.outliers import check_top_k, rank_patches
 from damro.pruning import Pruning
-from damro.views import OutlierView, outlier_view
+from damro.views import OutlierView
 from decoding.encoder_decoder import returned_prompt
 from decoding.families import family_of
 from decoding.generate import decode
@@ -185,17 +185,7 @@ class Engine:
             for name, count in zip(names, tiles_of_images(self.model, inputs), strict=False)
             for n in range(count)
         ]
-        return outlier_view(
-            self.model,
-            inputs,
-            alpha=options.alpha,
-            beta=options.beta,
-            top_k=options.top_k,
-            variant=options.variant,
-            choose=lambda weights, count: self.choose(weights, tiles),
-            shared_image=shared,
-            pruning=self.pruning,
-        )
+        return view_patches(self.model, inputs, options, lambda weights, count: self.choose(weights, tiles))
 
     def choose(self, weights: Tensor, tiles: Sequence[str]) -> Tensor:
         """Return the patches that the method puts into the negative prompt.

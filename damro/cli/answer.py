@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from damro.cli.options import add_contrast_options, add_method_options, add_model_options
+from damro.cli.options import add_contrast_options, add_method_options, add_model_options, given_options
 from eval.methods import CONTRASTS, PATCHES, TAKEN_BY, check_options, parse_method
 from eval.run_config import RunRequest
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from damro.loading import load_image, load_model, prepare_inputs
     from eval.strengths import check_request
 
-    given = {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
+    given = given_options(args)
     check_options(given, [parse_method(args.method)])
     # The rules for a run's options are those for an answer's; the benchmark does not matter to them.
     check_request(RunRequest("chair", args.model, method=args.method, keep_tokens=args.keep_tokens, **given))
@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, method: str) -> dict[str, Any]:
     """One method's answer, with what it depended on."""
-    from damro.generation import MethodOptions, least_patches, make_contrast, random_patches
+    from damro.generation import MethodOptions, least_patches, make_contrast, random_patches, view_patches
     from damro.pruning import Pruning
-    from damro.views import outlier_view
     from decoding.encoder_decoder import returned_prompt
     from decoding.generate import decode
     from decoding.methods import Contrast
@@ -81,17 +80,8 @@ def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, m
     details: dict[str, Any] = {}
     contrast: Any
     if method in PATCHES:
-        view = outlier_view(
-            model,
-            inputs,
-            alpha=args.alpha,
-            beta=args.beta,
-            top_k=args.top_k,
-            task=args.task,
-            variant=args.variant,
-            choose={"random-k": random_patches(options.seed), "least-k": least_patches}.get(method),
-            pruning=pruning,
-        )
+        choose = {"random-k": random_patches(options.seed), "least-k": least_patches}.get(method)
+        view = view_patches(model, inputs, options, choose)
         contrast, details = view.contrast, {"outliers": view.outliers.tolist()}
     else:
         contrast = make_contrast(model, inputs, method, options)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from eval.methods import TAKEN_BY
+from eval.run_config import RunRequest
+
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """--model, --device, --dtype, --attn-implementation, --revision."""
@@ -58,3 +61,8 @@ def add_method_options(group: Any) -> None:
     )
     group.add_argument("--forgetting", type=float, metavar="RATE", help="m3id: how fast its weight grows")
     group.add_argument("--confidence", type=float, metavar="P", help="m3id: probability from which nothing changes")
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that not every method has, as far as the command line says other than the default."""
+    return {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}

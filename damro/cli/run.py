@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from damro.cli.options import add_method_options
+from damro.cli.options import add_method_options, given_options
 from eval.errors import EvalError
 from eval.methods import TAKEN_BY, check_options, parse_method, takes
 from eval.pope import POPE_SPLITS, RULES
@@ -181,7 +181,7 @@ def make_requests(args: argparse.Namespace) -> list[RunRequest]:
     methods = [parse_method(name) for name in args.methods or [args.method]]
     if len(set(methods)) < len(methods):
         raise EvalError(f"--methods must be different, got {' '.join(method.name for method in methods)}")
-    given = {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
+    given = given_options(args)
     check_options(given, methods)
     # alpha, beta and top_k stand in all requests of a command; what only few methods have, in theirs.
     rare = {name: value for name, value in given.items() if name not in options}
