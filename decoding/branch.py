@@ -44,6 +44,7 @@ class NegativeBranch:
         self._embed = embed
         self.prompt = prompt
         self.passes = 0
+        # Without padding no mask is needed, and attention kernels are faster without one.
         self._padded = not bool(prompt.attention_mask.all())
         self._state: _State | None = None
         self._prompt_logits: Tensor | None = None
@@ -95,15 +96,18 @@ class NegativeBranch:
         if self._state is None or self._prompt_logits is None:
             prompt, cache = self.prompt, roomy_cache()
             mask = prompt.attention_mask
-            self._prompt_logits = self._run(cache, prompt.inputs_embeds, mask, prompt.position_ids, **prompt.reading())
+            read = mask if self._padded else None
+            self._prompt_logits = self._run(cache, prompt.inputs_embeds, read, prompt.position_ids, **prompt.reading())
             rows = torch.arange(len(mask), device=mask.device)
             self._state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
         return self._state, self._prompt_logits
 
     def _extend(self, state: _State, history: Tensor, common: int, tokens: Tensor | None) -> Tensor:
         """Feeds `history[:, common:]` in one chunk and remembers the whole history."""
-        mask = self.prompt.attention_mask[state.prompt_of]
-        full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
+        full_mask = None
+        if self._padded:
+            mask = self.prompt.attention_mask[state.prompt_of]
+            full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
         start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
         positions = start + torch.arange(common, history.shape[1], device=start.device)
         logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions, tokens)
@@ -114,7 +118,7 @@ class NegativeBranch:
         self,
         cache: Cache,
         embeds: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         positions: Tensor,
         tokens: Tensor | None = None,
         **reading: Tensor,
@@ -122,8 +126,7 @@ class NegativeBranch:
         logits = self._head.logits(
             tokens,
             inputs_embeds=embeds,
-            # Without padding no mask is needed, and attention kernels are faster without one.
-            attention_mask=mask if self._padded else None,
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
