@@ -21,9 +21,9 @@ from nltk.corpus import wordnet
 from nltk.stem import WordNetLemmatizer
 from nltk.tag import PerceptronTagger
 
-from eval.matchers.tagged import TaggedMatcher
-from eval.records import read_records
-from eval.vocabulary import load_vocabulary
+from damro.eval.chair.matchers.tagged import TaggedMatcher
+from damro.eval.chair.vocabulary import load_vocabulary
+from damro.eval.records import read_records
 
 CAPTIONS = Path(__file__).parents[1] / "tests" / "data" / "captions"
 WORDNET_POS = {"J": "a", "V": "v", "N": "n", "R": "r"}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
-from damro.views import outlier_view
-from decoding.contrast import contrast_scores
-from decoding.families import family_of
+from damro.decoding.contrast import contrast_scores
+from damro.decoding.families import family_of
+from damro.methods.patches import outlier_view
 
 
 class NaiveProcessor(LogitsProcessor):

@@ -16,8 +16,8 @@ from transformers import LogitsProcessor
 
 import damro
 from damro import tiny
+from damro.decoding.contrast import plausible_tokens
 from damro.tiny.scenes import scene
-from decoding.contrast import plausible_tokens
 
 PROMPT = "Generate a short caption of this image."
 

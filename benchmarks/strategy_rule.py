@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from damro.shapes import SHAPES, random_inputs, random_model
-from damro.speed import Call, machine, measure
-from damro.views import outlier_view
-from decoding.contrast import contrast_scores, plausible_tokens
-from decoding.generate import decode
-from decoding.methods import Contrast
+from damro.decoding.contrast import contrast_scores, plausible_tokens
+from damro.decoding.generate import decode
+from damro.decoding.rules import Contrast
+from damro.methods.patches import outlier_view
+from damro.speed.shapes import SHAPES, random_inputs, random_model
+from damro.speed.timing import Call, machine, measure
 
 EVERY = (1, 2, 3, 4, 8)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from damro.eval import chair, pope
+from damro.eval.pope import builder as pope_builder
 from damro.tiny import load
 from damro.tiny.captions import DETAIL_PROMPT, ONE_WORD, SHORT_PROMPT
 from damro.tiny.model import FAMILIES
 from damro.tiny.scenes import SPLITS, scene
-from eval import chair, pope, pope_builder
 
 _BATCH = 64
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from damro._version import __version__
 
 if TYPE_CHECKING:
-    from damro.attention import CLSAttention, cls_attention, cls_attentions
-    from damro.features import PatchFeatures, patch_features
+    from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.generation import generate
-    from damro.outliers import Outliers, find_outliers
-    from damro.presets import preset
+    from damro.methods.patches import OutlierView, outlier_view
+    from damro.methods.presets import preset
     from damro.processor import DAMROProcessor, contrast_processor
     from damro.pruning import Pruning, prune
-    from damro.views import OutlierView, outlier_view
-    from decoding.encoder_decoder import returned_prompt
+    from damro.vision.attention import CLSAttention, cls_attention, cls_attentions
+    from damro.vision.features import PatchFeatures, patch_features
+    from damro.vision.outliers import Outliers, find_outliers
 
 __all__ = [
     "CLSAttention",
@@ -41,22 +41,22 @@ __all__ = [
 ]
 
 _HOME = {
-    "CLSAttention": "damro.attention",
+    "CLSAttention": "damro.vision.attention",
     "DAMROProcessor": "damro.processor",
-    "OutlierView": "damro.views",
-    "Outliers": "damro.outliers",
-    "PatchFeatures": "damro.features",
+    "OutlierView": "damro.methods.patches",
+    "Outliers": "damro.vision.outliers",
+    "PatchFeatures": "damro.vision.features",
     "Pruning": "damro.pruning",
-    "cls_attention": "damro.attention",
-    "cls_attentions": "damro.attention",
+    "cls_attention": "damro.vision.attention",
+    "cls_attentions": "damro.vision.attention",
     "contrast_processor": "damro.processor",
-    "find_outliers": "damro.outliers",
+    "find_outliers": "damro.vision.outliers",
     "generate": "damro.generation",
-    "outlier_view": "damro.views",
-    "patch_features": "damro.features",
-    "preset": "damro.presets",
+    "outlier_view": "damro.methods.patches",
+    "patch_features": "damro.vision.features",
+    "preset": "damro.methods.presets",
     "prune": "damro.pruning",
-    "returned_prompt": "decoding.encoder_decoder",
+    "returned_prompt": "damro.decoding.branches.encoder_decoder",
 }
 
 

@@ -1,6 +1,6 @@
 """The errors of the analyzer."""
 
-from decoding.errors import DecodingError, InputsError, ParameterError, UnsupportedModelError
+from damro.decoding.errors import DecodingError, InputsError, ParameterError, UnsupportedModelError
 
 __all__ = ["DecodingError", "InputsError", "NoClsTokenError", "ParameterError", "UnsupportedModelError"]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from damro.errors import InputsError, ParameterError
 from damro.inspection import ContrastInspection, ViTInspection
-from damro.sources import SOURCE_NAMES
+from damro.vision.sources import SOURCE_NAMES
 
 Interpolation = Literal["bilinear", "nearest"]
 
@@ -215,7 +215,7 @@ def check_format(path: str | os.PathLike[str]) -> None:
     Example:
         >>> check_format("map.jpg")
         Traceback (most recent call last):
-        decoding.errors.ParameterError: file must end in .png, .svg or .pdf, got 'map.jpg'
+        damro.decoding.errors.ParameterError: file must end in .png, .svg or .pdf, got 'map.jpg'
     """
     if Path(path).suffix.lower() not in _FORMATS:
         raise ParameterError(f"file must end in .png, .svg or .pdf, got {os.fspath(path)!r}")

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from damro.decoding.branches.prefix import encode_images
+from damro.decoding.generate import Strategy, decode
+from damro.decoding.prompts import VisualPrompt
+from damro.decoding.rules import Contrast, icd_contrast, m3id_contrast, vcd_contrast
 from damro.errors import ParameterError
-from damro.presets import Task
+from damro.methods.icd import DISTURBANCE
+from damro.methods.patches import Choose, OutlierView, Variant, check_variant, outlier_view, rule_for
+from damro.methods.presets import Task
 from damro.pruning import Pruning, full_prompt, record_for
-from damro.views import Choose, OutlierView, Variant, check_variant, outlier_view, rule_for
-from decoding.disturbance import DISTURBANCE
-from decoding.generate import Strategy, decode
-from decoding.methods import Contrast, icd_contrast, m3id_contrast, vcd_contrast
-from decoding.prefix import encode_images
-from decoding.prompts import VisualPrompt
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def generate(
     :class:`damro.DAMROProcessor`, or :func:`damro.contrast_processor`, with the same parameters.
 
     Args:
-        model: of one of ``decoding.families.FAMILIES``.
+        model: of one of ``damro.decoding.families.FAMILIES``.
         inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         method: "damro"; its controls "random-k" (k random patches), "least-k" (the k least attended) and
             "no-image" (the text alone) in place of the outliers; "vcd", "icd" and "m3id", see
-            :mod:`decoding.methods`; "greedy" or None for no contrast at all, whether tokens are sampled or not. The
+            :mod:`damro.decoding.rules`; "greedy" or None for no contrast at all, whether tokens are sampled or not. The
             keys of ``METHODS``.
         alpha: strength of the contrast; None takes the preset of the family and `task`, of "vcd" and "icd" 1.0.
             "m3id" has no alpha.
@@ -124,15 +124,15 @@ def generate(
         keep_tokens: prunes the prompt that sees the image to this many patches of a tile, those with the most
             [CLS] attention; a :class:`damro.pruning.Pruning` chooses in other ways. The negative prompt stays what
             it is without. None keeps all.
-        strategy: "fused", "lazy" or "auto", see :func:`decoding.generate.decode`.
+        strategy: "fused", "lazy" or "auto", see :func:`damro.decoding.generate.decode`.
         shared_prefix: all prompts ask about one image (`pixel_values` holds it once, or once a prompt): it is
             encoded once and what the prompts begin with is read once. The answers are those of asking one by one.
         processor: the model's own processor; "icd" needs it, to tokenize its sentence.
         noise_step: of "vcd", 0 to 999: how far the image has gone in a diffusion process of 1000 steps.
         disturbance: of "icd", the sentence in front of the instruction.
         question_only: of "icd" with InstructBLIP, puts the sentence into what the Q-Former reads and not into the
-            language model's text, as the authors' code does; see :func:`decoding.methods.icd_contrast`.
-        forgetting: of "m3id", how fast the weight of the contrast grows; see :class:`decoding.methods.M3IDRule`.
+            language model's text, as the authors' code does; see :func:`damro.decoding.rules.icd_contrast`.
+        forgetting: of "m3id", how fast the weight of the contrast grows; see :class:`damro.decoding.rules.M3IDRule`.
         confidence: of "m3id", the probability of the best token from which on nothing is changed.
         **generate_kwargs: anything ``model.generate`` takes.
 

@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from damro.dinov2_small import MissingExtraError
+from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError, ParameterError
-from damro.vit import BARE_VITS, is_bare_vit
-from decoding.families import family_of
+from damro.vision.dinov2_small import MissingExtraError
+from damro.vision.vit import BARE_VITS, is_bare_vit
 
 _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -153,7 +153,7 @@ def _load_tiny() -> Loaded:
 
 def _load_dinov2_small() -> Loaded:
     """The ViT of the extra."""
-    from damro.dinov2_small import load_dinov2_small
+    from damro.vision.dinov2_small import load_dinov2_small
 
     return Loaded(*load_dinov2_small())
 

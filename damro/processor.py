@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from damro.attention import CLSAttention
+from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
+from damro.decoding.families import family_of
+from damro.decoding.generate import as_list
+from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
+from damro.decoding.rules import Contrast
 from damro.errors import ParameterError
 from damro.generation import METHODS, MethodOptions, make_contrast
-from damro.presets import Task
-from damro.views import Choose, Variant, outlier_view, rule_for
-from decoding.encoder_decoder import negative_branch, returned_prompt
-from decoding.families import family_of
-from decoding.generate import as_list
-from decoding.methods import Contrast
-from decoding.processor import ContrastiveProcessor, RuleProcessor
+from damro.methods.patches import Choose, Variant, outlier_view, rule_for
+from damro.methods.presets import Task
+from damro.vision.attention import CLSAttention
 
 
 class DAMROProcessor(ContrastiveProcessor):
@@ -33,8 +33,8 @@ class DAMROProcessor(ContrastiveProcessor):
     calls with the same inputs, under greedy search, sampling, beams and prompt lookup.
 
     Args:
-        model: of one of ``decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and InstructBLIP;
-            for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are ranked by the
+        model: of one of ``damro.decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and
+            InstructBLIP; for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are ranked by the
             attention they receive, which is not the paper's method.
         inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         alpha: strength of the contrast; None takes the preset of the family and `task`.

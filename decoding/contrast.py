@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.errors import ParameterError
+from damro.decoding.errors import ParameterError
 
 
 def check_strengths(alpha: float, beta: float) -> None:
@@ -22,7 +22,7 @@ def check_strengths(alpha: float, beta: float) -> None:
         >>> check_strengths(1.0, 0.1)
         >>> check_strengths(-1.0, 0.1)
         Traceback (most recent call last):
-        decoding.errors.ParameterError: alpha must be a finite number >= 0, got -1.0; ...
+        damro.decoding.errors.ParameterError: alpha must be a finite number >= 0, got -1.0; ...
     """
     if not (is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
         raise ParameterError(

@@ -11,17 +11,17 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from decoding.branches import Branches, Prefill, can_branch, prefill
-from decoding.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
-from decoding.errors import ParameterError
-from decoding.families import family_of
-from decoding.families.base import is_encoder_decoder
-from decoding.kv import roomy_cache
-from decoding.loop import BranchLoop, Continued, ContrastStep
-from decoding.methods import Contrast
-from decoding.prefix import prefill_shared
-from decoding.processor import RuleProcessor
-from decoding.prompts import VisualPrompt
+from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
+from damro.decoding.branches.fused import Branches, Prefill, can_branch, prefill
+from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.errors import ParameterError
+from damro.decoding.families import family_of
+from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.loop import BranchLoop, Continued, ContrastStep
+from damro.decoding.processor import RuleProcessor
+from damro.decoding.prompts import VisualPrompt
+from damro.decoding.rules import Contrast
 
 Strategy = Literal["auto", "fused", "lazy"]
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 
-from decoding.errors import NonFiniteScoresError
-from decoding.methods import ScoreRule
-from decoding.processor import OVERFLOW
+from damro.decoding.errors import NonFiniteScoresError
+from damro.decoding.processor import OVERFLOW
+from damro.decoding.rules import ScoreRule
 
 
 class Continued(Protocol):
-    """Prompts that are continued side by side, such as :class:`decoding.branches.Branches`."""
+    """Prompts that are continued side by side, such as :class:`damro.decoding.branches.fused.Branches`."""
 
     logits: Tensor
     """`(branches, R, V)`, of the next token."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from decoding.branch import NegativeBranch
-from decoding.errors import InputsError, NonFiniteScoresError
-from decoding.methods import ContrastRule, ScoreRule
+from damro.decoding.branches.negative import NegativeBranch
+from damro.decoding.errors import InputsError, NonFiniteScoresError
+from damro.decoding.rules import ContrastRule, ScoreRule
 
 OVERFLOW = (
     "must have a finite best token in every row, got NaN or infinity; the model overflowed: "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from decoding.errors import InputsError
+from damro.decoding.errors import InputsError
 
 
 @dataclass(frozen=True)

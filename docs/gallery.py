@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from damro import generate
-from damro.dinov2_small import load_dinov2_small
-from damro.explain import Explanation, explain_answers
+from damro.eval.chair.matchers import load_matcher
 from damro.figures import draw_overlay, draw_probabilities, draw_strip
 from damro.inspection import inspect_vit, seen_image
 from damro.loading import Loaded, load_image, load_model, prepare_inputs
+from damro.pages.explain import Explanation, explain_answers
 from damro.tiny import Scene, scene
-from eval.matchers import load_matcher
+from damro.vision.dinov2_small import load_dinov2_small
 
 FOLDER = Path(__file__).parent / "gallery"
 PROMPT = "Generate a short caption of this image."

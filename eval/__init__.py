@@ -1,1 +1,1 @@
-"""Benchmarks and scorers. Always ``from eval.pope import ...``, never ``import eval``."""
+"""Benchmarks and scorers. Always ``from damro.eval.pope import ...``, never ``import eval``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.errors import EvalError
+from damro.eval.errors import EvalError
 
 OTHERS = ("vcd", "icd", "m3id")
 """Methods of other authors: the negative prompt holds the image under noise, a disturbing instruction, or no image."""
@@ -101,7 +101,7 @@ def check_options(given: Mapping[str, Any], methods: Sequence[Method]) -> None:
     Example:
         >>> check_options({"alpha": 1.0}, [parse_method("m3id")])
         Traceback (most recent call last):
-        eval.errors.EvalError: --alpha must come with damro or random-k or ..., got 1.0 with m3id; leave it out, or ...
+        damro.eval.errors.EvalError: --alpha must come with damro or random-k or ..., got 1.0 with m3id; leave it out, or ...
     """
     for option, value in given.items():
         if not any(takes(method, option) for method in methods):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from eval.errors import DataFormatError, EvalError
+from damro.eval.errors import DataFormatError, EvalError
 
 
 class Record(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from eval.errors import EvalError
+from damro.eval.errors import EvalError
 
 POPE_SPLITS: tuple[str, ...] = (
     *(f"{images}/{split}" for images in ("coco", "aokvqa", "gqa") for split in ("random", "popular", "adversarial")),
@@ -30,7 +30,7 @@ def data_path(*parts: str) -> Path:
         >>> data_path("coco2014_objects.json.gz").name
         'coco2014_objects.json.gz'
     """
-    place = resources.files("eval").joinpath("data", *parts)
+    place = resources.files("damro.eval").joinpath("data", *parts)
     if not isinstance(place, Path) or not place.is_file():
         raise EvalError(
             f"data file {'/'.join(parts)!r} must lie unpacked in the installed package, looked for it at {place}: "

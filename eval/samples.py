@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.coco import image_key, read_objects
-from eval.errors import DataFormatError, EvalError
-from eval.mme_files import load_questions as load_mme_questions
-from eval.pope import Question, build, load_questions
-from eval.pope_questions import to_question
-from eval.records import read_text
-from eval.resources import POPE_SPLITS, coco_objects_path, pope_questions_path
-from eval.run_config import RunRequest, digest_of_file
+from damro.eval.chair.coco import image_key, read_objects
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.mme.questions import load_questions as load_mme_questions
+from damro.eval.pope import Question, build, load_questions
+from damro.eval.pope.questions import to_question
+from damro.eval.records import read_text
+from damro.eval.resources import POPE_SPLITS, coco_objects_path, pope_questions_path
+from damro.eval.runs.request import RunRequest, digest_of_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +95,7 @@ def check_inside(name: str) -> None:
         >>> check_inside("val2014/COCO_val2014_000000000042.jpg")
         >>> check_inside("a/../../secret.jpg")
         Traceback (most recent call last):
-        eval.errors.EvalError: image must stay inside the images folder, got 'a/../../secret.jpg'
+        damro.eval.errors.EvalError: image must stay inside the images folder, got 'a/../../secret.jpg'
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if not name or path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\0" in name:
@@ -166,7 +166,7 @@ def _pope_scenes(request: RunRequest) -> Dataset:
         split = name.rpartition("/")[2]
         records = build(objects, split, images=eligible, per_image=3, seed=request.seed)[: request.limit]
         questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
-    data = {"questions": {"builder": "eval.pope.build", "scenes": request.scenes, "sha256": _digest(objects)}}
+    data = {"questions": {"builder": "damro.eval.pope.build", "scenes": request.scenes, "sha256": _digest(objects)}}
     return Dataset(_pope_samples(request, questions), open_scene, data)
 
 

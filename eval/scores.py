@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from eval import mme
-from eval.chair import CaptionScore, score_mentions
-from eval.chair import parse_captions as parse_caption_records
-from eval.coco import ImageId, normalize_objects
-from eval.errors import EvalError
-from eval.labels import Labels, correct
-from eval.matchers import Matcher
-from eval.pope import Question, judge, score_pairs
-from eval.statistics import Array, Interval, Metric, bootstrap_metrics
+from damro.eval.chair import CaptionScore, score_mentions
+from damro.eval.chair import parse_captions as parse_caption_records
+from damro.eval.chair.coco import ImageId, normalize_objects
+from damro.eval.chair.matchers import Matcher
+from damro.eval.errors import EvalError
+from damro.eval.mme import score as mme
+from damro.eval.pope import Question, judge, score_pairs
+from damro.eval.pope.labels import Labels, correct
+from damro.eval.statistics import Array, Interval, Metric, bootstrap_metrics
 
 Records = Mapping[str, Mapping[str, Any]]
 """The records of a run by sample id."""
@@ -183,7 +183,7 @@ def _pope_group(name: str, pairs: Sequence[tuple[Question, str]], rule: str, not
 
 def _chair(records: Records, scoring: Scoring) -> list[Group]:
     if scoring.matcher is None:
-        raise EvalError("captions must be scored with a matcher, got none: see eval.matchers.load_matcher")
+        raise EvalError("captions must be scored with a matcher, got none: see damro.eval.chair.matchers.load_matcher")
     captions = parse_caption_records([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
     given: dict[ImageId, Sequence[str]] = dict(scoring.objects.items())
     objects = normalize_objects(given, {caption.image_id for caption in captions})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.errors import EvalError
+from damro.eval.errors import EvalError
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from damro.decoding.errors import UnsupportedModelError
+from damro.decoding.rules import ContrastRule, M3IDRule
+from damro.eval.methods import OTHERS, TAKEN_BY, Method, check_options, parse_method, takes
+from damro.eval.runs.request import RunRequest
 from damro.generation import MethodOptions
-from damro.presets import Task, preset
-from decoding.errors import UnsupportedModelError
-from decoding.methods import ContrastRule, M3IDRule
-from decoding.noise import noise_levels
-from eval.methods import OTHERS, TAKEN_BY, Method, check_options, parse_method, takes
-from eval.run_config import RunRequest
+from damro.methods.presets import Task, preset
+from damro.methods.vcd import noise_levels
 
 # The authors' for VCD and ICD, whose strengths do not depend on family and benchmark.
 _ALPHA, _BETA = 1.0, 0.1

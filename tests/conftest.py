@@ -16,7 +16,7 @@ if "NLTK_DATA" not in os.environ and _BESIDE_THE_REPOSITORY.is_dir():
 @pytest.fixture(scope="session")
 def nltk_data() -> None:
     """Skips a test that needs NLTK's data where there is none."""
-    from eval.matchers.tagged import missing_data
+    from damro.eval.chair.matchers.tagged import missing_data
 
     missing = missing_data()
     if missing:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import damro
-from damro.views import outlier_view
-from decoding.contrast import contrast_scores
-from decoding.prompts import VisualPrompt
+from damro.decoding.contrast import contrast_scores
+from damro.decoding.prompts import VisualPrompt
+from damro.methods.patches import outlier_view
 from tests.family_models import Inputs
 
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}

@@ -33,7 +33,7 @@ def free_port() -> int:
 @contextmanager
 def serving(model: Any, processor: Any) -> Iterator[str]:
     """The address of the app, as long as the context is open."""
-    from damro.app import build_app, serve_app
+    from damro.pages.app import build_app, serve_app
 
     with collected_leftovers():
         page = build_app(model, processor, "golden")

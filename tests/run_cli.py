@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from decoding.errors import DecodingError
-from eval.errors import EvalError
+from damro.decoding.errors import DecodingError
+from damro.eval.errors import EvalError
 
 
 def call(module: str, *arguments: str) -> int:

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.runs import Answered, Loop
-from eval.samples import Sample
+from damro.eval.runs.loop import Answered, Loop
+from damro.eval.samples import Sample
 
 
 def make_samples(count: int) -> list[Sample]:

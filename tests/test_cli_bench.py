@@ -10,9 +10,9 @@ import torch
 
 from damro.cli import main
 from damro.cli.bench import _cells
-from damro.shapes import SHAPES, random_inputs, random_model, with_grid
-from damro.speed import machine, measure, methods, weight_bytes
-from decoding.families import check_inputs
+from damro.decoding.families import check_inputs
+from damro.speed.shapes import SHAPES, random_inputs, random_model, with_grid
+from damro.speed.timing import machine, measure, methods, weight_bytes
 
 MICRO = ["bench", "--config", "micro", "--device", "cpu", "--repeats", "1", "--image-tokens", "64"]
 

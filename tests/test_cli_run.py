@@ -12,12 +12,12 @@ import pytest
 import torch
 from run_cli import call
 
+from damro.eval.errors import EvalError
+from damro.eval.mme import HALLUCINATION
+from damro.eval.runs.loop import FailedSampleError
+from damro.eval.runs.request import RunMismatchError
 from damro.tiny.model import build_model, build_processor
 from damro.tiny.scenes import scene
-from eval.errors import EvalError
-from eval.mme import HALLUCINATION
-from eval.run_config import RunMismatchError
-from eval.runs import FailedSampleError
 
 RUN_CLI = Path(__file__).with_name("run_cli.py")
 SENTENCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."

@@ -15,8 +15,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from damro.cli import main
 from damro.errors import ParameterError, UnsupportedModelError
-from eval.errors import EvalError
-from eval.run_config import RunMismatchError
+from damro.eval.errors import EvalError
+from damro.eval.runs.request import RunMismatchError
 from tests.family_models import QUERIES, family_model
 
 FAST = ["--max-new-tokens", "3", "--batch-size", "2", "--device", "cpu"]

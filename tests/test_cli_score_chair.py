@@ -7,7 +7,7 @@ import chair_reference as reference
 import pytest
 
 from damro.cli import score_chair, setup_nltk
-from eval.errors import DataFormatError, EvalError
+from damro.eval.errors import DataFormatError, EvalError
 
 RECORDED = reference.CAPTIONS / "r9-llava-7b.jsonl.gz"
 

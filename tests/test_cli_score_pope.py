@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from damro.cli import main
-from eval.pope import RULES
+from damro.eval.pope import RULES
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "tests" / "data" / "pope"

@@ -15,15 +15,15 @@ from torch import Tensor
 
 import damro
 from damro.cli import main
+from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.errors import UnsupportedModelError
-from damro.explain import explain_answers
+from damro.eval.runs.engine import make_engine
+from damro.eval.runs.first_token import answer_in_one_token
+from damro.eval.runs.request import RunRequest
+from damro.eval.samples import Sample
 from damro.inspection import inspect_contrast, inspect_decoder
 from damro.loading import Loaded, load_model, prepare_inputs
-from decoding.encoder_decoder import returned_prompt
-from eval.engine import make_engine
-from eval.first_token import answer_in_one_token
-from eval.run_config import RunRequest
-from eval.samples import Sample
+from damro.pages.explain import explain_answers
 from tests.family_models import ENCODER_DECODERS, IMAGE, QUERIES, encoder_processor, family_model
 
 QUESTIONS = ["What is this?", "What is a cat.", "What"]
@@ -131,7 +131,7 @@ def test_the_page_and_its_python_give_the_same_answer(
     folder: Path, loaded: Loaded, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gradio")
-    from damro.app import answer_request
+    from damro.pages.app import answer_request
 
     *_, (greedy, answer, _, taken, code) = answer_request(
         *loaded, str(folder), str(photo), QUESTIONS[0], 1.0, 0.1, 3, 6

@@ -12,11 +12,11 @@ from golden_models import golden_inputs, load_golden
 from matplotlib.figure import Figure
 from PIL import Image
 
+from damro.decoding.contrast import contrast_scores
 from damro.errors import InputsError, ParameterError
 from damro.figures import draw_heads, draw_overlay, draw_probabilities, draw_strip, save_figure
 from damro.inspection import inspect_vit
 from damro.inspection.contrast import compare_steps
-from decoding.contrast import contrast_scores
 from tests.family_models import family_inputs, family_model
 
 PICTURE = Image.new("RGB", (60, 40), (200, 30, 30))

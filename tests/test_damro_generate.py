@@ -10,12 +10,12 @@ from golden_cases import FAMILIES, inputs_of, model_of
 
 import damro
 from damro import DAMROProcessor, outlier_view
+from damro.decoding.families import family_of
+from damro.decoding.rules import Contrast, ContrastRule
 from damro.errors import ParameterError
 from damro.generation import METHODS, MethodOptions, least_patches, random_patches
-from damro.presets import preset
-from damro.speed import counted
-from decoding.families import family_of
-from decoding.methods import Contrast, ContrastRule
+from damro.methods.presets import preset
+from damro.speed.timing import counted
 
 CONTRASTS = ("damro", "random-k", "least-k", "no-image")
 

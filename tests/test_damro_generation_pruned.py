@@ -8,9 +8,9 @@ from transformers import GenerationConfig
 
 import damro
 from damro import outlier_view
+from damro.decoding.prompts import VisualPrompt
 from damro.errors import ParameterError, UnsupportedModelError
 from damro.pruning import Pruning, prune
-from decoding.prompts import VisualPrompt
 
 FAMILIES = ("llava", "llava_next")
 TOKENS = 8

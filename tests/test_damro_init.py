@@ -26,9 +26,9 @@ def test_every_public_name_is_found(name):
 
 
 def test_public_names_are_those_of_their_modules():
-    from damro.attention import cls_attention
     from damro.processor import DAMROProcessor
     from damro.pruning import prune
+    from damro.vision.attention import cls_attention
 
     assert damro.prune is prune
     assert damro.cls_attention is cls_attention

@@ -10,9 +10,9 @@ import torch
 from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
 
-from damro.dinov2_small import MissingExtraError
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.loading import ImageError, ModelLoadError, format_prompt, load_image, load_model, prepare_inputs
+from damro.vision.dinov2_small import MissingExtraError
 
 
 def picture(width: int = 80, height: int = 60) -> Image.Image:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from decoding.errors import InputsError
-from decoding.families import FAMILIES, family_of
-from decoding.families.base import attention_mask_of, clip_feature_layer, rows_of_images
+from damro.decoding.errors import InputsError
+from damro.decoding.families import FAMILIES, family_of
+from damro.decoding.families.base import attention_mask_of, clip_feature_layer, rows_of_images
 from tests.family_models import MORE_FAMILIES, family_model
 from tests.golden_cases import FAMILIES as NAMES
 from tests.golden_cases import inputs_of, model_of

@@ -11,18 +11,18 @@ from golden_cases import FAMILIES, NEW_TOKENS, Inputs, fresh_model, inputs_of, m
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
-import decoding.branches
+import damro.decoding.branches.fused
 from damro import DAMROProcessor, outlier_view
+from damro.decoding.branches.fused import can_branch
+from damro.decoding.branches.kv import ROOM
+from damro.decoding.errors import NonFiniteScoresError, ParameterError
+from damro.decoding.families import family_of
+from damro.decoding.generate import choose_strategy, decode
+from damro.decoding.prompts import VisualPrompt
+from damro.decoding.rules import Contrast
 from damro.generation import generate
-from damro.shapes import SHAPES, random_inputs, random_model
-from damro.speed import counted
-from decoding.branches import can_branch
-from decoding.errors import NonFiniteScoresError, ParameterError
-from decoding.families import family_of
-from decoding.generate import choose_strategy, decode
-from decoding.kv import ROOM
-from decoding.methods import Contrast
-from decoding.prompts import VisualPrompt
+from damro.speed.shapes import SHAPES, random_inputs, random_model
+from damro.speed.timing import counted
 
 STRENGTH: dict[str, Any] = {"alpha": 1.0, "top_k": 3}
 MANY_ENDS = [5, 9, 20, 30, 41, 43, 60, 70, 80, 90, 100, 120]
@@ -95,13 +95,13 @@ def test_rows_end_by_themselves_and_leave_the_batch(family: str, monkeypatch: py
     model, inputs = model_of(family), batch_of(family, 3)
     options = {"max_new_tokens": 40, "do_sample": True, "eos_token_id": MANY_ENDS, "pad_token_id": 0}
     sizes: list[int] = []
-    attend = decoding.branches.sdpa_attention_forward
+    attend = damro.decoding.branches.fused.sdpa_attention_forward
 
     def watched(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(query))
         return attend(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(decoding.branches, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(damro.decoding.branches.fused, "sdpa_attention_forward", watched)
     expected = stock(model, inputs, num_return_sequences=4, **options)
     got = fast(model, inputs, num_return_sequences=4, **options)
     assert torch.equal(got, expected)
@@ -219,13 +219,13 @@ def test_no_branch_is_padded_to_the_other(monkeypatch: pytest.MonkeyPatch) -> No
     model, inputs = model_of("llava"), batch_of("llava", 1)
     contrast = outlier_view(model, inputs, **STRENGTH).contrast
     columns: list[tuple[int, bool]] = []
-    attend = decoding.branches.sdpa_attention_forward
+    attend = damro.decoding.branches.fused.sdpa_attention_forward
 
     def watched(module: Any, query: Tensor, keys: Tensor, values: Tensor, mask: Any, **kwargs: Any) -> Any:
         columns.append((keys.shape[2], mask is None))
         return attend(module, query, keys, values, mask, **kwargs)
 
-    monkeypatch.setattr(decoding.branches, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(damro.decoding.branches.fused, "sdpa_attention_forward", watched)
     decode(model, inputs, contrast, strategy="fused", max_new_tokens=2)
     full, negative = contrast.full.attention_mask.shape[1], contrast.negative.attention_mask.shape[1]
     assert full - negative == 16 - 3

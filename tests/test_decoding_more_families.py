@@ -13,12 +13,12 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import damro
+from damro.decoding.branches.fused import can_branch
+from damro.decoding.errors import InputsError
+from damro.decoding.families import family_of
 from damro.errors import UnsupportedModelError
 from damro.loading import prepare_inputs
 from damro.processor import contrast_processor
-from decoding.branches import can_branch
-from decoding.errors import InputsError
-from decoding.families import family_of
 from tests.family_models import (
     FRAMES,
     IMAGE,

@@ -11,13 +11,13 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 import damro
 from damro import DAMROProcessor
+from damro.decoding.branches.fused import prefill
+from damro.decoding.errors import InputsError, ParameterError
+from damro.decoding.families import family_of
+from damro.decoding.prompts import stack_rows
 from damro.errors import NoClsTokenError, UnsupportedModelError
 from damro.inspection import inspect_contrast, inspect_decoder
 from damro.pruning import prune
-from decoding.branches import prefill
-from decoding.errors import InputsError, ParameterError
-from decoding.families import family_of
-from decoding.prompts import stack_rows
 from tests.family_models import IMAGE, PATCHES, family_model
 from tests.paligemma_cases import (
     BOTH,

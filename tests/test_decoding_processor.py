@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from decoding.branch import NegativeBranch
-from decoding.errors import InputsError, NonFiniteScoresError, ParameterError
-from decoding.methods import ContrastRule, M3IDRule, ScoreRule
-from decoding.processor import ContrastiveProcessor, RuleProcessor
+from damro.decoding.branches.negative import NegativeBranch
+from damro.decoding.errors import InputsError, NonFiniteScoresError, ParameterError
+from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
+from damro.decoding.rules import ContrastRule, M3IDRule, ScoreRule
 
 PROMPT = torch.tensor([[5, 6, 7], [0, 8, 9]])
 PAD, END = 0, 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decoding.errors import InputsError
-from decoding.prompts import VisualPrompt, positions_of, scatter_features
+from damro.decoding.errors import InputsError
+from damro.decoding.prompts import VisualPrompt, positions_of, scatter_features
 
 
 def prompt_of(rows: list[str]) -> VisualPrompt:

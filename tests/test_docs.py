@@ -14,11 +14,11 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from damro import generation, tiny
 from damro.cli import build_parser
+from damro.decoding.families import FAMILIES
+from damro.decoding.rules import ContrastRule
+from damro.eval.pope.rules import RULES, parse_answer
 from damro.loading import load_model, prepare_inputs
-from damro.presets import preset
-from decoding.families import FAMILIES
-from decoding.methods import ContrastRule
-from eval.pope_rules import RULES, parse_answer
+from damro.methods.presets import preset
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval.errors import DataFormatError, EvalError
-from eval.records import RecordWriter, read_json, read_records
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.records import RecordWriter, read_json, read_records
 
 LINES = '{"a": 1}\n\n{"a": "\u00e9\u2028b"}\r\n{"a": null}'
 
@@ -116,7 +116,7 @@ def test_writer_goes_on_after_a_torn_line(tmp_path, cut):
 def test_writer_survives_a_kill(tmp_path):
     path = tmp_path / "x.jsonl"
     code = (
-        "import os, sys; from eval.records import RecordWriter\n"
+        "import os, sys; from damro.eval.records import RecordWriter\n"
         "w = RecordWriter(sys.argv[1])\n"
         "for n in range(5): w.write({'n': n})\n"
         "os.kill(os.getpid(), 9)"

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from eval.errors import EvalError
-from eval.statistics import bootstrap, bootstrap_difference, first_column
+from damro.eval.errors import EvalError
+from damro.eval.statistics import bootstrap, bootstrap_difference, first_column
 
 
 def f1(means):
@@ -60,7 +60,7 @@ def test_same_seed_same_interval():
 def test_chunks_do_not_change_the_result(monkeypatch):
     samples = np.random.default_rng(0).normal(size=(30, 2))
     whole = bootstrap(samples, resamples=101)
-    monkeypatch.setattr("eval.statistics._CHUNK", 600)  # ten resamples at a time
+    monkeypatch.setattr("damro.eval.statistics._CHUNK", 600)  # ten resamples at a time
     assert bootstrap(samples, resamples=101) == whole
 
 

@@ -120,7 +120,7 @@ def test_chosen_names_number_two_to_six() -> None:
 
 
 def test_reference_captions_name_exactly_the_objects() -> None:
-    builtin = pytest.importorskip("eval.matchers").load_matcher("builtin")
+    builtin = pytest.importorskip("damro.eval.chair.matchers").load_matcher("builtin")
     for index in range(80):
         picture = scene("validation", index)
         # "vases" is left out: WordNet reads it as "vas", and so does the scorer.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from damro._version import __version__
-from decoding.errors import DecodingError
-from eval.errors import EvalError
+from damro.decoding.errors import DecodingError
+from damro.eval.errors import EvalError
 
 _COMMANDS = (
     "demo",

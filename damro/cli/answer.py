@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from damro.cli.options import add_contrast_options, add_method_options, add_model_options, given_options
-from eval.methods import CONTRASTS, PATCHES, TAKEN_BY, check_options, parse_method
-from eval.run_config import RunRequest
+from damro.eval.methods import CONTRASTS, PATCHES, TAKEN_BY, check_options, parse_method
+from damro.eval.runs.request import RunRequest
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,8 +37,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answers and prints."""
+    from damro.eval.strengths import check_request
     from damro.loading import load_image, load_model, prepare_inputs
-    from eval.strengths import check_request
 
     given = given_options(args)
     check_options(given, [parse_method(args.method)])
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, method: str) -> dict[str, Any]:
     """One method's answer, with what it depended on."""
+    from damro.decoding.branches.encoder_decoder import returned_prompt
+    from damro.decoding.generate import decode
+    from damro.decoding.rules import Contrast
     from damro.generation import MethodOptions, least_patches, make_contrast, random_patches, view_patches
     from damro.pruning import Pruning
-    from decoding.encoder_decoder import returned_prompt
-    from decoding.generate import decode
-    from decoding.methods import Contrast
 
     named = {name: getattr(args, name) for name in ("task", *TAKEN_BY) if getattr(args, name) is not None}
     pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from damro.loading import load_model
 
     try:
-        from damro.app import build_app, serve_app
+        from damro.pages.app import build_app, serve_app
     except ImportError as error:
         raise ParameterError(f"damro app needs an optional package, got none; {error}") from error
     model, processor = load_model(

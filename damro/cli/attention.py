@@ -11,7 +11,7 @@ from damro.cli.options import add_model_options
 _NEUTRAL_PROMPT = "Describe the image."
 _READ = {"cls": "[CLS] of", "received": "attention received in"}
 _FIELDS = ("source", "layer", "heads", "grid", "row", "tile", "weights")  # of a ViTInspection
-_RULES = ("topk", "iqr", "mad", "norm", "cosine", "redundancy")  # damro.outliers.RULES; importing it loads torch
+_RULES = ("topk", "iqr", "mad", "norm", "cosine", "redundancy")  # damro.vision.outliers.RULES; importing it loads torch
 
 
 def add_parser(subparsers: Any) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         check_format(args.out)  # before the model is loaded
     from damro.inspection import inspect_vit
     from damro.loading import load_image, load_model, prepare_inputs
-    from damro.vit import is_bare_vit
+    from damro.vision.vit import is_bare_vit
 
     image = load_image(args.image)
     model, processor = load_model(
@@ -83,10 +83,10 @@ def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: A
     """The greedy answer, its words, and `(words, rows, columns)` of attention, averaged over layers and tokens."""
     import torch
 
+    from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.errors import InputsError
     from damro.inspection import group_words, inspect_decoder, token_spans
     from damro.inspection.decoder import resolve_layers
-    from decoding.encoder_decoder import returned_prompt
 
     layers = resolve_layers(model, None)  # refuses a language model before it answers
     ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
@@ -135,7 +135,7 @@ def _draw(args: argparse.Namespace, processor: Any, inputs: Any, seen: Any, word
     """The vision tower's map of the whole image; with an answer, then one map a word."""
     from damro.figures import draw_overlay, draw_strip, save_figure
     from damro.inspection import seen_image
-    from damro.sources import SOURCE_NAMES
+    from damro.vision.sources import SOURCE_NAMES
 
     picture = seen_image(processor, inputs)
     name = str(args.model).rstrip("/").rsplit("/", 1)[-1]

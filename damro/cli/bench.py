@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     import torch
 
-    from damro.speed import copy_bandwidth, machine, questions_per_second, weight_bytes
+    from damro.speed.timing import copy_bandwidth, machine, questions_per_second, weight_bytes
 
     keep_tokens = _keep_tokens(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,7 +164,7 @@ class _Models:
 
         from damro.errors import UnsupportedModelError
         from damro.loading import load_model
-        from damro.shapes import SHAPES, random_model, with_grid
+        from damro.speed.shapes import SHAPES, random_model, with_grid
 
         if self._config in SHAPES:
             dtype = getattr(torch, self._dtype)
@@ -181,7 +181,7 @@ class _Models:
 
 
 def _inputs(model: Any, batch: int, image_tokens: int, *, same_image: bool = False) -> Any:
-    from damro.shapes import random_inputs
+    from damro.speed.shapes import random_inputs
 
     return random_inputs(model, batch, images=_TILES[image_tokens][1], same_image=same_image)
 
@@ -197,7 +197,7 @@ def _naive() -> Any:
 
 def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str, Any]:
     """Every method's figures, with its ratios to greedy."""
-    from damro.speed import measure, methods
+    from damro.speed.timing import measure, methods
 
     speeds = measure(model, methods(model, inputs, _naive()), new_tokens=new_tokens, repeats=repeats)
     greedy = speeds["greedy"]
@@ -213,7 +213,7 @@ def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str
 
 def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence[int]) -> dict[str, Any]:
     """Figures of plain decoding and DAMRO by image tokens kept, with their ratios to plain decoding with all."""
-    from damro.speed_pruning import measure_pruning
+    from damro.speed.pruned import measure_pruning
 
     base, batch, new_tokens = _base(args), args.batch[0], args.new_tokens[0]
     inputs = _inputs(model, batch, base)

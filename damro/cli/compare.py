@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from damro.cli.run import add_scoring_options, make_scoring, print_comparison, write_tables
-from eval.run_config import load_run, to_request
+from damro.eval.runs.request import load_run, to_request
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores, compares and prints."""
-    from eval.report import compare, load_runs
+    from damro.eval.report.comparison import compare, load_runs
 
     benchmark, model, runs = load_runs(args.runs)
     comparison = compare(benchmark, model, runs, make_scoring(args, benchmark, truth_of(args, benchmark)))
@@ -41,8 +41,8 @@ def truth_of(args: argparse.Namespace, benchmark: str) -> Any:
     """The objects that captions are scored with: of the embedded scenes, or of COCO."""
     if benchmark != "chair":
         return {}
-    from eval.coco import read_objects
-    from eval.samples import caption_truth
+    from damro.eval.chair.coco import read_objects
+    from damro.eval.samples import caption_truth
 
     request = to_request(load_run(args.runs[0]))
     if args.objects or request.objects:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eval.demo import Demo, Progress
+    from damro.eval.demo.demo import Demo, Progress
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,8 +30,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs, writes and prints."""
-    from eval.demo import run_demo
-    from eval.errors import EvalError
+    from damro.eval.demo.demo import run_demo
+    from damro.eval.errors import EvalError
 
     if args.scenes < 10:
         raise EvalError(f"--scenes must be at least 10 to make questions of, got {args.scenes}")

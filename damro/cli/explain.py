@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.out)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"--out must lie in a folder that exists, got {args.out!r}; make {target.parent} first")
-    from damro.explain import explain_answers
-    from damro.explain_page import render_page
     from damro.loading import load_image, load_model
+    from damro.pages.explain import explain_answers
+    from damro.pages.explain_page import render_page
 
     image = load_image(args.image)
     model, processor = load_model(

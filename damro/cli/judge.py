@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from eval.errors import EvalError
-from eval.run_config import FORMAT, folder_name, load_run, to_request
+from damro.eval.errors import EvalError
+from damro.eval.runs.request import FORMAT, folder_name, load_run, to_request
 
 _KEY = "OPENAI_API_KEY"
 
@@ -40,8 +40,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks, records and prints."""
-    from eval.judge import ASPECTS, judge_runs, openai_judge
-    from eval.report import load_runs
+    from damro.eval.report.comparison import load_runs
+    from damro.eval.report.judge import ASPECTS, judge_runs, openai_judge
 
     if args.limit is not None and args.limit < 1:
         raise EvalError(f"--limit must be at least 1, got {args.limit}")
@@ -77,7 +77,7 @@ _PARTS = ("first", "second", "difference")
 
 def _image_opener(args: argparse.Namespace) -> Callable[[str], bytes]:
     """From an image's name to its PNG, as the runs saw it."""
-    from eval.samples import folder_opener, open_scene
+    from damro.eval.samples import folder_opener, open_scene
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)

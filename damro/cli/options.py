@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from eval.methods import TAKEN_BY
-from eval.run_config import RunRequest
+from damro.eval.methods import TAKEN_BY
+from damro.eval.runs.request import RunRequest
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from damro.cli.compare import truth_of
 from damro.cli.run import add_scoring_options, make_scoring
-from eval.errors import EvalError
-from eval.run_config import load_run
+from damro.eval.errors import EvalError
+from damro.eval.runs.request import load_run
 
 if TYPE_CHECKING:
-    from eval.published import Beside
+    from damro.eval.report.published import Beside
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,8 +34,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores, puts beside and prints."""
-    from eval.published import load_published, paper_model, protocol_differences, put_beside
-    from eval.report import compare, load_runs
+    from damro.eval.report.comparison import compare, load_runs
+    from damro.eval.report.published import load_published, paper_model, protocol_differences, put_beside
 
     benchmark, model, runs = load_runs(args.runs)
     if benchmark != args.benchmark:
@@ -66,7 +66,7 @@ def _print(title: str, rows: list[Beside], differences: dict[str, list[str]]) ->
     from rich.console import Console
     from rich.table import Table
 
-    from eval.tables import LABELS, show_value
+    from damro.eval.report.tables import LABELS, show_value
 
     table = Table(title=title)
     for name in ("method", "metric", "paper", "measured", "paper in interval"):

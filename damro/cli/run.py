@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from damro.cli.options import add_method_options, given_options
-from eval.errors import EvalError
-from eval.methods import TAKEN_BY, check_options, parse_method, takes
-from eval.pope import POPE_SPLITS, RULES
-from eval.run_config import BENCHMARKS, RunRequest, folder_name, load_run, to_request, write_whole
+from damro.eval.errors import EvalError
+from damro.eval.methods import TAKEN_BY, check_options, parse_method, takes
+from damro.eval.pope import POPE_SPLITS, RULES
+from damro.eval.runs.request import BENCHMARKS, RunRequest, folder_name, load_run, to_request, write_whole
 
 if TYPE_CHECKING:
-    from eval.report import Comparison
-    from eval.runs import Loop, Prepared, Progress
-    from eval.scores import Scoring
+    from damro.eval.report.comparison import Comparison
+    from damro.eval.runs.loop import Loop, Prepared, Progress
+    from damro.eval.scores import Scoring
 
 _REQUEST_OPTIONS = (
     *("model", "revision", "questions", "objects", "image_ids", "images", "limit", "scenes", "seed"),
@@ -122,9 +122,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs, scores and prints."""
-    from eval.report import compare
-    from eval.runs import Loop, prepare, run_benchmark
-    from eval.sharding import find_workers
+    from damro.eval.report.comparison import compare
+    from damro.eval.runs.loop import Loop, prepare, run_benchmark
+    from damro.eval.runs.sharding import find_workers
 
     requests = make_requests(args)
     first = requests[0]
@@ -200,7 +200,7 @@ def make_requests(args: argparse.Namespace) -> list[RunRequest]:
 
 def _splits(args: argparse.Namespace) -> tuple[str, ...]:
     if args.benchmark == "pope" and args.split == ["all"]:
-        from eval.samples import all_splits
+        from damro.eval.samples import all_splits
 
         return () if args.model == "tiny" else all_splits()
     return tuple(args.split or ())
@@ -214,14 +214,14 @@ def _whole_number(text: str) -> int:
 
 def make_scoring(args: argparse.Namespace, benchmark: str, truth: Any) -> Scoring:
     """How the options want answers scored."""
-    from eval.labels import load_labels
-    from eval.scores import Scoring
+    from damro.eval.pope.labels import load_labels
+    from damro.eval.scores import Scoring
 
     rules = RULES if "all" in args.rules else tuple(args.rules)
     labels = load_labels(args.labels, complete=args.labels_complete) if args.labels else None
     matcher = None
     if benchmark == "chair":
-        from eval.matchers import load_matcher
+        from damro.eval.chair.matchers import load_matcher
 
         matcher = load_matcher(args.matcher)
     return Scoring(rules, labels, matcher, truth)
@@ -229,8 +229,8 @@ def make_scoring(args: argparse.Namespace, benchmark: str, truth: Any) -> Scorin
 
 def write_tables(comparison: Comparison, out: Path) -> None:
     """Writes scores.json, scores.csv, scores.md and report.html."""
-    from eval.html import write_report
-    from eval.tables import to_csv, to_json, to_markdown
+    from damro.eval.report.html import write_report
+    from damro.eval.report.tables import to_csv, to_json, to_markdown
 
     for ending, text in (("json", to_json), ("csv", to_csv), ("md", to_markdown)):
         write_whole(out / f"scores.{ending}", text(comparison))
@@ -239,7 +239,7 @@ def write_tables(comparison: Comparison, out: Path) -> None:
 
 def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
     """Prints the tables, or JSON."""
-    from eval.tables import notes, to_json, to_terminal
+    from damro.eval.report.tables import notes, to_json, to_terminal
 
     if as_json:
         print(to_json(comparison))
@@ -262,7 +262,7 @@ def show_progress(title: str, *, quiet: bool = False) -> Iterator[Progress | Non
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from eval.runs import Tally
+    from damro.eval.runs.loop import Tally
 
     columns = (
         TextColumn("{task.description}"),

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.chair import CAPTION_KEYS, ChairScore, score
-from eval.coco import ImageId, Progress, build_objects, read_objects
-from eval.matchers import MATCHERS, Matcher, load_matcher
-from eval.records import read_records
+from damro.eval.chair import CAPTION_KEYS, ChairScore, score
+from damro.eval.chair.coco import ImageId, Progress, build_objects, read_objects
+from damro.eval.chair.matchers import MATCHERS, Matcher, load_matcher
+from damro.eval.records import read_records
 
 if TYPE_CHECKING:
     from rich.table import Table

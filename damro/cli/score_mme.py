@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.errors import EvalError
-from eval.mme import MMEScore, load_answers, score
+from damro.eval.errors import EvalError
+from damro.eval.mme import MMEScore, load_answers, score
 
 if TYPE_CHECKING:
     from rich.table import Table

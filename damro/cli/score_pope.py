@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from eval.pope import POPE_SPLITS, RULES, PopeScore, align, load_answers, load_questions, score_pairs
+from damro.eval.pope import POPE_SPLITS, RULES, PopeScore, align, load_answers, load_questions, score_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table

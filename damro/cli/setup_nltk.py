@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eval.errors import EvalError
+from damro.eval.errors import EvalError
 
 # Only WordNet is not read when captions are scored: the table of inflections is made from it and tested against it.
 _PACKAGES = {

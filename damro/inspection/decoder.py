@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from damro.decoding.branches.encoder_decoder import start_tokens
+from damro.decoding.families import check_inputs, family_of
+from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.prompts import VisualPrompt
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.inspection.layout import ImageView, encode_with_views, find_view
 from damro.inspection.plain import Plain
-from decoding.encoder_decoder import start_tokens
-from decoding.families import check_inputs, family_of
-from decoding.families.base import is_encoder_decoder
-from decoding.prompts import VisualPrompt
 
 
 @dataclass(frozen=True)

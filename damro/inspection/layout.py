@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llava_next import modeling_llava_next
 
+from damro.decoding.families import Encoding, family_of
 from damro.errors import InputsError
 from damro.inspection.plain import Plain
-from decoding.families import Encoding, family_of
 
 TILED = ("llava_next", "llava_onevision")
 """Families that cut an image into tiles. Where others have several, they are the frames of a video."""

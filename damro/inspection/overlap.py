@@ -11,7 +11,7 @@ from torch import Tensor
 
 from damro.errors import InputsError, ParameterError
 from damro.inspection.plain import Plain
-from damro.outliers import rank_patches
+from damro.vision.outliers import rank_patches
 
 
 class Mention(NamedTuple):

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from damro.attention import (
+from damro.errors import ParameterError
+from damro.inspection.layout import TILED, stitch_tiles
+from damro.inspection.plain import Plain
+from damro.methods.presets import starting_preset
+from damro.vision.attention import (
     Heads,
     encoder_layers,
     family_heads,
@@ -21,14 +25,10 @@ from damro.attention import (
     resolve_layer,
     tower_family,
 )
-from damro.errors import ParameterError
-from damro.features import patch_features
-from damro.inspection.layout import TILED, stitch_tiles
-from damro.inspection.plain import Plain
-from damro.outlier_rules import FEATURE_SCORES
-from damro.outliers import Outliers, Rule, find_outliers
-from damro.presets import starting_preset
-from damro.sources import Source, resolve_source
+from damro.vision.features import patch_features
+from damro.vision.outlier_rules import FEATURE_SCORES
+from damro.vision.outliers import Outliers, Rule, find_outliers
+from damro.vision.sources import Source, resolve_source
 
 
 @dataclass(frozen=True)

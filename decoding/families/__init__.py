@@ -12,9 +12,18 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from decoding.errors import InputsError, UnsupportedModelError
-from decoding.families import blip_2, instructblip, llava, llava_next, llava_onevision, paligemma, video_llava, vipllava
-from decoding.families.base import (
+from damro.decoding.errors import InputsError, UnsupportedModelError
+from damro.decoding.families import (
+    blip_2,
+    instructblip,
+    llava,
+    llava_next,
+    llava_onevision,
+    paligemma,
+    video_llava,
+    vipllava,
+)
+from damro.decoding.families.base import (
     ColumnPatches,
     Encoding,
     Family,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from decoding.errors import InputsError
-from decoding.prompts import VisualPrompt, scatter_features
+from damro.decoding.errors import InputsError
+from damro.decoding.prompts import VisualPrompt, scatter_features
 
 LVLM = Any
 """A model of transformers. Which submodules it has is what a family module knows, not what types can say."""

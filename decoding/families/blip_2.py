@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.families.base import LVLM, Encoding, patch_grid, rows_of_images
-from decoding.families.instructblip import DEFAULT_HEADS, PIXELS, column_patches, decoder, full_prompt, vision_tower
-from decoding.prompts import VisualPrompt
+from damro.decoding.families.base import LVLM, Encoding, patch_grid, rows_of_images
+from damro.decoding.families.instructblip import (
+    DEFAULT_HEADS,
+    PIXELS,
+    column_patches,
+    decoder,
+    full_prompt,
+    vision_tower,
+)
+from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",

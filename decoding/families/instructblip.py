@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoding.errors import UnsupportedModelError
-from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from decoding.prompts import VisualPrompt
+from damro.decoding.errors import UnsupportedModelError
+from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
 PIXELS: tuple[str, ...] = ("pixel_values",)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoding.families.base import (
+from damro.decoding.families.base import (
     LVLM,
     ColumnPatches,
     Encoding,
@@ -18,7 +18,7 @@ from decoding.families.base import (
     patch_grid,
     rows_of_images,
 )
-from decoding.prompts import VisualPrompt
+from damro.decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ()
 PIXELS: tuple[str, ...] = ("pixel_values",)

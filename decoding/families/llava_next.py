@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from decoding.families.llava import PIXELS, decoder, feature_layer, patch_columns, vision_tower
-from decoding.prompts import VisualPrompt
+from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.families.llava import PIXELS, decoder, feature_layer, patch_columns, vision_tower
+from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",

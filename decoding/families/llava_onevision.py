@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from decoding.errors import InputsError, UnsupportedModelError
-from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from decoding.families.llava import PIXELS, decoder, feature_layer, vision_tower
-from decoding.families.llava_next import REQUIRED_INPUTS, prompt_of_patches
+from damro.decoding.errors import InputsError, UnsupportedModelError
+from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.families.llava import PIXELS, decoder, feature_layer, vision_tower
+from damro.decoding.families.llava_next import REQUIRED_INPUTS, prompt_of_patches
 
 __all__ = [
     "DEFAULT_HEADS",

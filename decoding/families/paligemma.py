@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from decoding.errors import InputsError, UnsupportedModelError
-from decoding.families import llava
-from decoding.families.base import LVLM, Encoding, embed_prompt
-from decoding.families.llava import PIXELS, column_patches, patch_columns, vision_tower
-from decoding.prompts import VisualPrompt
+from damro.decoding.errors import InputsError, UnsupportedModelError
+from damro.decoding.families import llava
+from damro.decoding.families.base import LVLM, Encoding, embed_prompt
+from damro.decoding.families.llava import PIXELS, column_patches, patch_columns, vision_tower
+from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoding.errors import InputsError
-from decoding.families import llava
-from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from decoding.families.llava import DEFAULT_HEADS, REQUIRED_INPUTS, decoder, feature_layer
-from decoding.prompts import VisualPrompt
+from damro.decoding.errors import InputsError
+from damro.decoding.families import llava
+from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.families.llava import DEFAULT_HEADS, REQUIRED_INPUTS, decoder, feature_layer
+from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",

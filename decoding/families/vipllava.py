@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt
-from decoding.families.llava import DEFAULT_HEADS, PIXELS, REQUIRED_INPUTS, decoder, encode, feature_layer, vision_tower
-from decoding.prompts import VisualPrompt
+from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt
+from damro.decoding.families.llava import (
+    DEFAULT_HEADS,
+    PIXELS,
+    REQUIRED_INPUTS,
+    decoder,
+    encode,
+    feature_layer,
+    vision_tower,
+)
+from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",

@@ -1,0 +1,1 @@
+"""Decoding methods, one file each: which second prompt, and which rule makes scores of two logits."""

@@ -1,0 +1,337 @@
+"""A page to try DAMRO on: one model, two answers side by side, and what the contrast took out."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, StoppingCriteria, TextIteratorStreamer
+
+from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.families import family_of
+from damro.errors import DecodingError, InputsError
+from damro.figures import draw_overlay
+from damro.inspection import inspect_contrast, inspect_vit, seen_image
+from damro.loading import ImageError, load_image, prepare_inputs
+from damro.methods.presets import has_preset, starting_preset
+from damro.pages.explain import spell_token
+from damro.pages.explain_page import taken_rows
+from damro.processor import DAMROProcessor
+from damro.tiny import scene
+from damro.vision.sources import SOURCE_NAMES, Source, resolve_source
+
+# Gradio reads it when it is imported: nothing is reported to anybody.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+try:
+    import gradio
+except ImportError as error:
+    raise ImportError("the app needs gradio: pip install 'damro[app]'") from error
+
+UPLOAD_LIMIT = "10mb"
+PROMPT_LIMIT = 2000  # characters
+_SCENES = 8
+_DPI = 110
+_QUEUE = 16
+_TAKEN = ("place", "taken out", "full prompt", "outliers only", "said instead", "full prompt", "outliers only")
+_FIRST_PROMPT = "Describe the image in detail."
+
+
+def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
+    """Lays out the page.
+
+    Where the paper has no preset for the family, the fields stand at LLaVA's, and the page says so.
+
+    Args:
+        model: the one model that answers every visitor, one after another.
+        processor: its processor.
+        name: its name, for the reader and for the Python that can be copied.
+
+    Returns:
+        A `gradio.Blocks`; :func:`serve_app` opens it.
+    """
+    kind, vision = str(model.config.model_type), model.config.vision_config
+    defaults, source = starting_preset(kind), resolve_source(None, family_of(model).vision_tower(model))
+    patches = (vision.image_size // vision.patch_size) ** 2
+    scenes = [scene("test", number).image for number in range(_SCENES)]
+    with gradio.Blocks(title="damro", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown(introduce(name, kind, source))
+        with gradio.Row():
+            with gradio.Column():
+                image = gradio.Image(
+                    value=scenes[0], type="filepath", sources=["upload", "clipboard"], label="Image",
+                    height=300, elem_id="image",
+                )  # fmt: skip
+                gallery = gradio.Gallery(
+                    scenes,
+                    label="Embedded scenes",
+                    columns=_SCENES // 2,
+                    height=250,
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="scenes",
+                )
+                prompt = gradio.Textbox(_FIRST_PROMPT, label="Prompt", max_length=PROMPT_LIMIT, elem_id="prompt")
+                ask = gradio.Button("Ask", variant="primary", elem_id="ask")
+                alpha = gradio.Slider(0, 4, defaults.alpha, step=0.05, label="alpha", elem_id="alpha")
+                beta = gradio.Slider(0.01, 1, defaults.beta, step=0.01, label="beta", elem_id="beta")
+                top_k = gradio.Slider(1, patches, min(defaults.top_k, patches), step=1, label="top-k", elem_id="top-k")
+                length = gradio.Slider(1, 256, 64, step=1, label="longest answer, in tokens", elem_id="length")
+            with gradio.Column():
+                with gradio.Row():
+                    greedy = gradio.Textbox(label="Greedy search", lines=6, elem_id="greedy")
+                    damro = gradio.Textbox(label="With DAMRO", lines=6, elem_id="damro")
+                picture = gradio.Image(
+                    label=f"{SOURCE_NAMES[source]} and outlier patches",
+                    show_label=False,
+                    interactive=False,
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                    elem_id="map",
+                )
+                taken = gradio.Dataframe(
+                    headers=list(_TAKEN), label="Taken out by the contrast", interactive=False, elem_id="taken"
+                )
+                code = gradio.Code(language="python", label="The same in Python", interactive=False, elem_id="code")
+
+        def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
+            try:
+                yield from answer_request(model, processor, name, *values)
+            except ImageError as error:
+                raise gradio.Error("The image does not open; choose a PNG or JPEG file.") from error
+            except DecodingError as error:
+                raise gradio.Error(str(error)) from error
+
+        def choose(event: gradio.SelectData) -> Image.Image:
+            chosen: Image.Image = scenes[event.index]
+            return chosen
+
+        gallery.select(choose, None, image, api_visibility="private")
+        gradio.on(
+            [ask.click, prompt.submit, alpha.release, beta.release, top_k.release],
+            answer,
+            inputs=[image, prompt, alpha, beta, top_k, length],
+            outputs=[greedy, damro, picture, taken, code],
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+    page.queue(default_concurrency_limit=1, max_size=_QUEUE, api_open=False)
+    return page
+
+
+def introduce(name: str, family: str, source: Source) -> str:
+    """The head of the page in Markdown, with what a model of this kind does otherwise than the paper's.
+
+    Args:
+        name: the model's name.
+        family: its `config.model_type`.
+        source: what ranks its patches.
+
+    Example:
+        >>> print(introduce("tiny", "llava", "cls"))
+        # DAMRO
+        Greedy search and DAMRO side by side, on **tiny**.
+    """
+    text = f"# DAMRO\nGreedy search and DAMRO side by side, on **{name}**."
+    if source == "received":
+        text += (
+            "\n\nIts vision transformer has no [CLS]: patches are ranked by the attention they receive, which is not "
+            "the paper's method."
+        )
+    if not has_preset(family):
+        start = starting_preset(family)
+        text += (
+            f"\n\nThe paper has no preset for {family}: alpha, beta and top-k start at LLaVA's, {start.alpha:g}, "
+            f"{start.beta:g} and {start.top_k}. Nothing was measured that would say they suit this model."
+        )
+    return text
+
+
+def serve_app(page: Any, host: str = "127.0.0.1", port: int = 7860, *, block: bool = True) -> str:
+    """Opens the page to visitors of one address.
+
+    No file of this machine is served but what the page itself made or a visitor uploaded, and nothing is loaded
+    from elsewhere.
+
+    Args:
+        page: what :func:`build_app` returned.
+        host: the address to listen on.
+        port: the port.
+        block: wait until interrupted.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=UPLOAD_LIMIT,
+        allowed_paths=[],
+        share=False,
+        quiet=True,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        theme=theme,
+        prevent_thread_lock=True,
+    )
+    if block:
+        page.block_thread()
+    return str(address)
+
+
+def answer_request(
+    model: PreTrainedModel,
+    processor: Any,
+    name: str,
+    image_path: str | None,
+    prompt: str,
+    alpha: float,
+    beta: float,
+    top_k: int,
+    max_new_tokens: int,
+) -> Iterator[tuple[Any, ...]]:
+    """Answers one request bit by bit.
+
+    Yields:
+        Greedy text, DAMRO's text, the map, the rows of what was taken out, the Python: all that is known so far.
+
+    Raises:
+        InputsError: if there is no image or no prompt.
+    """
+    if image_path is None or not prompt.strip():
+        raise InputsError("image and prompt must both be given; choose a scene or upload an image, then ask")
+    recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
+    inputs = prepare_inputs(processor, [load_image(image_path)], [prompt], model)
+    contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
+    picture = draw_attention(model, processor, inputs, contrast, name)
+    greedy = damro = ""
+    yield greedy, damro, picture, [], recipe
+    for greedy in stream_answer(model, processor, inputs, int(max_new_tokens), []):
+        yield greedy, damro, picture, [], recipe
+    tokens: list[int] = []
+    for damro in stream_answer(model, processor, inputs, int(max_new_tokens), [contrast], tokens):
+        yield greedy, damro, picture, [], recipe
+    yield greedy, damro, picture, tell_taken(model, processor, inputs, contrast, tokens), recipe
+
+
+class _Stopper(StoppingCriteria):
+    """Ends a generation that nobody waits for any more."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+def stream_answer(
+    model: PreTrainedModel,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    processors: list[Any],
+    tokens: list[int] | None = None,
+) -> Iterator[str]:
+    """Generates in a thread of its own and yields the text so far, whenever there is more.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        inputs: one prompt.
+        max_new_tokens: the longest answer.
+        processors: logits processors.
+        tokens: a list that gets the new tokens at the end.
+
+    Raises:
+        Exception: what ``generate`` raised.
+    """
+    streamer: Any = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    stop, failed, found = Event(), [], tokens if tokens is not None else []
+    generator: Any = model
+
+    def generate() -> None:
+        try:
+            ids: Tensor = generator.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                logits_processor=processors,
+                streamer=streamer,
+                stopping_criteria=[_Stopper(stop)],
+            )
+            found.extend(ids[0, returned_prompt(model, inputs).shape[1] :].tolist())
+        except Exception as error:  # raised again below, in the thread that waits
+            failed.append(error)
+            streamer.end()
+
+    thread = Thread(target=generate, daemon=True)
+    thread.start()
+    text = ""
+    try:
+        for piece in streamer:
+            text += piece
+            yield text.strip()
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def draw_attention(
+    model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], contrast: DAMROProcessor, name: str
+) -> Image.Image:
+    """The map that ranks the patches, with the outliers outlined."""
+    layer = contrast.attention.layer
+    seen = inspect_vit(model, inputs, layers=[layer], layer=layer, top_k=contrast.outliers.shape[1])
+    figure = draw_overlay(
+        seen_image(processor, inputs),
+        seen.weights[0].view(*seen.grid),
+        title=f"{SOURCE_NAMES[seen.source]}, layer {layer}, heads {seen.heads}, {name}",
+        outliers=[(row, column) for row, column in seen.outliers.positions[0].tolist()],
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return Image.open(buffer)
+
+
+def tell_taken(
+    model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], contrast: DAMROProcessor, tokens: list[int]
+) -> list[list[Any]]:
+    """The rows of the table of what was taken out."""
+    steps = inspect_contrast(model, inputs, torch.tensor(tokens), contrast, candidates=1)
+    tokenizer = processor.tokenizer
+    spelled = [spell_token(tokenizer, token) for token in tokens]
+    best = [[spell_token(tokenizer, token) for token in row] for row in steps.candidates.tolist()]
+    return [list(row.values()) for row in taken_rows(steps, spelled, best)]
+
+
+def write_recipe(name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int) -> str:
+    """Python that gives DAMRO's answer again.
+
+    Example:
+        >>> print(write_recipe("tiny", "What's this?", 2.0, 0.1, 10, 64).splitlines()[4])
+        inputs = prepare_inputs(processor, [load_image("image.png")], ["What's this?"], model)
+    """
+    return f"""from damro import DAMROProcessor, returned_prompt
+from damro.loading import load_image, load_model, prepare_inputs
+
+model, processor = load_model({name!r})
+inputs = prepare_inputs(processor, [load_image("image.png")], [{prompt!r}], model)
+contrast = DAMROProcessor(model, inputs, alpha={alpha!r}, beta={beta!r}, top_k={top_k!r})
+ids = model.generate(**inputs, logits_processor=contrast, do_sample=False, max_new_tokens={max_new_tokens!r})
+answer = ids[0, returned_prompt(model, inputs).shape[1]:]
+print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
+"""

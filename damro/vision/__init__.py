@@ -1,0 +1,1 @@
+"""What a vision transformer attends to, and which of its patches are outliers."""

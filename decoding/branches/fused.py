@@ -1,0 +1,224 @@
+"""Several branches as rows of one batch: one forward a token, each branch with its own, unpadded KV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.prompts import VisualPrompt
+
+_ATTENTION = "decoding_branches"
+
+
+class Prefill(NamedTuple):
+    """A prompt that has been read: its KV, which of its columns count `(R, L)`, the next logits `(R, V)`."""
+
+    cache: Cache
+    mask: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
+    """Runs the decoder over a whole prompt."""
+    cache, mask = roomy_cache(), prompt.attention_mask
+    output: Any = decoder(
+        inputs_embeds=prompt.inputs_embeds,
+        # Without padding no mask is needed, and attention kernels are faster without one.
+        attention_mask=None if bool(mask.all()) else mask,
+        position_ids=prompt.position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **prompt.reading(),
+    )
+    return Prefill(cache, mask, output.logits[:, -1])
+
+
+class _States(NamedTuple):
+    """What a branch's rows attend to in one layer: `(R, heads, columns, d)` twice, and which columns count."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+
+
+class _Branch:
+    """One prompt's rows: their KV, their next positions `(R,)`, and which of their columns count."""
+
+    def __init__(self, read: Prefill, copies: int) -> None:
+        self._cache = read.cache
+        if copies > 1:
+            self._cache.batch_repeat_interleave(copies)
+        self.position = read.mask.sum(dim=-1).repeat_interleave(copies)
+        padded = not bool(read.mask.all())
+        self._mask = read.mask.bool().repeat_interleave(copies, dim=0) if padded else None
+
+    @property
+    def rows(self) -> int:
+        return len(self.position)
+
+    def begin_step(self) -> None:
+        """Counts one more column; every layer then adds it with :meth:`append`."""
+        self.position = self.position + 1
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=-1)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> _States:
+        """Adds a column to a layer, `(R, heads, 1, d)`, and returns all columns."""
+        all_keys, all_values = self._cache.update(keys, values, layer)
+        mask = None if self._mask is None else self._mask[:, None, None].to(keys.device)
+        return _States(all_keys, all_values, mask)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.position = self.position[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+        self._cache.batch_select_indices(rows)
+
+
+class _BranchCache(Cache):
+    """Hands each branch's KV to :func:`_attend`, one after the other, where a cache returns one tensor for all."""
+
+    def __init__(self, branches: Sequence[_Branch]) -> None:
+        super().__init__(layers=[])
+        self._branches = branches
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[_States], None]:
+        """Takes the new column of all rows and returns the states of every branch."""
+        states, first = [], 0
+        for branch in self._branches:
+            rows = slice(first, first + branch.rows)
+            states.append(branch.append(layer_idx, key_states[rows], value_states[rows]))
+            first += branch.rows
+        return states, None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: list[_States], value: None, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of one new token: every branch's rows over that branch's columns, and nothing else."""
+    parts, first = [], 0
+    for states in key:
+        rows = query[first : first + len(states.keys)]
+        parts.append(sdpa_attention_forward(module, rows, states.keys, states.values, states.mask, **kwargs)[0])
+        first += len(rows)
+    if first < len(query):  # spare rows have no KV; what they get does not matter
+        parts.append(parts[-1][-1:].expand(len(query) - first, -1, -1, -1))
+    return torch.cat(parts), None
+
+
+# A name without a mask function: transformers then makes no mask, as each branch brings its own.
+AttentionInterface.register(_ATTENTION, _attend)
+
+
+@contextmanager
+def _branch_attention(decoder: Any) -> Iterator[None]:
+    """While open, the decoder's layers attend by :func:`_attend`."""
+    config = decoder.get_decoder().config
+    usual = config._attn_implementation
+    config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
+def can_branch(decoder: Any) -> bool:
+    """Whether a language model's attention can be given by name and looks at all columns.
+
+    Sliding windows and other kinds of layers keep their KV in other ways than :class:`Branches` does.
+    """
+    config = decoder.get_decoder().config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        bool(getattr(decoder.get_decoder(), "_supports_attention_backend", False))
+        and getattr(config, "sliding_window", None) is None
+        and kinds == {"full_attention"}
+    )
+
+
+def spare_rows(rows: int, weights: Tensor) -> int:
+    """How many rows to add to a step, though nobody needs them, because it is faster with them.
+
+    On a CPU in float32 a product with 2 or 3 rows takes longer than one with 4 (`benchmarks/RESULTS.md`).
+
+    Example:
+        >>> import torch
+        >>> [spare_rows(rows, torch.zeros(1)) for rows in (1, 2, 3, 4, 5)]
+        [0, 2, 1, 0, 0]
+        >>> spare_rows(2, torch.zeros(1, dtype=torch.bfloat16))
+        0
+    """
+    slow = weights.device.type == "cpu" and weights.dtype == torch.float32 and rows in (2, 3)
+    return 4 - rows if slow else 0
+
+
+class Branches:
+    """Prompts that are continued by the same tokens, side by side.
+
+    A step is one forward of all rows of all branches, so weights are read once; in attention each branch looks
+    at its own columns only. A short branch beside a long one is therefore not padded: KV is the sum of the
+    branches' own, and masks are needed only where rows of one branch differ in length.
+
+    While a step runs, the language model's `config._attn_implementation` names another function; a model must
+    not be used by two threads at once.
+
+    Args:
+        decoder: the causal language model with its head.
+        read: the branches' prompts, B rows each.
+        copies: sequences to continue each prompt with; row r continues prompt `r // copies`.
+
+    Attributes:
+        logits: `(branches, R, V)`, logits of the next token.
+    """
+
+    def __init__(self, decoder: nn.Module, read: Sequence[Prefill], copies: int = 1) -> None:
+        self._decoder = decoder
+        self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
+        self._branches = [_Branch(one, copies) for one in read]
+        self._cache = _BranchCache(self._branches)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> None:
+        """Continues every row of every branch by a token; sets :attr:`logits`.
+
+        Args:
+            tokens: `(R,)`.
+        """
+        # The new token's position is the number of columns read before it.
+        positions = torch.cat([branch.position for branch in self._branches])
+        tokens = tokens.to(positions.device).repeat(len(self._branches))
+        rows = len(tokens)
+        spare = [-1] * spare_rows(rows, self.logits)
+        tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
+        for branch in self._branches:
+            branch.begin_step()
+        with _branch_attention(self._decoder):
+            output: Any = self._decoder(
+                input_ids=tokens.unsqueeze(-1),
+                position_ids=positions.unsqueeze(-1),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.logits = output.logits[:rows, -1].unflatten(0, (len(self._branches), -1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these from every branch.
+
+        Args:
+            rows: row numbers, `(kept,)`.
+        """
+        self.logits = self.logits[:, rows.to(self.logits.device)]
+        for branch in self._branches:
+            branch.keep(rows.to(branch.position.device))

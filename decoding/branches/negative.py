@@ -1,0 +1,160 @@
+"""The second pass: a prompt of its own, a KV cache of its own, following whatever history it is shown."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from damro.decoding.branches.head import PartialHead
+from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.errors import InputsError
+from damro.decoding.prompts import VisualPrompt
+
+
+class _State(NamedTuple):
+    """What the cache holds beyond the prompt: `tokens (S, T)` and the prompt of each row, `prompt_of (S,)`."""
+
+    cache: Cache
+    tokens: Tensor
+    prompt_of: Tensor
+
+
+class NegativeBranch:
+    """Next-token logits of a prompt, for any token history, computed with as little work as possible.
+
+    The branch keeps one KV cache. When it is asked for a history it finds, for every row, the cached row that
+    shares the longest common prefix, reorders and crops the cache accordingly and feeds what is missing in one
+    chunk. So it needs not be told about beams, returned sequences, rejected drafts or a second ``generate``: the
+    answer depends on the history alone. Tokens that were skipped because nobody asked are fed when next needed.
+
+    Args:
+        decoder: the causal language model; called with `inputs_embeds` or `input_ids`, returns `.logits`.
+        embed: the embedding of its tokens.
+        prompt: the prompt in front of every history, `B` rows.
+
+    Attributes:
+        passes: how often the decoder has been run.
+    """
+
+    def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: VisualPrompt) -> None:
+        self._head = PartialHead(decoder)
+        self._embed = embed
+        self.prompt = prompt
+        self.passes = 0
+        # Without padding no mask is needed, and attention kernels are faster without one.
+        self._padded = not bool(prompt.attention_mask.all())
+        self._state: _State | None = None
+        self._prompt_logits: Tensor | None = None
+
+    @torch.no_grad()
+    def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of the token that follows each history.
+
+        Args:
+            history: `(R, T)`, the tokens after the prompt, T >= 0. R is a multiple of the prompt's rows; row r
+                continues prompt `r // (R / B)`, as ``generate`` lays out beams and returned sequences.
+            tokens: `(k,)`, whose logits are wanted; None for all.
+
+        Returns:
+            `(R, V)`, or `(R, k)`; on the device of `history`.
+
+        Raises:
+            InputsError: if R is not a multiple of B.
+        """
+        prompt_of = self._prompt_of_rows(history)
+        state, prompt_logits = self._prefilled()
+        if history.shape[1] == 0:
+            logits = prompt_logits if tokens is None else prompt_logits[:, tokens.to(prompt_logits.device)]
+            return logits[prompt_of.to(logits.device)].to(history.device)
+        history_here = history.to(prompt_of.device)
+        # From here until the pass has succeeded the cache fits no history; an interrupt must not leave it in use.
+        self._state = None
+        state, common = _follow(state, history_here, prompt_of)
+        logits = self._extend(state, history_here, common, tokens)
+        return logits.to(history.device)
+
+    def restart(self) -> None:
+        """Forgets every history; the prompt stays read."""
+        if self._state is not None and self._state.tokens.shape[1]:
+            self._state.cache.crop(-self._state.tokens.shape[1])
+            self._state = self._state._replace(tokens=self._state.tokens[:, :0])
+
+    def _prompt_of_rows(self, history: Tensor) -> Tensor:
+        rows, prompts = len(history), len(self.prompt.attention_mask)
+        if rows % prompts:
+            raise InputsError(
+                f"input_ids must hold a multiple of the {prompts} prompts the processor was made for, "
+                f"got {rows} rows; make one processor for each call's inputs"
+            )
+        return torch.arange(prompts, device=self.prompt.attention_mask.device).repeat_interleave(rows // prompts)
+
+    def _prefilled(self) -> tuple[_State, Tensor]:
+        """The state to continue from; the first call runs the prompt."""
+        if self._state is None or self._prompt_logits is None:
+            prompt, cache = self.prompt, roomy_cache()
+            mask = prompt.attention_mask
+            read = mask if self._padded else None
+            self._prompt_logits = self._run(cache, prompt.inputs_embeds, read, prompt.position_ids, **prompt.reading())
+            rows = torch.arange(len(mask), device=mask.device)
+            self._state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
+        return self._state, self._prompt_logits
+
+    def _extend(self, state: _State, history: Tensor, common: int, tokens: Tensor | None) -> Tensor:
+        """Feeds `history[:, common:]` in one chunk and remembers the whole history."""
+        full_mask = None
+        if self._padded:
+            mask = self.prompt.attention_mask[state.prompt_of]
+            full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
+        start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
+        positions = start + torch.arange(common, history.shape[1], device=start.device)
+        logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions, tokens)
+        self._state = state._replace(tokens=history.clone())
+        return logits
+
+    def _run(
+        self,
+        cache: Cache,
+        embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        tokens: Tensor | None = None,
+        **reading: Tensor,
+    ) -> Tensor:
+        logits = self._head.logits(
+            tokens,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **reading,
+        )
+        self.passes += 1
+        return logits
+
+
+def _follow(state: _State, history: Tensor, prompt_of: Tensor) -> tuple[_State, int]:
+    """Turns the cache into one that fits `history`.
+
+    Returns the new state and how many leading tokens of every row the cache already holds; at least one token
+    is always left to feed, since the logits come from feeding it.
+    """
+    overlap = min(state.tokens.shape[1], history.shape[1])
+    same = history[:, None, :overlap] == state.tokens[None, :, :overlap]  # (R, S, overlap)
+    length = same.long().cumprod(dim=-1).sum(dim=-1)  # (R, S)
+    length = length.masked_fill(prompt_of[:, None] != state.prompt_of[None, :], -1)
+    best, parent = length.max(dim=-1)
+    square = length.shape[0] == length.shape[1]
+    moved = (length.diagonal() != best).any() if square else torch.ones_like(best[0], dtype=torch.bool)
+    # One transfer to the host answers both questions.
+    elsewhere, shortest = torch.stack([moved.long(), best.min()]).tolist()
+    if elsewhere:
+        state.cache.batch_select_indices(parent)
+    common = min(shortest, history.shape[1] - 1)
+    surplus = state.tokens.shape[1] - common
+    if surplus:
+        state.cache.crop(-surplus)
+    return _State(state.cache, history[:, :common], prompt_of), common

@@ -1,0 +1,23 @@
+"""CHAIR: which objects that a caption names are not in the image."""
+
+from damro.eval.chair.score import (
+    CAPTION_KEYS,
+    Caption,
+    CaptionCounts,
+    CaptionScore,
+    ChairScore,
+    parse_captions,
+    score,
+    score_mentions,
+)
+
+__all__ = [
+    "CAPTION_KEYS",
+    "Caption",
+    "CaptionCounts",
+    "CaptionScore",
+    "ChairScore",
+    "parse_captions",
+    "score",
+    "score_mentions",
+]

@@ -1,0 +1,77 @@
+"""Finding mentions of the 80 COCO objects in a caption.
+
+Two matchers share one vocabulary (`damro.eval.chair.vocabulary`) and differ in how they read an inflected word:
+
+``nltk``
+    part of speech by NLTK's tagger, as the released CHAIR scripts do; needs NLTK's data.
+``builtin``
+    part of speech guessed from the form and its neighbours; needs nothing.
+"""
+
+from typing import NamedTuple, Protocol
+
+from damro.eval.errors import EvalError
+
+MATCHERS: tuple[str, ...] = ("nltk", "builtin")
+"""The names that `load_matcher` knows, besides ``auto``."""
+
+
+class Mention(NamedTuple):
+    """One object named by a caption.
+
+    Attributes:
+        name: The COCO name.
+        word: The caption's own words for it, ``caption[start:end]``.
+        start: Place of its first character in the caption.
+        end: Place after its last character.
+        token: Index of its first token, punctuation counted.
+    """
+
+    name: str
+    word: str
+    start: int
+    end: int
+    token: int
+
+
+class Matcher(Protocol):
+    """What `damro.eval.chair.score` asks of a matcher."""
+
+    @property
+    def name(self) -> str:
+        """The name under which results report it."""
+
+    def find(self, caption: str) -> list[Mention]:
+        """Every mention in the caption, in order, repetitions included."""
+
+
+def load_matcher(name: str = "auto") -> Matcher:
+    """Return the matcher of that name.
+
+    Args:
+        name: ``nltk``, ``builtin``, or ``auto``: ``nltk`` where its data is present, else ``builtin``. The
+            matcher's own ``name`` tells which one it is.
+
+    Raises:
+        EvalError: No such matcher, or ``nltk`` was asked for and its data is missing.
+
+    >>> [mention.name for mention in load_matcher("builtin").find("Two puppies share a hot dog.")]
+    ['dog', 'hot dog']
+    """
+    if name not in (*MATCHERS, "auto"):
+        raise EvalError(f"matcher: must be one of {', '.join(MATCHERS)} or auto, got {name!r}")
+    # Imported here because the one pulls in nltk, which takes longer to import than all of eval.
+    if name != "builtin":
+        from damro.eval.chair.matchers.tagged import TaggedMatcher, missing_data
+
+        missing = missing_data()
+        if not missing:
+            return TaggedMatcher()
+        if name == "nltk":
+            raise EvalError(
+                f"matcher: nltk needs its data packages, {', '.join(missing)} not found; run 'damro setup-nltk' on "
+                "a networked machine, set NLTK_DATA to a folder that holds them, or use matcher builtin"
+            )
+    from damro.eval.chair.matchers.closed import ClosedMatcher
+
+    return ClosedMatcher()

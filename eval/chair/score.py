@@ -1,0 +1,285 @@
+"""CHAIR: which objects that a caption names are not in the image (Rohrbach et al. 2018, arXiv 1809.02156).
+
+With M the mentions of COCO objects in all captions, H those of them whose object is not in the ground truth of
+the image, and C the captions:
+
+    CHAIRi  = |H| / |M|                               mentions, repetitions counted
+    CHAIRs  = |captions with a mention in H| / |C|
+    Recall  = sum over captions of |objects named and present| / sum over captions of |objects present|
+
+Recall is pooled over captions (micro average), as in the CHAIR script of OPERA (arXiv 2311.17911).
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from damro.eval.chair.coco import ImageId, image_key, name_few, normalize_objects
+from damro.eval.chair.matchers import Matcher, Mention, load_matcher
+from damro.eval.errors import AlignmentError, DataFormatError, EvalError
+
+CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
+"""Keys under which a record may hold its caption; the first present one is taken."""
+
+
+class Caption(NamedTuple):
+    """A caption and the key (see `damro.eval.chair.coco.image_key`) of its image."""
+
+    image_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """What one caption names, and what of it is not in the image.
+
+    Attributes:
+        image_id: Key of the image.
+        caption: The text.
+        mentions: Every mention of an object, in order.
+        hallucinated: Those of them whose object is not in the image; each carries its place in the text.
+        truth: Objects in the image.
+        n_words: Length of the caption in words (runs of characters between white space).
+    """
+
+    image_id: str
+    caption: str
+    mentions: tuple[Mention, ...]
+    hallucinated: tuple[Mention, ...]
+    truth: frozenset[str]
+    n_words: int
+
+    @property
+    def recalled(self) -> frozenset[str]:
+        """Objects that are in the image and named."""
+        return self.truth & {mention.name for mention in self.mentions}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return {
+            "image_id": self.image_id,
+            "caption": self.caption,
+            "mentions": [mention._asdict() for mention in self.mentions],
+            "hallucinated": [mention._asdict() for mention in self.hallucinated],
+            "objects": sorted(self.truth),
+            "n_words": self.n_words,
+        }
+
+
+class CaptionCounts(NamedTuple):
+    """One value per caption in each field, in the order of the captions: all that the scores are made of."""
+
+    n_mentions: tuple[int, ...]
+    n_hallucinated: tuple[int, ...]
+    n_unique: tuple[int, ...]
+    n_unique_hallucinated: tuple[int, ...]
+    n_recalled: tuple[int, ...]
+    n_truth: tuple[int, ...]
+    n_words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChairScore:
+    """CHAIR over a set of captions. Scores are fractions; None where the denominator is zero.
+
+    Attributes:
+        chair_s: Share of captions with at least one hallucinated mention.
+        chair_i: Share of mentions that are hallucinated.
+        chair_i_unique: The same with each object counted once per caption.
+        recall: Share of the objects present that are named, pooled over captions.
+        mean_length: Mean caption length in words.
+        n_captions: Captions.
+        n_hallucinated_captions: Captions with at least one hallucinated mention.
+        n_mentions: Mentions.
+        n_hallucinated: Hallucinated mentions.
+        n_truth: Objects present, summed over captions.
+        n_recalled: Objects present and named, summed over captions.
+        matcher: Name of the matcher that found the mentions.
+        counts: The counts of each caption.
+        records: Each caption with its mentions.
+    """
+
+    chair_s: float
+    chair_i: float | None
+    chair_i_unique: float | None
+    recall: float | None
+    mean_length: float
+    n_captions: int
+    n_hallucinated_captions: int
+    n_mentions: int
+    n_hallucinated: int
+    n_truth: int
+    n_recalled: int
+    matcher: str
+    counts: CaptionCounts
+    records: tuple[CaptionScore, ...]
+
+    def to_dict(self, *, records: bool = False) -> dict[str, Any]:
+        """The scores as plain JSON values.
+
+        Args:
+            records: Add the per-caption records under ``records``.
+        """
+        left_out = ("counts", "records")
+        scores = {field: getattr(self, field) for field in self.__dataclass_fields__ if field not in left_out}
+        if records:
+            scores["records"] = [record.to_dict() for record in self.records]
+        return scores
+
+
+def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]]) -> list[Caption]:
+    """Captions from records with ``image_id`` (or ``image``, a file name) and the text under one of `CAPTION_KEYS`.
+
+    Args:
+        records: Mappings, or pairs of (where it stands, mapping) as `damro.eval.records.read_records` gives them;
+            errors then name the place.
+
+    Raises:
+        DataFormatError: When a record has no image or no text, or one of the wrong type.
+
+    >>> parse_captions([{"image_id": 7, "caption": "A cat."}])
+    [Caption(image_id='7', text='A cat.')]
+    """
+    captions = []
+    for number, record in enumerate(records, start=1):
+        where, fields = record if isinstance(record, tuple) else (f"caption {number}", record)
+        if not isinstance(fields, Mapping):
+            raise DataFormatError(f"{where}: must be an object with image_id and caption, got {fields!r:.80}")
+        image = fields.get("image_id", fields.get("image"))
+        if image is None:
+            raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
+        key = next((key for key in CAPTION_KEYS if key in fields), None)
+        if key is None or not isinstance(fields[key], str):
+            got = f"has {', '.join(map(repr, fields))}" if key is None else f"got {fields[key]!r:.80} under {key!r}"
+            raise DataFormatError(f"{where}: must have its text under one of {', '.join(CAPTION_KEYS)}; {got}")
+        try:
+            captions.append(Caption(image_key(image), fields[key]))
+        except DataFormatError as error:
+            raise DataFormatError(f"{where}: {error}") from None
+    return captions
+
+
+def score(
+    captions: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]] | Mapping[ImageId, str],
+    objects_by_image: Mapping[ImageId, Collection[str]],
+    matcher: str | Matcher = "auto",
+) -> ChairScore:
+    """Score captions against the objects of their images.
+
+    Args:
+        captions: Records (see `parse_captions`), or a mapping from image id to caption.
+        objects_by_image: COCO names of the objects in each image; more images than captions are fine. Synonyms of
+            the vocabulary are taken for the name they stand for.
+        matcher: A matcher, or the name of one (see `damro.eval.chair.matchers.load_matcher`).
+
+    Raises:
+        EvalError: When there are no captions, or the matcher cannot be had.
+        AlignmentError: When an image has two captions, or a caption's image has no ground truth.
+        DataFormatError: When a record is malformed, or an object of the image is not in the vocabulary.
+
+    >>> result = score({1: "A man rides his bike past a bus."}, {1: ["person", "bicycle"]}, matcher="builtin")
+    >>> result.chair_i, result.recall, [mention.word for mention in result.records[0].hallucinated]
+    (0.3333333333333333, 1.0, ['bus'])
+    """
+    if isinstance(captions, Mapping):
+        parsed = parse_captions({"image_id": image, "caption": text} for image, text in captions.items())
+    else:
+        parsed = parse_captions(captions)
+    truth = _align(parsed, objects_by_image)
+    if isinstance(matcher, str):
+        matcher = load_matcher(matcher)
+    return score_mentions(parsed, [matcher.find(caption.text) for caption in parsed], truth, matcher=matcher.name)
+
+
+def score_mentions(
+    captions: Sequence[Caption],
+    mentions: Sequence[Sequence[Mention]],
+    truth: Sequence[Collection[str]],
+    *,
+    matcher: str,
+) -> ChairScore:
+    """Score mentions that have been found already. Pure counting.
+
+    Args:
+        captions: The captions.
+        mentions: For each caption, its mentions.
+        truth: For each caption, the COCO names of the objects in its image.
+        matcher: What found the mentions; reported with the result.
+
+    Raises:
+        EvalError: When there are no captions.
+        AlignmentError: When the three are not of one length.
+    """
+    if not captions:
+        raise EvalError("captions: at least one is needed to score, got none")
+    if not len(captions) == len(mentions) == len(truth):
+        raise AlignmentError(
+            f"captions, mentions and truth: must be of one length, got {len(captions)}, {len(mentions)}, {len(truth)}"
+        )
+    records = tuple(map(_score_caption, captions, mentions, truth))
+    counts = CaptionCounts(*zip(*map(_count, records), strict=True))
+    n_hallucinated_captions = sum(n > 0 for n in counts.n_hallucinated)
+    return ChairScore(
+        chair_s=n_hallucinated_captions / len(records),
+        chair_i=_ratio(counts.n_hallucinated, counts.n_mentions),
+        chair_i_unique=_ratio(counts.n_unique_hallucinated, counts.n_unique),
+        recall=_ratio(counts.n_recalled, counts.n_truth),
+        mean_length=sum(counts.n_words) / len(records),
+        n_captions=len(records),
+        n_hallucinated_captions=n_hallucinated_captions,
+        n_mentions=sum(counts.n_mentions),
+        n_hallucinated=sum(counts.n_hallucinated),
+        n_truth=sum(counts.n_truth),
+        n_recalled=sum(counts.n_recalled),
+        matcher=matcher,
+        counts=counts,
+        records=records,
+    )
+
+
+def _score_caption(caption: Caption, mentions: Sequence[Mention], truth: Collection[str]) -> CaptionScore:
+    return CaptionScore(
+        image_id=caption.image_id,
+        caption=caption.text,
+        mentions=tuple(mentions),
+        hallucinated=tuple(mention for mention in mentions if mention.name not in truth),
+        truth=frozenset(truth),
+        n_words=len(caption.text.split()),
+    )
+
+
+def _count(record: CaptionScore) -> tuple[int, ...]:
+    """The values of one caption, in the order of `CaptionCounts`."""
+    return (
+        len(record.mentions),
+        len(record.hallucinated),
+        len({mention.name for mention in record.mentions}),
+        len({mention.name for mention in record.hallucinated}),
+        len(record.recalled),
+        len(record.truth),
+        record.n_words,
+    )
+
+
+def _ratio(part: Sequence[int], whole: Sequence[int]) -> float | None:
+    return sum(part) / sum(whole) if sum(whole) else None
+
+
+def _align(captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Collection[str]]) -> list[frozenset[str]]:
+    """The objects of each caption's image."""
+    seen: set[str] = set()
+    doubled = []
+    for image, _ in captions:
+        if image in seen:
+            doubled.append(image)
+        seen.add(image)
+    if doubled:
+        raise AlignmentError(f"captions: one per image, got a further one for {name_few(doubled)}; keep one of each")
+    objects = normalize_objects(objects_by_image, seen)
+    unknown = [image for image, _ in captions if image not in objects]
+    if unknown:
+        raise AlignmentError(
+            f"captions: every image must be in the ground truth, which lacks {name_few(unknown)}; give a ground truth "
+            "that has these images"
+        )
+    return [objects[image] for image, _ in captions]

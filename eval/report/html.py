@@ -1,0 +1,169 @@
+"""``report.html``: one file, no network, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from damro._version import __version__
+from damro.eval.chair import CaptionScore
+from damro.eval.report.comparison import Comparison, Row
+from damro.eval.report.plots import draw_bars, to_data_uri
+from damro.eval.report.tables import LABELS, is_clear, notes, show_difference, show_value
+from damro.eval.runs.request import write_whole
+from damro.eval.scores import LOWER_IS_BETTER
+
+_PLOTTED = {
+    "pope": ("accuracy", "f1", "yes_ratio"),
+    "chair": ("chair_s", "chair_i", "recall"),
+    "mme": ("score", "total"),
+}
+_FAILED_SHOWN = 20
+
+
+class Picture(NamedTuple):
+    """A picture of a page.
+
+    Attributes:
+        source: A ``data:`` address.
+        description: What it shows, for those who do not see it.
+        caption: Below it.
+    """
+
+    source: str
+    description: str
+    caption: str
+
+
+class Piece(NamedTuple):
+    """A piece of a caption: plain, or a hallucinated object."""
+
+    text: str
+    hallucinated: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and what each method says about it.
+
+    Attributes:
+        title: Names the image.
+        captions: By method, the pieces of its caption.
+        picture: The image, if it is at hand.
+    """
+
+    title: str
+    captions: Mapping[str, Sequence[Piece]]
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report shows.
+
+    Attributes:
+        title: Of the page.
+        lead: Sentences to read first.
+        facts: What the result depends on.
+        pictures: Shown first.
+        examples: Captions with hallucinated objects marked; shown next.
+        charts: Pictures of the scores.
+        comparisons: Shown as tables, with notes.
+    """
+
+    title: str
+    lead: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+    examples: Sequence[Example] = ()
+    charts: Sequence[Picture] = ()
+    comparisons: Sequence[Comparison] = ()
+
+
+def render(page: Page) -> str:
+    """Return the HTML of a page."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("damro.eval.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.get_template("report.html")
+    return template.render(page=page, tables=[_table(one) for one in page.comparisons], version=__version__)
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """Write the report of a comparison."""
+    title = f"{comparison.benchmark.upper()}: {comparison.model}"
+    page = Page(
+        title,
+        facts={"Benchmark": comparison.benchmark, "Model": comparison.model, "Baseline": comparison.baseline.name},
+        examples=caption_examples(comparison, 5),
+        charts=[bars(comparison)] if find_spec("matplotlib") else [],
+        comparisons=[comparison],
+    )
+    write_whole(path, render(page))
+
+
+def bars(comparison: Comparison) -> Picture:
+    """Return the bars of a comparison's main metrics."""
+    rows = comparison.rows()
+    panels: list[list[Row]] = []
+    for group in dict.fromkeys(row.group for row in rows):
+        for metric in _PLOTTED[comparison.benchmark]:
+            panels.append([row for row in rows if (row.group, row.metric) == (group, metric)])
+    panels = [panel for panel in panels if panel]  # sums over MME's categories have metrics of their own
+    title = f"{comparison.benchmark.upper()}, {comparison.model}: bars with 95 % intervals"
+    names = ", ".join(entry.name for entry in comparison.entries)
+    return Picture(to_data_uri(draw_bars(panels, title)), f"Bars of {names}; the tables hold the numbers.", title)
+
+
+def caption_examples(comparison: Comparison, count: int) -> list[Example]:
+    """Return the captions of the first images about which methods say different things."""
+    if comparison.benchmark != "chair":
+        return []
+    by_method = {
+        entry.name: {record.image_id: record for record in entry.groups[0].captions} for entry in comparison.entries
+    }
+    examples: list[Example] = []
+    for image in by_method[comparison.baseline.name]:
+        captions = {name: pieces(records[image]) for name, records in by_method.items()}
+        if len({tuple(found) for found in captions.values()}) > 1 and len(examples) < count:
+            examples.append(Example(f"Image {image}", captions))
+    return examples
+
+
+def pieces(record: CaptionScore) -> tuple[Piece, ...]:
+    """Cut a caption at its hallucinated objects."""
+    found, place = [], 0
+    for mention in record.hallucinated:
+        found += [Piece(record.caption[place : mention.start], False)]
+        found += [Piece(record.caption[mention.start : mention.end], True)]
+        place = mention.end
+    return tuple(piece for piece in [*found, Piece(record.caption[place:], False)] if piece.text)
+
+
+def _table(comparison: Comparison) -> dict[str, Any]:
+    """What the template shows of a comparison."""
+    rows = comparison.rows()
+    groups = []
+    for name in dict.fromkeys(row.group for row in rows):
+        of_group = [row for row in rows if row.group == name]
+        metrics = list(dict.fromkeys(row.metric for row in of_group))
+        lines = [
+            (method, [_cell(row) for row in of_group if row.method == method])
+            for method in dict.fromkeys(row.method for row in of_group)
+        ]
+        groups.append({"name": name, "metrics": [LABELS[metric] for metric in metrics], "lines": lines})
+    failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in comparison.entries if entry.failed]
+    return {"title": comparison.benchmark.upper(), "groups": groups, "notes": notes(comparison), "failed": failed}
+
+
+def _cell(row: Row) -> dict[str, str]:
+    kind = ""
+    if row.difference is not None and is_clear(row.difference) and row.metric not in ("yes_ratio", "mean_length"):
+        kind = "better" if (row.difference.estimate < 0) == (row.metric in LOWER_IS_BETTER) else "worse"
+    difference = show_difference(row.metric, row.difference)
+    return {"value": show_value(row.metric, row.value), "difference": difference, "kind": kind}

@@ -1,0 +1,1 @@
+"""Runs: a model over a benchmark, a record a sample, nothing lost and nothing doubled."""

@@ -1,0 +1,333 @@
+"""From a batch of samples to answers: what a run does with a model. The one room of runs that knows torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.families import family_of
+from damro.decoding.generate import decode
+from damro.decoding.prompts import VisualPrompt
+from damro.decoding.rules import Contrast
+from damro.errors import InputsError
+from damro.eval.methods import PATCHES, Method
+from damro.eval.runs.drawing import SeededSampling, rank_at_random, seed_of
+from damro.eval.runs.loop import Answered
+from damro.eval.runs.request import RunRequest, digest_of_folder, package_versions
+from damro.eval.samples import MAX_NEW_TOKENS, Sample, prompt_for
+from damro.eval.strengths import Strengths, check_request, strengths_of
+from damro.generation import MethodOptions, least_patches, make_contrast, view_patches
+from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
+from damro.methods.patches import OutlierView
+from damro.pruning import Pruning
+from damro.vision.outliers import check_top_k, rank_patches
+
+OpenImage = Callable[[str], Image.Image]
+
+
+@dataclass
+class Engine:
+    """Answers batches of samples with one model and one method.
+
+    Attributes:
+        model: In evaluation mode.
+        processor: The model's, padding as `damro.loading` has it.
+        method: What is contrasted, and how tokens are drawn.
+        strengths: Of the contrast.
+        max_new_tokens: Longest answer in tokens.
+        top_p: Nucleus of sampling.
+        pruning: Which image columns the full prompt keeps; None for all.
+        seed: Of sampling and of random patches.
+        open_image: From an image's name to the image.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    method: Method
+    strengths: Strengths
+    max_new_tokens: int
+    seed: int
+    open_image: OpenImage
+    top_p: float = 1.0
+    pruning: Pruning | None = None
+    config: GenerationConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Settle how ``generate`` searches, whatever the checkpoint would like: sampling is `SeededSampling`'s."""
+        self.config = copy.deepcopy(self.model.generation_config)
+        self.config.update(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_length=None,
+            max_new_tokens=self.max_new_tokens,
+        )
+        if self.config.pad_token_id is None:
+            self.config.pad_token_id = self.processor.tokenizer.pad_token_id
+
+    def answer(self, batch: Sequence[Sample]) -> list[Answered]:
+        """Answer a batch; see `damro.eval.runs.loop.AnswerBatch`."""
+        answers: dict[str, Answered] = {}
+        images: dict[str, Image.Image] = {}
+        for sample in batch:
+            try:
+                images[sample.sample_id] = self.open_image(sample.image)
+                self._check_length(sample, images[sample.sample_id])
+            except (ValueError, OSError) as error:
+                answers[sample.sample_id] = Answered(None, error=str(error))
+        good = [sample for sample in batch if sample.sample_id not in answers]
+        answers.update(self._answer_or_split(good, images))
+        return [answers[sample.sample_id] for sample in batch]
+
+    def _answer_or_split(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
+        """Answer a batch; halve it while memory is short, and take samples one by one to find one that fails."""
+        from accelerate.utils import find_executable_batch_size
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        if not batch:
+            return {}
+        try:
+            return self._answer_together(batch, images)
+        except Exception as error:
+            if len(batch) == 1:
+                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                return {batch[0].sample_id: Answered(None, error=reason)}
+            short_of_memory = should_reduce_batch_size(error)
+        size = len(batch)
+        if not short_of_memory:
+            return {key: value for sample in batch for key, value in self._answer_or_split([sample], images).items()}
+
+        def halve() -> int:
+            nonlocal size
+            size = size // 2
+            return size
+
+        @find_executable_batch_size(  # type: ignore[untyped-decorator]
+            starting_batch_size=halve(), reduce_batch_size_fn=halve
+        )
+        def answer_parts(batch_size: int) -> dict[str, Answered]:
+            parts: dict[str, Answered] = {}
+            for start in range(0, len(batch), batch_size):
+                part = batch[start : start + batch_size]
+                # A single sample that does not fit fails by itself; more than one are halved further.
+                together = self._answer_or_split if batch_size == 1 else self._answer_together
+                parts.update(together(part, images))
+            return parts
+
+        return dict(answer_parts())
+
+    def _answer_together(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
+        """Answer a batch at once; questions about one image share its encoding and what they begin with."""
+        if len({sample.image for sample in batch}) == 1:
+            return self._generate(batch, images, shared=len(batch) > 1)
+        groups: dict[str, list[Sample]] = {}
+        for sample in batch:
+            groups.setdefault(sample.image, []).append(sample)
+        if max(map(len, groups.values())) == 1:
+            return self._generate(batch, images, shared=False)
+        parts = [self._generate(group, images, shared=len(group) > 1) for group in groups.values()]
+        return {key: answered for part in parts for key, answered in part.items()}
+
+    @torch.no_grad()
+    def _generate(
+        self, batch: Sequence[Sample], images: dict[str, Image.Image], *, shared: bool
+    ) -> dict[str, Answered]:
+        inputs = prepare_inputs(
+            self.processor,
+            [images[sample.sample_id] for sample in batch],
+            [sample.prompt for sample in batch],
+            self.model,
+        )
+        names = [batch[0].image] if shared else [sample.image for sample in batch]
+        view = self._view(inputs, names, shared)
+        processors: list[LogitsProcessor] = []
+        if self.method.temperature:
+            seeds = [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
+            processors.append(SeededSampling(seeds, self.method.temperature, self.top_p))
+        ids = decode(
+            self.model,
+            inputs,
+            view.contrast if isinstance(view, OutlierView) else view,
+            shared_prefix=shared,
+            generation_config=self.config,
+            logits_processor=processors,
+        )
+        new = ids[:, returned_prompt(self.model, inputs).shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        found = outliers_by_row(view, len(batch)) if isinstance(view, OutlierView) else [None] * len(batch)
+        return {
+            sample.sample_id: Answered(text.strip(), outliers)
+            for sample, text, outliers in zip(batch, texts, found, strict=True)
+        }
+
+    def _view(self, inputs: Any, names: Sequence[str], shared: bool) -> VisualPrompt | Contrast | OutlierView:
+        """What is decoded: the prompt alone, or with its negative."""
+        options = self.strengths.to_options(
+            seed=self.seed, shared_image=shared, pruning=self.pruning, processor=self.processor
+        )
+        if self.method.contrast not in PATCHES:
+            return make_contrast(self.model, inputs, self.method.contrast, options)
+        tiles = [
+            f"{name}#{n}"
+            for name, count in zip(names, tiles_of_images(self.model, inputs), strict=False)
+            for n in range(count)
+        ]
+        return view_patches(self.model, inputs, options, lambda weights, count: self.choose(weights, tiles))
+
+    def choose(self, weights: Tensor, tiles: Sequence[str]) -> Tensor:
+        """Return the patches that the method puts into the negative prompt.
+
+        Args:
+            weights: ``(tiles, patches)``, [CLS] attention.
+            tiles: A name for each tile; random patches depend on it and on the seed alone.
+
+        Returns:
+            ``(tiles, k)``, in the order in which they stand in the prompt.
+        """
+        count = self.strengths.top_k or 1
+        check_top_k(count, weights.shape[-1])
+        if self.method.contrast == "least-k":
+            return least_patches(weights, count)
+        if self.method.contrast == "random-k":
+            seeds = [seed_of(self.seed, tile, "patches") for tile in tiles]
+            return torch.stack([rank_at_random(weights.shape[-1], seed)[:count] for seed in seeds]).to(weights.device)
+        return rank_patches(weights, count)
+
+    def _check_length(self, sample: Sample, image: Image.Image) -> None:
+        """Refuse a prompt that is longer than the model's context by its text alone."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
+        if limit is not None and words >= limit:
+            raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
+
+
+def tiles_of_images(model: PreTrainedModel, inputs: Any) -> list[int]:
+    """Return how many tiles the vision tower reads of each image."""
+    if "image_sizes" not in inputs:
+        return [1] * len(next(inputs[key] for key in family_of(model).PIXELS if key in inputs))
+    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]
+
+
+def outliers_by_row(view: OutlierView, rows: int) -> list[list[list[int]]]:
+    """Return the chosen patches of the base tiles in each row of the prompt."""
+    found: list[list[list[int]]] = [[] for _ in range(rows)]
+    attention = view.attention
+    for row, tile, chosen in zip(attention.row.tolist(), attention.tile.tolist(), view.outliers.tolist(), strict=True):
+        if tile == 0:
+            found[row].append(chosen)
+    return found
+
+
+def load(request: RunRequest) -> Loaded:
+    """Load the model of a request, as the options say; one that cannot answer is an error."""
+    loaded = load_model(
+        request.model,
+        device=request.device_map or request.device,
+        dtype=request.dtype,
+        revision=request.revision,
+        quantization=request.quantization,
+    )
+    family_of(loaded.model)  # a bare ViT loads too
+    return loaded
+
+
+def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> Engine:
+    """Return what answers a request's samples.
+
+    Raises:
+        EvalError: There is no such method, or it does not have an option of the request.
+        DecodingError: The family has no preset, a parameter is out of range, or the model cannot be pruned so.
+    """
+    method = check_request(request)
+    strengths = strengths_of(request, method, loaded.model.config.model_type)
+    pruning = None if request.keep_tokens is None else Pruning(request.keep_tokens)
+    _check_fit(loaded, strengths, pruning)
+    return Engine(
+        model=loaded.model,
+        processor=loaded.processor,
+        method=method,
+        strengths=strengths,
+        max_new_tokens=request.max_new_tokens or MAX_NEW_TOKENS[request.benchmark],
+        seed=request.seed,
+        open_image=open_image,
+        top_p=request.top_p,
+        pruning=pruning,
+    )
+
+
+def _check_fit(loaded: Loaded, strengths: Strengths, pruning: Pruning | None) -> None:
+    """Refuse, before the first sample, what would fail with every one of them."""
+    vision: Any = loaded.model.config
+    side = vision.vision_config.image_size
+    if strengths.top_k is not None:
+        check_top_k(strengths.top_k, (side // vision.vision_config.patch_size) ** 2)
+    if pruning is not None:
+        inputs = prepare_inputs(loaded.processor, [Image.new("RGB", (side, side))], ["?"], loaded.model)
+        make_contrast(loaded.model, inputs, None, MethodOptions(pruning=pruning))
+
+
+def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the answers depend on beside the request, for ``run.json``."""
+    model = engine.model
+    return {
+        "model": {
+            "family": model.config.model_type,
+            "fingerprint": _fingerprint(request, model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": getattr(model.config, "_attn_implementation", None),
+        },
+        "method": {
+            "name": engine.method.name,
+            "contrast": engine.method.contrast,
+            "temperature": engine.method.temperature,
+            "top_p": engine.top_p,
+            **engine.strengths.to_dict(),
+            **({} if engine.pruning is None else {"keep_tokens": engine.pruning.keep_tokens}),
+        },
+        "prompt": {
+            "template": prompt_for(request, "{question}"),
+            "formatted": format_prompt(engine.processor, prompt_for(request, "{question}")),
+        },
+        "generation": {key: value for key, value in engine.config.to_diff_dict().items() if _is_plain(value)},
+        "data": data,
+        "device": str(model.device.type),
+        "packages": package_versions(),
+    }
+
+
+def _fingerprint(request: RunRequest, model: PreTrainedModel) -> str:
+    """The commit on the Hub, or a checksum of the folder or of the embedded model's weights."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return f"commit {commit}"
+    folder = Path(request.model)
+    if folder.is_dir():
+        return f"sha256 {digest_of_folder(folder)}"
+    return f"sha256 {digest_of_weights(model)}"
+
+
+def digest_of_weights(model: PreTrainedModel) -> str:
+    """Return the SHA-256 of a model's names and weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list)

@@ -1,0 +1,259 @@
+"""Runs of a model over a benchmark: batch by batch, a record a sample, nothing lost and nothing doubled.
+
+`run_benchmark` is the whole way from a request to a folder with ``run.json`` and ``records.jsonl``. The loop under it
+knows no torch: what answers a batch is a callable, and `damro.eval.runs.engine` makes one of a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from damro.eval.errors import EvalError
+from damro.eval.records import RecordWriter
+from damro.eval.runs.request import RUN_FILE, RunRequest, check_same, load_run, to_record, write_run
+from damro.eval.runs.sharding import Workers, consolidate, lock_folder, read_done, records_path
+from damro.eval.samples import Dataset, Sample, load_dataset
+
+if TYPE_CHECKING:
+    from damro.loading import Loaded
+
+BATCH_SIZE = {"cpu": 8, "cuda": 16}
+
+
+class Answered(NamedTuple):
+    """What came of one sample.
+
+    Attributes:
+        text: The answer; None if there is none.
+        outliers: The chosen patches, a row a base tile, best first; None where the method chooses none.
+        error: Why there is no answer; None if there is one.
+    """
+
+    text: str | None
+    outliers: list[list[int]] | None = None
+    error: str | None = None
+
+
+AnswerBatch = Callable[[Sequence[Sample]], list[Answered]]
+"""Answers the samples of a batch, in their order. A sample that cannot be answered has an error instead."""
+
+
+class Tally(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+        done: Samples with a record, in this process and before.
+        failed: Those of them without an answer.
+        total: Samples of the run, or of this process where there are several.
+    """
+
+    done: int
+    failed: int
+    total: int
+
+
+Progress = Callable[[Tally], None]
+
+
+class FailedSampleError(EvalError):
+    """A sample could not be answered, and the run was told to stop there."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a run goes through its samples.
+
+    Attributes:
+        batch_size: Samples at once.
+        strict: Stop at the first sample that fails.
+        retry_failed: Do again what failed before.
+        workers: This process among those of the run.
+        progress: Told after each batch; None if nobody asks.
+    """
+
+    batch_size: int = 8
+    strict: bool = False
+    retry_failed: bool = False
+    workers: Workers = Workers()
+    progress: Progress | None = None
+
+    def run(self, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
+        """Answer the samples that have no record yet, and record them.
+
+        Batches are cut from the whole list, whatever is done already and whoever does it: a batch of which a part is
+        done is answered as a whole again and only the rest of it recorded. So every answer comes of the same batch in
+        an undisturbed run, in a resumed one and in one of several processes, and is the same to the last bit.
+
+        Returns:
+            The records of the run by sample id, in the order of the samples.
+
+        Raises:
+            FailedSampleError: A sample failed and ``strict`` is set; its record is not written.
+            EvalError: The folder holds records that are malformed or of another run.
+        """
+        order = [sample.sample_id for sample in samples]
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.workers.leads:
+            consolidate(folder, order, drop_failed=self.retry_failed)
+        self.workers.wait()
+        done = read_done(folder)
+        self.workers.wait()
+        self._answer_rest(folder, samples, done, answer)
+        self.workers.wait()
+        if self.workers.leads:
+            consolidate(folder, order)
+        self.workers.wait()
+        return read_done(folder)
+
+    def _answer_rest(
+        self, folder: Path, samples: Sequence[Sample], done: dict[str, dict[str, Any]], answer: AnswerBatch
+    ) -> None:
+        mine = [
+            batch
+            for number, batch in enumerate(cut(samples, self.batch_size))
+            if number % self.workers.count == self.workers.rank
+        ]
+        finished = [done[sample.sample_id] for batch in mine for sample in batch if sample.sample_id in done]
+        tally = Tally(len(finished), sum("error" in fields for fields in finished), sum(map(len, mine)))
+        self._tell(tally)
+        with RecordWriter(records_path(folder, self.workers)) as writer:
+            for batch in mine:
+                missing = [sample for sample in batch if sample.sample_id not in done]
+                if not missing:
+                    continue
+                records = self._record(batch, answer)
+                for sample in missing:
+                    writer.write(records[sample.sample_id])
+                failed = sum("error" in records[sample.sample_id] for sample in missing)
+                tally = Tally(tally.done + len(missing), tally.failed + failed, tally.total)
+                self._tell(tally)
+
+    def _record(self, batch: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
+        began = time.perf_counter()
+        answers = answer(batch)
+        seconds = round((time.perf_counter() - began) / len(batch), 4)
+        records = {}
+        for sample, answered in zip(batch, answers, strict=True):
+            if answered.error is not None and self.strict:
+                raise FailedSampleError(
+                    f"sample {sample.sample_id} ({sample.image}) must be answered under --strict, failed: "
+                    f"{answered.error}. Mend it and resume, or leave --strict out to record it as failed"
+                )
+            records[sample.sample_id] = to_fields(sample, answered, seconds)
+        return records
+
+    def _tell(self, tally: Tally) -> None:
+        if self.progress is not None:
+            self.progress(tally)
+
+
+def to_fields(sample: Sample, answered: Answered, seconds: float) -> dict[str, Any]:
+    """Return the record of a sample, as it stands in ``records.jsonl``."""
+    fields: dict[str, Any] = {
+        "id": sample.sample_id,
+        **sample.fields,
+        "image": sample.image,
+        "prompt": sample.prompt,
+    }
+    if answered.error is not None:
+        return {**fields, "error": answered.error, "seconds": seconds}
+    return {**fields, "answer": answered.text, "outliers": answered.outliers, "seconds": seconds}
+
+
+def cut(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Cut samples into batches of about ``size``; neighbours that ask about one image stay together.
+
+    Example:
+        >>> samples = [Sample(str(n), f"{n // 3}.jpg", "?", {}) for n in range(7)]
+        >>> [[sample.image for sample in batch] for batch in cut(samples, 4)]
+        [['0.jpg', '0.jpg', '0.jpg'], ['1.jpg', '1.jpg', '1.jpg', '2.jpg']]
+    """
+    batch: list[Sample] = []
+    for _, neighbours in groupby(samples, key=attrgetter("image")):
+        group = list(neighbours)
+        if batch and len(batch) + len(group) > size:
+            yield batch
+            batch = []
+        batch = batch + group
+    if batch:
+        yield batch
+
+
+class Prepared(NamedTuple):
+    """What several runs of one model share.
+
+    Attributes:
+        loaded: The model and its processor.
+        dataset: The samples; the same for every method.
+    """
+
+    loaded: Loaded
+    dataset: Dataset
+
+
+def prepare(request: RunRequest, *others: RunRequest) -> Prepared:
+    """Load the samples and the model of a request, and see whether it can be run.
+
+    Args:
+        request: What to run.
+        others: What else to run with the same model and samples.
+
+    Raises:
+        EvalError: A file is malformed or missing, or a method does not have an option of its request.
+        DecodingError: The model does not load, or a parameter is out of range.
+    """
+    dataset = load_dataset(request)  # first: a missing folder is found before 14 GB are loaded
+    from damro.eval.runs.engine import load, make_engine
+    from damro.eval.strengths import check_request
+
+    for one in (request, *others):
+        check_request(one)
+    prepared = Prepared(load(request), dataset)
+    for one in (request, *others):  # what the last method lacks is told before the first one has run for hours
+        make_engine(one, prepared.loaded, dataset.open_image)
+    return prepared
+
+
+def run_benchmark(
+    request: RunRequest, folder: Path | str, *, loop: Loop | None = None, prepared: Prepared | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run a model over a benchmark, or go on with a run that was cut off.
+
+    Args:
+        request: What to run.
+        folder: Where ``run.json`` and ``records.jsonl`` go; made if missing.
+        loop: How to go through the samples; its batch size is the request's, or fits the device.
+        prepared: What `prepare` returned for a request of this model and benchmark, to load it once.
+
+    Returns:
+        The records by sample id, in the order of the samples.
+
+    Raises:
+        RunMismatchError: The folder holds another run; says in what they differ.
+        BusyRunError: Another process is at work in the folder.
+        FailedSampleError: A sample failed, and the loop is strict.
+        EvalError: A file is malformed.
+        DecodingError: The model does not load, or a parameter is out of range.
+    """
+    from damro.eval.runs.engine import make_engine, resolve
+
+    folder, loop = Path(folder), loop or Loop()
+    prepared = prepared or prepare(request)
+    engine = make_engine(request, prepared.loaded, prepared.dataset.open_image)
+    record = to_record(request, resolve(request, engine, prepared.dataset.data))
+    size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder) if loop.workers.leads else nullcontext():
+        if (folder / RUN_FILE).exists():
+            check_same(folder, load_run(folder), record)
+        loop.workers.wait()
+        if loop.workers.leads and not (folder / RUN_FILE).exists():
+            write_run(folder, record)
+        return replace(loop, batch_size=size).run(folder, prepared.dataset.samples, engine.answer)

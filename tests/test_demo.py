@@ -1,0 +1,103 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from damro import tiny
+from damro.eval.demo.demo import METHODS
+from damro.eval.demo.premise import measure_premise, object_mask
+from damro.tiny.scenes import scene
+from damro.vision.attention import CLSAttention
+
+RUN_CLI = Path(__file__).with_name("run_cli.py")
+POPE_KEYS = {*("tp", "fp", "tn", "fn", "unparsed", "n", "accuracy", "precision", "recall", "f1", "yes_ratio", "rule")}
+CHAIR_KEYS = {*("chair_s", "chair_i", "chair_i_unique", "recall", "mean_length", "n_captions", "n_mentions", "matcher")}
+
+
+def attention_on(scenes: int, *, objects: bool) -> CLSAttention:
+    """[CLS] attention on an 8 x 8 grid that lies on objects, or on background."""
+    weights = torch.empty(scenes, 64)
+    for number in range(scenes):
+        area = torch.nn.functional.adaptive_avg_pool2d(object_mask(number).float()[None, None], (8, 8)).flatten()
+        weights[number] = area if objects else 1 - area
+    numbers = torch.arange(scenes)
+    return CLSAttention(weights, (8, 8), 0, "merged", numbers, torch.zeros_like(numbers))
+
+
+def test_the_premise_is_judged_by_where_attention_lies() -> None:
+    base = np.mean(
+        [
+            (torch.nn.functional.adaptive_avg_pool2d(object_mask(n).float()[None, None], (8, 8)) < 0.5).float().mean()
+            for n in range(30)
+        ]
+    )
+    on_objects = measure_premise(attention_on(30, objects=True), 2, 30)
+    assert on_objects.holds is False
+    assert on_objects.base.estimate == pytest.approx(float(base))
+    assert on_objects.flagged.estimate < 0.5 < on_objects.base.estimate
+    assert "does not hold for this model" in on_objects.sentence()
+    on_background = measure_premise(attention_on(30, objects=False), 2, 30)
+    assert on_background.holds is True
+    assert on_background.flagged.estimate == 1
+    assert "100.0 %" in on_background.sentence()
+    assert on_background.difference.estimate == pytest.approx(1 - base)
+
+
+def test_object_mask_is_the_union_of_the_objects() -> None:
+    picture = scene("test", 3)
+    assert int(object_mask(3).sum()) == int(np.any([thing.mask for thing in picture.objects], axis=0).sum())
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What ``damro demo --scenes 20 --json`` prints, and its folder."""
+    try:
+        tiny.path()
+    except ValueError as error:
+        pytest.skip(str(error))
+    out = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1]), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(RUN_CLI), "demo", "--scenes", "20", "--json", "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), out
+
+
+@pytest.mark.slow
+def test_the_demo_tells_everything(shown: tuple[dict[str, Any], Path]) -> None:
+    metrics, out = shown
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    assert {"model", "scenes", "seconds", "methods"} <= set(metrics)
+    assert (metrics["model"], metrics["scenes"]) == ("tiny", 20)
+    assert list(metrics["methods"]) == list(METHODS)
+    for name, found in metrics["methods"].items():
+        assert set(found) == {"pope", "chair"}
+        assert set(found["pope"]) == {"random", "popular", "adversarial"}
+        for scores in [*found["pope"].values(), found["chair"]]:
+            assert (POPE_KEYS if "rule" in scores else CHAIR_KEYS) <= set(scores)
+            assert ("difference" in scores) == (name != "greedy")
+            for metric, ends in scores["ci"].items():
+                assert ends is None or ends[0] <= scores[metric] <= ends[1]
+    assert {"flagged", "base", "difference", "holds", "top_k"} <= set(metrics["premise"])
+    premise, verdict, cost, sampling = metrics["conclusions"]
+    assert "of all patches" in premise
+    assert "control" in verdict
+    assert "recall" in cost
+    assert "sample@0.5" in sampling
+
+
+@pytest.mark.slow
+def test_the_report_holds_its_pictures(shown: tuple[dict[str, Any], Path]) -> None:
+    metrics, out = shown
+    html = (out / "report.html").read_text()
+    assert html.count('src="data:image/png;base64,') == 4  # attention, the scene, two charts
+    assert "://" not in html
+    for name in METHODS:
+        assert f'<th scope="row">{name}</th>' in html
+    assert metrics["conclusions"][0].split("[CLS]")[1][:40] in html

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_models import load_golden, make_processor, save_golden
+from gradio_server import collected_leftovers, serving
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+from damro import DAMROProcessor
+from damro.errors import InputsError, ParameterError
+from damro.figures import draw_overlay
+from damro.loading import ImageError, prepare_inputs
+from damro.pages.app import answer_request, build_app, stream_answer, write_recipe
+from tests.family_models import (
+    encoder_processor,
+    family_model,
+    received_by_eager,
+    siglip_processor,
+)
+
+# Gradio's server leaves sockets and event loops to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    return load_golden("llava"), make_processor("llava")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "image.png"
+    Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB").save(path)
+    return path
+
+
+def generated(model: Any, processor: Any, photo: Path, processors: list[Any], length: int) -> str:
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=length, logits_processor=processors)
+    return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_both_answers_stream_and_end_as_generate_ends(loaded: tuple[Any, Any], photo: Path) -> None:
+    model, processor = loaded
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
+    shown = list(answer_request(model, processor, "golden", str(photo), "What is this?", 2.0, 0.1, 3, 10))
+    greedy, damro, picture, taken, code = shown[-1]
+    assert greedy == generated(model, processor, photo, [], 10)
+    assert damro == generated(model, processor, photo, [contrast], 10)
+    assert greedy != damro and taken
+    # Each text only grows, and DAMRO's begins when greedy search's is complete.
+    for column in (0, 1):
+        texts = [state[column] for state in shown]
+        assert all(after.startswith(before) for before, after in zip(texts, texts[1:], strict=False))
+        assert len(set(texts)) > 3
+    assert all(state[0] == greedy for state in shown if state[1])
+    assert picture.size[0] > 300 and "DAMROProcessor" in code
+    place, out, *_ = taken[0]
+    assert isinstance(place, int) and out not in damro.split()[place - 1 : place]
+
+
+def test_the_python_gives_the_same_answer(
+    loaded: tuple[Any, Any], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    folder = save_golden("llava", tmp_path / "it's")
+    *_, (_, damro, _, _, code) = answer_request(
+        model, processor, str(folder), str(photo), "What is 'this'?\n\"", 1.5, 0.1, 3, 8
+    )
+    monkeypatch.chdir(photo.parent)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "recipe", "exec"), {})
+    assert printed.getvalue().strip() == damro
+    assert write_recipe("a", "b", 1.0, 0.1, 2, 3).isascii()
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava_siglip"])
+def test_without_cls_the_map_shows_and_names_the_attention_received(
+    name: str, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, Any]] = []
+
+    def draw(image: Any, values: Any, **options: Any) -> Any:
+        drawn.append((values, options))
+        return draw_overlay(image, values, **options)
+
+    monkeypatch.setattr("damro.pages.app.draw_overlay", draw)
+    model, processor = family_model(name), siglip_processor(name)
+    *_, (greedy, damro, picture, _, _) = answer_request(
+        model, processor, "tiny", str(photo), "What is this?", 2.0, 0.1, 3, 6
+    )
+    assert greedy == generated(model, processor, photo, [], 6)
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
+    assert damro == generated(model, processor, photo, [contrast], 6)
+    [(values, options)] = drawn
+    heads = "mean" if name == "paligemma" else "merged"
+    assert options["title"] == f"attention received, layer 3, heads {heads}, tiny"
+    assert options["outliers"] == [(index // 4, index % 4) for index in contrast.outliers[0].tolist()]
+    if heads == "mean":
+        expected = received_by_eager(name, inputs["pixel_values"])[0]
+        torch.testing.assert_close(values.flatten(), expected, atol=1e-6, rtol=1e-4)
+    assert picture.size[0] > 300
+
+
+def opened(model: Any, processor: Any) -> tuple[str, dict[str, Any]]:
+    """The page's head, and its named parts."""
+    with collected_leftovers():
+        page = build_app(model, processor, "tiny")
+        parts = list(page.blocks.values())
+        [head] = [part.value for part in parts if type(part).__name__ == "Markdown"]
+        named = {part.elem_id: part for part in parts if getattr(part, "elem_id", None)}
+        page.close()
+    return head, named
+
+
+def test_a_family_of_the_paper_has_its_values(loaded: tuple[Any, Any]) -> None:
+    head, parts = opened(*loaded)
+    assert "no preset" not in head and "CLS" not in head
+    assert [parts[name].value for name in ("alpha", "beta", "top-k")] == [2.0, 0.1, 10]
+    assert parts["map"].label == "[CLS] attention and outlier patches"
+
+
+@pytest.mark.parametrize("name", ["paligemma", "blip-2-t5"])
+def test_a_family_without_a_preset_opens_and_says_so(name: str) -> None:
+    processor = siglip_processor(name) if name == "paligemma" else encoder_processor(name)
+    model = family_model(name)
+    head, parts = opened(model, processor)
+    assert f"The paper has no preset for {model.config.model_type}" in head and "2, 0.1 and 10" in head
+    assert [parts[name].value for name in ("alpha", "beta", "top-k")] == [2.0, 0.1, 10]
+    received = name == "paligemma"
+    assert parts["map"].label == f"{'attention received' if received else '[CLS] attention'} and outlier patches"
+    assert ("ranked by the attention they receive, which is not the paper's method" in head) == received
+
+
+def test_leaving_stops_the_generation(loaded: tuple[Any, Any], photo: Path) -> None:
+    model, processor = loaded
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+    tokens: list[int] = []
+    before = threading.active_count()
+    stream = stream_answer(model, processor, inputs, 400, [], tokens)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before
+    assert 0 < len(tokens) < 400
+
+
+def test_errors_of_the_generation_reach_the_one_who_waits(loaded: tuple[Any, Any], photo: Path) -> None:
+    model, processor = loaded
+    inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
+
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("broken processor")
+
+    with pytest.raises(RuntimeError, match="broken processor"):
+        list(stream_answer(model, processor, inputs, 4, [broken]))
+    with pytest.raises(InputsError, match="image and prompt must both be given"):
+        next(answer_request(model, processor, "golden", None, "What", 1.0, 0.1, 3, 4))
+    with pytest.raises(ParameterError, match="alpha must be"):
+        next(answer_request(model, processor, "golden", str(photo), "What", -1.0, 0.1, 3, 4))
+    with pytest.raises(ImageError):
+        next(answer_request(model, processor, "golden", __file__, "What", 1.0, 0.1, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def address(loaded: tuple[Any, Any]) -> Iterator[str]:
+    with serving(*loaded) as found:
+        yield found
+
+
+def status(url: Any) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return int(error.code)
+
+
+def test_no_file_of_this_machine_is_served(address: str) -> None:
+    assert status(address) == 200
+    here = Path(__file__)
+    readme = str(here.parents[1] / "README.md")
+    for path in ("/etc/passwd", str(here), readme, "README.md", "../README.md", "/proc/self/environ"):
+        for route in ("gradio_api/file=", "gradio_api/file/", "file="):
+            assert status(f"{address}{route}{urllib.parse.quote(path)}") in (403, 404, 405), path
+
+
+def test_uploads_are_limited(address: str) -> None:
+    def upload(size: int) -> int:
+        head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        body = head + b"x" * size + b"\r\n--b--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        return status(urllib.request.Request(f"{address}gradio_api/upload", body, headers))
+
+    assert upload(1000) == 200
+    assert upload(11_000_000) == 413

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import torch
+from golden_models import FAMILIES, load_golden, make_processor
+from PIL import Image
+
+from damro import DAMROProcessor
+from damro.errors import ParameterError, UnsupportedModelError
+from damro.loading import prepare_inputs
+from damro.pages.explain import Explanation, explain_answers, spell_token
+from damro.pages.explain_page import pack_map, percent, render_page
+from tests.family_models import family_model, received_by_eager, siglip_processor
+
+PROMPT = "What is <script>alert(1)</script> & 'this'?"
+PICTURE = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+
+
+class Page(HTMLParser):
+    """What is in a page: elements with their attributes, text, and the text of some elements by class."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, of: str = "") -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag and of in (attrs.get("class") or "")]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest) -> tuple[Any, Any, Explanation]:
+    model, processor = load_golden(request.param), make_processor(request.param)
+    explanation = explain_answers(
+        model, processor, PICTURE, PROMPT, name="<tiny>", alpha=2.0, top_k=3, max_new_tokens=12
+    )
+    return model, processor, explanation
+
+
+@pytest.fixture(scope="module")
+def page(case: tuple[Any, Any, Explanation]) -> str:
+    return render_page(case[2])
+
+
+def test_both_answers_are_what_generate_gives(case: tuple[Any, Any, Explanation]) -> None:
+    model, processor, explanation = case
+    inputs = prepare_inputs(processor, [PICTURE], [PROMPT], model)
+    start = inputs["input_ids"].shape[1]
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, top_k=3)
+    greedy = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, start:]
+    damro = model.generate(**inputs, max_new_tokens=12, do_sample=False, logits_processor=contrast)[0, start:]
+    assert explanation.greedy.steps.tokens.tolist() == greedy.tolist()
+    assert explanation.damro.steps.tokens.tolist() == damro.tolist()
+    assert explanation.vit.outliers.indices.tolist() == contrast.outliers.tolist()
+    assert greedy.tolist() != damro.tolist(), "the two must differ for the page to have something to show"
+    # Greedy search takes the likeliest token; DAMRO the likeliest after contrast, so nothing was more likely.
+    assert not explanation.greedy.steps.vetoed.any()
+    chosen = explanation.damro.steps.contrast[:, None]
+    assert bool((explanation.damro.steps.candidate_contrast <= chosen + 1e-5).all())
+
+
+def test_words_that_differ_are_those_outside_the_longest_alignment(case: tuple[Any, Any, Explanation]) -> None:
+    explanation = case[2]
+    kept = [
+        [word.text for word, differs in zip(answer.words, answer.differs, strict=True) if not differs]
+        for answer in (explanation.greedy, explanation.damro)
+    ]
+    assert kept[0] == kept[1]
+    assert any(explanation.greedy.differs) or any(explanation.damro.differs)
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+    parsed = Page(page)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in parsed.elements}
+    addresses = [attrs[key] or "" for _, attrs in parsed.elements for key in ("src", "href", "action") if key in attrs]
+    assert addresses and all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert not re.search(r"url\(|@import|https?://|fetch\(|XMLHttp|import\(", page)
+    [policy] = [attrs["content"] or "" for attrs in parsed.all("meta") if "http-equiv" in attrs]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_text_of_the_prompt_and_the_model_is_escaped(page: str) -> None:
+    parsed = Page(page)
+    assert "<script>alert" not in page and len(parsed.all("script")) == 1
+    assert PROMPT in parsed.text and "<tiny>" in parsed.text
+    assert not [attrs for _, attrs in parsed.elements if any(key.startswith("on") for key in attrs)]
+
+
+def test_every_word_leads_to_its_steps(case: tuple[Any, Any, Explanation], page: str) -> None:
+    explanation = case[2]
+    parsed = Page(page)
+    words = parsed.all("a", "word")
+    assert len(words) == len(explanation.greedy.words) + len(explanation.damro.words)
+    targets = {attrs["id"] for attrs in parsed.all("article")}
+    assert {(attrs["href"] or "")[1:] for attrs in words} == targets
+    marked = [("differs" in (attrs["class"] or "")) for attrs in words]
+    assert marked == [*explanation.greedy.differs, *explanation.damro.differs]
+    # A map is one byte a patch, scaled to its own peak.
+    maps = torch.cat([explanation.greedy.maps, explanation.damro.maps])
+    for attrs, one in zip(words, maps, strict=True):
+        cells = torch.tensor(list(base64.b64decode(attrs["data-map"] or "")))
+        assert (cells / 255 - one.flatten() / one.max()).abs().max() <= 0.5 / 255 + 1e-6
+        assert float(attrs["data-peak"] or 0) == pytest.approx(float(one.max()), rel=0.01)
+
+
+def test_what_was_taken_out_is_listed_without_a_script(case: tuple[Any, Any, Explanation], page: str) -> None:
+    steps = case[2].damro.steps
+    section = page[page.index('class="taken-out"') : page.index('class="words"')]
+    listed = re.findall(r"<tr><td>(\d+)</td><td><b>(.*?)</b></td><td class=\"number\">(.*?)</td>", section)
+    expected = [step for step in range(len(steps.tokens)) if steps.candidates[step, 0] != steps.tokens[step]]
+    assert [int(place) - 1 for place, _, _ in listed] == expected != []
+    first = expected[0]
+    assert listed[0][2] == percent(float(steps.candidate_full[first, 0].exp()))
+
+
+def test_the_picture_is_what_the_tower_saw(case: tuple[Any, Any, Explanation], page: str) -> None:
+    [image] = [attrs for attrs in Page(page).all("img") if attrs["alt"]]
+    picture = Image.open(io.BytesIO(base64.b64decode((image["src"] or "").split(",")[1])))
+    assert picture.size == case[2].picture.size
+    model = case[0]
+    # LLaVA crops the square out of the middle; the others squeeze the whole image, LLaVA-NeXT is stretched back.
+    assert picture.size == ((56, 42) if model.config.model_type == "llava_next" else (56, 56))
+    want = PICTURE.crop((10, 0, 70, 60)) if model.config.model_type == "llava" else PICTURE
+    difference = torch.tensor(list(want.resize(picture.size, Image.Resampling.BICUBIC).tobytes())).float()
+    difference -= torch.tensor(list(picture.tobytes())).float()
+    assert difference.abs().mean() < 6
+
+
+def test_an_answer_of_nothing_is_said_to_be_nothing() -> None:
+    model, processor = load_golden("llava"), make_processor("llava")
+    torch.nn.init.zeros_(model.lm_head.weight)  # all tokens are alike, the first is <pad>, which has no text
+    explanation = explain_answers(model, processor, PICTURE, "What", name="tiny", max_new_tokens=3)
+    assert explanation.greedy.words == () and explanation.greedy.text == ""
+    html = render_page(explanation)
+    assert "(nothing)" in html and "Nothing: at no step" in html
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava_siglip"])
+def test_without_cls_the_page_shows_and_names_the_attention_received(name: str) -> None:
+    model, processor = family_model(name), siglip_processor(name)
+    explanation = explain_answers(
+        model, processor, PICTURE, "What is this?", name="tiny", alpha=2.0, beta=0.1, top_k=3, max_new_tokens=4
+    )
+    html = render_page(explanation)
+    parsed = Page(html)
+    heads = "mean" if name == "paligemma" else "merged"
+    assert f"attention received, layer 3, heads {heads}" in parsed.text
+    assert "The outlier patches receive the most attention." in parsed.text
+    # It is said once that there is no [CLS], and nothing else bears the name.
+    assert parsed.text.count("[CLS]") == parsed.text.count("has no [CLS]") == 1
+    written = re.sub(r'base64,[^"]*|data-map="[^"]*"', "", html)
+    assert "CLS" not in written.replace("has no [CLS]", "")
+    inputs = prepare_inputs(processor, [PICTURE], ["What is this?"], model)
+    contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
+    places = [(int(attrs["y"] or 0), int(attrs["x"] or 0)) for attrs in parsed.all("rect", "over")]
+    assert places == [(index // 4, index % 4) for index in contrast.outliers[0].tolist()]
+    if heads == "mean":
+        expected = received_by_eager(name, inputs["pixel_values"])[0]
+        assert contrast.outliers[0].tolist() == expected.topk(3).indices.tolist()
+        [button] = [attrs for attrs in parsed.all("button") if attrs.get("id") == "show-seen"]
+        cells = torch.tensor(list(base64.b64decode(button["data-map"] or "")))
+        assert (cells / 255 - expected / expected.max()).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_with_cls_the_page_names_it(case: tuple[Any, Any, Explanation], page: str) -> None:
+    text = Page(page).text
+    assert f"[CLS] attention, layer {case[2].vit.layer}" in text and "[CLS] map" in text
+    assert "[CLS] attends to the outlier patches most." in text and "receive" not in text
+
+
+def test_what_cannot_be_shown_is_refused_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*values: Any, **options: Any) -> Any:
+        raise AssertionError("an answer was generated")
+
+    options: dict[str, Any] = {"name": "tiny", "alpha": 2.0, "beta": 0.1, "top_k": 3}
+    model = load_golden("llava")
+    monkeypatch.setattr(type(model), "generate", generate)
+    with pytest.raises(ParameterError, match="language model's 3 layers .* got 3"):
+        explain_answers(model, make_processor("llava"), PICTURE, "What", layers=[3], **options)
+    soft_capped = family_model("paligemma2")
+    monkeypatch.setattr(type(soft_capped), "generate", generate)
+    with pytest.raises(UnsupportedModelError, match="without soft-capped scores"):
+        explain_answers(soft_capped, siglip_processor("paligemma"), PICTURE, "What", **options)
+
+
+def test_small_things() -> None:
+    assert pack_map(torch.zeros(2, 2)) == {"cells": "AAAAAA==", "peak": "0"}
+    assert spell_token(make_processor("llava").tokenizer, 2) == "</s>"
+    with pytest.raises(ParameterError, match="max_new_tokens must be at least 1, got 0"):
+        explain_answers(load_golden("llava"), make_processor("llava"), PICTURE, "What", name="", max_new_tokens=0)

@@ -1,0 +1,199 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from damro.eval.chair.matchers import load_matcher
+from damro.eval.errors import EvalError
+from damro.eval.report.comparison import Comparison, compare, load_runs
+from damro.eval.report.html import Page, caption_examples, pieces, render, write_report
+from damro.eval.report.plots import draw_bars, to_data_uri
+from damro.eval.report.published import load_published, put_beside
+from damro.eval.report.tables import notes, to_csv, to_json, to_markdown, to_terminal
+from damro.eval.report.verdict import CONTROLS, is_better, judge_controls, judge_sampling
+from damro.eval.scores import Scoring
+from damro.eval.statistics import Interval
+
+
+def answers(wrong: int, count: int = 60, failed: int = 0) -> dict[str, dict[str, Any]]:
+    """Questions, two an image, of which every `wrong`-th is answered wrongly and the first `failed` not at all."""
+    records = {}
+    for number in range(count):
+        label = "yes" if number % 2 else "no"
+        said = label if number % wrong else {"yes": "no", "no": "yes"}[label]
+        fields = {"split": "s", "image": f"{number // 2}.jpg", "question": f"Is there {number}?", "label": label}
+        records[str(number)] = {
+            **fields,
+            **({"error": "broken"} if number < failed else {"answer": said}),
+            "seconds": 0.5,
+        }
+    return records
+
+
+def captions(text: str, count: int = 20) -> dict[str, dict[str, Any]]:
+    return {str(n): {"image_id": n, "answer": text if n % 2 else "A cat.", "seconds": 0.1} for n in range(count)}
+
+
+def compare_captions(**texts: str) -> Comparison:
+    runs = {name.replace("_", "-"): captions(text) for name, text in texts.items()}
+    objects = {str(n): ["cat", "dog"] for n in range(20)}
+    return compare("chair", "m", runs, Scoring(matcher=load_matcher("builtin"), objects=objects))
+
+
+def compare_answers(failed: int = 0) -> Comparison:
+    return compare("pope", "m", {"greedy": answers(4), "damro": answers(6, failed=failed)}, Scoring())
+
+
+def test_comparison_is_on_what_all_answered() -> None:
+    comparison = compare_answers(failed=6)
+    assert comparison.compared == 54
+    assert [entry.groups[0].scores["n"] for entry in comparison.entries] == [54, 54]
+    found = comparison.to_dict()
+    assert found["methods"]["damro"]["failed"] == 6
+    assert "difference" not in found["methods"]["greedy"]["scores"]["s"]
+    # Wrong: of 6..59 every 4th from 8 on is 13, every 6th is 9.
+    value, low, high = found["methods"]["damro"]["scores"]["s"]["difference"]["accuracy"]
+    assert value == pytest.approx((13 - 9) / 54)
+    assert low < value < high
+    assert any("WARNING: damro: 6 of 60 samples failed" in line for line in notes(comparison))
+
+
+def test_tables_show_the_same_numbers() -> None:
+    comparison = compare_answers()
+    assert json.loads(to_json(comparison)) == comparison.to_dict()
+    header, *lines = to_csv(comparison).splitlines()
+    assert len(lines) == 2 * 5
+    cells = dict(zip(header.split(","), lines[5].split(","), strict=True))
+    assert (cells["method"], cells["metric"]) == ("damro", "accuracy")
+    assert float(cells["value"]) == pytest.approx(50 / 60)
+    assert float(cells["difference"]) == pytest.approx(5 / 60)
+    markdown = to_markdown(comparison)
+    assert "| damro | 83.3 [" in markdown
+    assert "<br>+8.3 [" in markdown
+    (table,) = to_terminal(comparison)
+    assert table.row_count == 2
+    assert "greedy" in list(table.columns[0].cells)
+
+
+def test_the_page_shows_text_as_text(tmp_path: Path) -> None:
+    evil = 'A cat and a bus <script>alert("x")</script> & more.'
+    comparison = compare_captions(greedy="A cat.", damro=evil)
+    write_report(comparison, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; more." in html
+    assert "<mark>bus</mark>" in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert 'src="data:image/png;base64,' in html
+    assert render(Page('"><b>title')).count("&#34;&gt;&lt;b&gt;title") == 2
+
+
+def test_examples_mark_hallucinated_objects() -> None:
+    comparison = compare_captions(greedy="A bus, a cat and a bus.", damro="A cat.")
+    (first, *_) = examples = caption_examples(comparison, 3)
+    assert [example.title for example in examples] == ["Image 1", "Image 3", "Image 5"]
+    assert [piece.text for piece in first.captions["greedy"] if piece.hallucinated] == ["bus", "bus"]
+    assert "".join(piece.text for piece in first.captions["greedy"]) == "A bus, a cat and a bus."
+    assert [piece.text for piece in pieces(comparison.entries[1].groups[0].captions[0])] == ["A cat."]
+
+
+def test_bars_are_the_values_with_their_intervals() -> None:
+    rows = [row for row in compare_answers().rows() if row.metric == "accuracy"]
+    figure = draw_bars([rows], "title")
+    (axes,) = figure.axes
+    assert [patch.get_width() for patch in axes.patches] == [75, pytest.approx(100 * 50 / 60)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["greedy", "damro"]
+    assert axes.get_xlabel() == "accuracy %"
+    ends = [bar.lines[2][0].get_segments()[0][:, 0].tolist() for bar in axes.containers if hasattr(bar, "has_xerr")]
+    for (low, high), row in zip(ends, rows, strict=True):
+        assert row.value is not None
+        assert (low, high) == (pytest.approx(100 * row.value.low), pytest.approx(100 * row.value.high))
+    assert to_data_uri(figure).startswith("data:image/png;base64,iVBOR")
+
+
+def all_methods(damro: str, control: str) -> Comparison:
+    return compare_captions(greedy=control, damro=damro, random_k=control, least_k=control, no_image=control)
+
+
+def all_answers(damro: int, control: int) -> Comparison:
+    runs = {name: answers(control) for name in ("greedy", *CONTROLS)}
+    return compare("pope", "m", {"greedy": runs.pop("greedy"), "damro": answers(damro), **runs}, Scoring())
+
+
+def test_the_verdict_follows_the_intervals() -> None:
+    better = judge_controls(all_answers(30, 3), all_methods("A cat and a dog.", "A cat and a bus."))
+    assert better[0].startswith("DAMRO beats all its controls on both measures")
+    # Half of 20 captions name a bus beside a cat: CHAIRi 10 / 30 against none of 30.
+    assert "CHAIRi by -33.3 [" in better[1]
+    assert "recall by +25.0 [" in better[1]
+    # Wrong: 2 of 60 with DAMRO (every 30th), 20 without (every 3rd).
+    assert "POPE accuracy by +30.0 [" in better[1]
+    same = judge_controls(all_answers(3, 3), all_methods("A cat.", "A cat."))
+    assert same[0].startswith("DAMRO does not beat its controls")
+    half = judge_controls(all_answers(3, 3), all_methods("A cat.", "A cat and a bus."))
+    assert half[0].startswith("DAMRO beats its controls in 3 of 6 comparisons only")
+    worse = judge_controls(all_answers(3, 30), all_methods("A bus.", "A cat."))
+    assert worse[0].startswith("DAMRO does not beat its controls")
+
+
+def test_sampling_is_judged_beside_cooler_sampling() -> None:
+    captioned = compare_captions(greedy="A cat.", hot="A bus.", cool="A cat.", ours="A cat.", best="A cat and a dog.")
+    told = judge_sampling(captioned, "ours", "hot", "cool")
+    assert "ours does not beat plain sampling at a lower temperature: CHAIRi -50.0 [" in told
+    assert "+0.0 [+0.0, +0.0] against cool" in told
+    assert "ours beats" in judge_sampling(captioned, "ours", "cool", "hot")
+
+
+def test_an_interval_that_holds_zero_is_no_improvement() -> None:
+    assert not is_better("accuracy", Interval(0.01, -0.001, 0.02, 0.95, 2000))
+    assert not is_better("chair_i", Interval(0.01, 0.005, 0.02, 0.95, 2000))
+    assert not is_better("recall", None)
+
+
+def test_published_figures_beside_runs() -> None:
+    run = {"request": {"benchmark": "pope"}, "resolved": {"model": {"family": "llava"}, "method": {"contrast": None}}}
+    damro = {**run, "resolved": {**run["resolved"], "method": {"contrast": "damro"}}}
+    rows = put_beside(compare_answers(), {"greedy": run, "damro": damro})
+    assert [(row.method, row.metric, row.published) for row in rows[:2]] == [
+        ("greedy", "precision", 0.8863),
+        ("greedy", "recall", 0.7376),
+    ]
+    accuracy = rows[-1]
+    assert (accuracy.method, accuracy.metric, accuracy.published) == ("damro", "accuracy", 0.8531)
+    assert accuracy.inside is True  # 83.3 of 60 answers
+    other = {**run, "resolved": {**run["resolved"], "model": {"family": "gpt"}}}
+    with pytest.raises(EvalError, match="family in the paper"):
+        put_beside(compare_answers(), {"greedy": other, "damro": other})
+
+
+def test_published_figures_are_consistent() -> None:
+    """F1 is the harmonic mean of precision and recall, if of one split; of three averaged splits nearly so."""
+    for table in load_published()["pope"].values():
+        for figures in table.values():
+            precision, recall = figures["precision"], figures["recall"]
+            assert figures["f1"] == pytest.approx(2 * precision * recall / (precision + recall), abs=0.2)
+
+
+def write_run(folder: Path, method: str, data: str = "a", benchmark: str = "pope") -> Path:
+    folder.mkdir(parents=True)
+    resolved = {"method": {"name": method}, "data": data}
+    run = {"format": 1, "request": {"benchmark": benchmark, "model": "m"}, "resolved": resolved}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "records.jsonl").write_text("".join(json.dumps({"id": k, **v}) + "\n" for k, v in answers(4).items()))
+    return folder
+
+
+def test_runs_are_loaded_under_names_of_their_own(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "one", "greedy"), write_run(tmp_path / "two", "damro")
+    assert list(load_runs([one, two])[2]) == ["greedy", "damro"]
+    again = write_run(tmp_path / "again", "greedy")
+    assert list(load_runs([one, again])[2]) == ["greedy (one)", "greedy (again)"]
+    with pytest.raises(EvalError, match="same questions and truth"):
+        load_runs([one, write_run(tmp_path / "other", "greedy", data="b")])
+    with pytest.raises(EvalError, match="of one benchmark"):
+        load_runs([one, write_run(tmp_path / "chair", "greedy", benchmark="chair")])
+    (two / "records.jsonl").write_text("")
+    with pytest.raises(EvalError, match="at least one record"):
+        load_runs([one, two])

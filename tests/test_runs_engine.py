@@ -1,0 +1,238 @@
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+from damro.decoding.generate import decode
+from damro.errors import UnsupportedModelError
+from damro.eval.errors import EvalError
+from damro.eval.methods import OTHERS
+from damro.eval.runs.drawing import SeededSampling
+from damro.eval.runs.engine import Engine, load, make_engine, tiles_of_images
+from damro.eval.runs.first_token import answer_in_one_token
+from damro.eval.runs.loop import Answered
+from damro.eval.runs.request import RunRequest
+from damro.eval.samples import Sample, open_scene
+from damro.generation import generate
+from damro.loading import Loaded, prepare_inputs
+from damro.tiny.model import build_model, build_processor
+
+QUESTIONS = ["Is there a cat in the image?", "Is there an orange on the left in the image? Yes, no.", "Is there a dog?"]
+METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "random-k@1", *OTHERS]
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_next", "instructblip"])
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    torch.manual_seed(0)
+    model = build_model(request.param).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                # Far from uniform, so that answers differ and no rank of a patch hangs on rounding.
+                weight.normal_(0, (6 if "qkv" in name else 2) * weight.shape[1] ** -0.5)
+    processor = build_processor(request.param)
+    processor.tokenizer.padding_side = "left"
+    return Loaded(model, processor)
+
+
+def make(loaded: Loaded, method: str, **options: Any) -> Engine:
+    request = RunRequest("pope", "untrained", method=method, max_new_tokens=6, top_k=4, **options)
+    return make_engine(request, loaded, open_scene)
+
+
+def samples(count: int = 6) -> list[Sample]:
+    return [Sample(f"s/{n}", f"test_{n // 2:06d}.png", QUESTIONS[n % 3], {}) for n in range(count)]
+
+
+def test_a_model_that_cannot_answer_is_refused_before_the_run(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTModel(ViTConfig(image_size=28, patch_size=14, **small)).save_pretrained(tmp_path)
+    BitImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="model must be of a supported family .* got .*vit"):
+        load(RunRequest("pope", str(tmp_path), device="cpu"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_batch_nor_order_changes_an_answer(loaded: Loaded, method: str) -> None:
+    engine = make(loaded, method)
+    together = dict(zip("012345", engine.answer(samples()), strict=True))
+    reordered = [samples()[n] for n in (4, 0, 5, 2, 1, 3)]
+    one_by_one = {sample.sample_id[2:]: engine.answer([sample])[0] for sample in reordered}
+    assert all(answered.error is None and answered.text for answered in together.values())
+    assert len({answered.text for answered in together.values()}) > 1
+    assert one_by_one == together
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_other_methods_answer_as_damro_generate_does(loaded: Loaded, method: str) -> None:
+    """With the authors' values spelled out there, so that a change of a default shows."""
+    values: dict[str, dict[str, Any]] = {
+        "vcd": {"alpha": 1.0, "beta": 0.1, "noise_step": 500, "seed": 42},
+        "icd": {"alpha": 1.0, "beta": 0.1, "processor": loaded.processor},
+        "m3id": {"forgetting": 0.02, "confidence": 0.3},
+    }
+    asked = samples(4)
+    found = [answered.text for answered in make(loaded, method).answer(asked)]
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        ids = generate(loaded.model, inputs, method=method, max_new_tokens=6, do_sample=False, **values[method])
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("method", ["greedy", "damro", "no-image", "vcd"])
+def test_pruned_answers_are_those_of_damro_generate(loaded: Loaded, method: str) -> None:
+    if loaded.model.config.model_type == "instructblip":
+        with pytest.raises(UnsupportedModelError, match="queries of its Q-Former"):
+            make(loaded, method, keep_tokens=5)
+        return
+    asked = samples(4)
+    found = [answered.text for answered in make(loaded, method, keep_tokens=5).answer(asked)]
+    assert found != [answered.text for answered in make(loaded, method).answer(asked)]
+    options: dict[str, Any] = {"method": method, "keep_tokens": 5, "max_new_tokens": 6, "do_sample": False, "seed": 42}
+    options |= {"top_k": 4, "task": "pope"} if method in ("damro", "no-image") else {}
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        new = generate(loaded.model, inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert found == expected
+
+
+def test_the_variant_reaches_the_method(loaded: Loaded) -> None:
+    asked = samples(4)
+    answers = {variant: make(loaded, "damro", variant=variant).answer(asked) for variant in ("reference", "corrected")}
+    expected = []
+    for sample in asked:
+        inputs = prepare_inputs(loaded.processor, [open_scene(sample.image)], [sample.prompt], loaded.model)
+        new = generate(
+            loaded.model, inputs, variant="corrected", task="pope", top_k=4, max_new_tokens=6, do_sample=False
+        )[:, inputs["input_ids"].shape[1] :]
+        expected += [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    assert [answered.text for answered in answers["corrected"]] == expected
+    differs = loaded.model.config.model_type == "instructblip"
+    assert (answers["corrected"] != answers["reference"]) == differs
+
+
+def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
+    found = {method: make(loaded, method).answer(samples(2))[0].outliers for method in METHODS}
+    assert found["greedy"] is found["sample"] is found["no-image"] is None
+    every = replace_top_k(make(loaded, "damro"), 64).answer(samples(2))[0].outliers
+    assert found["damro"] == [every[0][:4]]
+    assert set(found["least-k"][0]) == set(every[0][-4:])
+    drawn = [tuple(answered.outliers[0]) for answered in make(loaded, "random-k").answer(samples(6))]
+    assert drawn[0] == drawn[1]  # a draw an image
+    assert len(set(drawn)) == 3
+    assert make(loaded, "random-k", seed=1).answer(samples(1))[0].outliers != found["random-k"]
+
+
+def replace_top_k(engine: Engine, top_k: int) -> Engine:
+    return replace_strengths(engine, replace(engine.strengths, top_k=top_k))
+
+
+def replace_strengths(engine: Engine, strengths: Any) -> Engine:
+    engine.strengths = strengths
+    return engine
+
+
+def test_contrast_of_strength_zero_over_all_tokens_is_greedy(loaded: Loaded) -> None:
+    plain = [answered.text for answered in make(loaded, "greedy").answer(samples())]
+    for method in ("damro", "no-image"):
+        assert [answered.text for answered in make(loaded, method, alpha=0.0).answer(samples())] == plain
+
+
+def test_a_broken_sample_fails_alone(loaded: Loaded) -> None:
+    engine = make(loaded, "damro")
+    alone = engine.answer(samples(3))
+
+    def open_image(name: str) -> Image.Image:
+        if name == "missing.png":
+            raise FileNotFoundError("no such file: missing.png")
+        return open_scene(name)
+
+    engine.open_image = open_image
+    long = Sample("long", "test_000000.png", "Is there a cat? " * 400, {})
+    missing = Sample("missing", "missing.png", QUESTIONS[0], {})
+    answers = engine.answer([missing, *samples(3), long])
+    assert answers[0] == Answered(None, error="no such file: missing.png")
+    assert answers[1:4] == alone
+    assert "shorter than the model's context of 1024 tokens" in str(answers[4].error)
+
+
+def failing_above(size: int, error: Exception) -> Callable[..., Any]:
+    """`decode` that raises for batches of more than `size` rows."""
+
+    def limited(model: Any, inputs: Any, contrast: Any, **options: Any) -> Any:
+        calls.append(len(inputs["input_ids"]))
+        if calls[-1] > size:
+            raise error
+        return decode(model, inputs, contrast, **options)
+
+    calls: list[int] = []
+    limited.calls = calls  # type: ignore[attr-defined]
+    return limited
+
+
+def test_a_batch_that_does_not_fit_is_halved(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(loaded, "greedy")
+    whole = engine.answer(samples())
+    limited = failing_above(1, RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"))
+    monkeypatch.setattr("damro.eval.runs.engine.decode", limited)
+    assert engine.answer(samples()) == whole
+    assert limited.calls == [2, 2, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_one_sample_that_does_not_fit_fails(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(loaded, "greedy")
+    monkeypatch.setattr("damro.eval.runs.engine.decode", failing_above(0, RuntimeError("CUDA out of memory. No.")))
+    answers = engine.answer(samples(2))
+    assert [answered.error for answered in answers] == ["RuntimeError: CUDA out of memory. No."] * 2
+
+
+def test_tiles_of_images(loaded: Loaded) -> None:
+    images = [Image.new("RGB", (96, 96)), Image.new("RGB", (300, 96))]
+    inputs = prepare_inputs(loaded.processor, images, QUESTIONS[:2], loaded.model)
+    tiled = loaded.model.config.model_type == "llava_next"
+    assert tiles_of_images(loaded.model, inputs)[1] == (inputs["pixel_values"].shape[1] if tiled else 1)
+
+
+def test_seeded_sampling_draws_from_the_distribution() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    draws: Sequence[int] = [
+        int(SeededSampling([seed])(torch.zeros(1, 1, dtype=torch.long), scores).argmax()) for seed in range(4000)
+    ]
+    counts = Counter(draws)
+    for token, probability in enumerate((0.5, 0.3, 0.15, 0.05)):
+        # Four standard deviations of a binomial share.
+        assert abs(counts[token] / 4000 - probability) < 4 * (probability * (1 - probability) / 4000) ** 0.5
+
+
+def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(3, 1)
+    scores[:, 0] = -torch.inf  # leaves .6, .3, .1
+    result = SeededSampling([1, 2, 3], top_p=0.7)(torch.zeros(3, 1, dtype=torch.long), scores)
+    assert result.isfinite().tolist() == [[False, True, True, False]] * 3
+    assert not torch.equal(result[0], result[1])
+
+
+def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) -> None:
+    engines = {name: make(loaded, name) for name in METHODS if name not in OTHERS}
+    asked = [Sample(f"s/{n}", "test_000003.png", QUESTIONS[n % 3], {}) for n in range(5)]
+    together = answer_in_one_token(engines, asked)
+    for name, engine in engines.items():
+        engine.config.max_new_tokens = 1
+        assert together[name] == engine.answer(asked)
+    assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 1
+    with pytest.raises(EvalError, match="engines must be of DAMRO, its controls or no contrast, got 'vcd'"):
+        answer_in_one_token({"vcd": make(loaded, "vcd")}, asked)
+    with pytest.raises(EvalError, match="must keep all tokens and do as released, 'damro' does not"):
+        answer_in_one_token({"damro": make(loaded, "damro", variant="corrected")}, asked)

@@ -1,0 +1,157 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from run_stub import answer, make_samples
+
+from damro.eval.errors import EvalError
+from damro.eval.runs.loop import Answered, FailedSampleError, Loop, Tally
+from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, lock_folder
+from damro.eval.samples import Sample
+
+STUB = Path(__file__).with_name("run_stub.py")
+
+
+def read_records(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def test_a_run_records_every_sample_in_order(tmp_path: Path) -> None:
+    told: list[Tally] = []
+    records = Loop(batch_size=4, progress=told.append).run(tmp_path, make_samples(10), answer)
+    assert list(records) == [f"s/{n}" for n in range(10)]
+    assert records["s/5"]["answer"] == "4.jpg,5.jpg,6.jpg,7.jpg"
+    assert records["s/5"]["prompt"] == "What is 5?"
+    assert records["s/6"]["error"] == "broken image"
+    assert "answer" not in records["s/6"]
+    assert told == [Tally(0, 0, 10), Tally(4, 0, 10), Tally(8, 1, 10), Tally(10, 1, 10)]
+    assert [record["id"] for record in read_records(tmp_path)] == list(records)
+
+
+def test_a_finished_run_is_not_answered_again(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(10), answer)
+    before = (tmp_path / "records.jsonl").read_bytes()
+
+    def refuse(batch: Sequence[Sample]) -> list[Answered]:
+        raise AssertionError("asked again")
+
+    Loop(batch_size=4).run(tmp_path, make_samples(10), refuse)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_resuming_answers_the_rest_in_the_batches_of_an_undisturbed_run(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path / "whole", make_samples(10), answer)
+    whole = (tmp_path / "whole/records.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    # Two of the first batch, a torn third; and one from the middle, as another process might have left it.
+    (tmp_path / "cut/records.jsonl").write_bytes(b"".join(whole[:2]) + whole[2][:20])
+    (tmp_path / "cut/records-3.jsonl").write_bytes(whole[5])
+    Loop(batch_size=4).run(tmp_path / "cut", make_samples(10), answer)
+    assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
+    assert not list((tmp_path / "cut").glob("records-*"))
+
+
+def test_a_run_killed_at_random_points_ends_with_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:
+    Loop(batch_size=3).run(tmp_path / "whole", make_samples(300), answer)
+    dice = random.Random(5)
+    environment = {**os.environ, "PYTHONPATH": str(STUB.parents[1])}
+    command = [sys.executable, str(STUB), str(tmp_path / "killed"), "300", "3", "0.004"]
+    file = tmp_path / "killed/records.jsonl"
+    kills = 0
+    for _ in range(20):
+        size = file.stat().st_size if file.exists() else 0
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None and (file.stat().st_size if file.exists() else 0) <= size:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 20
+    assert 20 <= len(file.read_bytes().splitlines()) < 300
+    subprocess.run(command, env=environment, check=True)
+    assert read_records(tmp_path / "killed") == read_records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
+    Loop(batch_size=3).run(tmp_path / "one", make_samples(23), answer)
+    barrier = threading.Barrier(count)
+
+    def wait() -> None:
+        barrier.wait(timeout=20)
+
+    def work(rank: int) -> None:
+        loop = Loop(batch_size=3, workers=Workers(rank, count, wait))
+        loop.run(tmp_path / "several", make_samples(23), answer)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_records(tmp_path / "several") == read_records(tmp_path / "one")
+    assert [path.name for path in (tmp_path / "several").iterdir()] == ["records.jsonl"]
+
+
+def test_what_several_workers_began_one_can_finish(tmp_path: Path) -> None:
+    Loop(batch_size=3).run(tmp_path / "one", make_samples(23), answer)
+    stopped = Loop(batch_size=3, workers=Workers(1, 2))
+
+    def stop_after_two(batch: Sequence[Sample]) -> list[Answered]:
+        if batch[0].sample_id == "s/15":
+            raise KeyboardInterrupt
+        return answer(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(tmp_path / "other", make_samples(23), stop_after_two)
+    assert len((tmp_path / "other/records-1.jsonl").read_text().splitlines()) == 6
+    Loop(batch_size=3).run(tmp_path / "other", make_samples(23), answer)
+    assert read_records(tmp_path / "other") == read_records(tmp_path / "one")
+
+
+def test_strict_stops_at_the_first_failure_and_keeps_what_was_done(tmp_path: Path) -> None:
+    with pytest.raises(FailedSampleError, match=r"s/6 \(6.jpg\).*broken image"):
+        Loop(batch_size=3, strict=True).run(tmp_path, make_samples(10), answer)
+    assert [record["id"] for record in read_records(tmp_path)] == [f"s/{n}" for n in range(6)]
+
+
+def test_failed_samples_are_done_again_only_if_asked(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(8), answer)
+
+    def mended(batch: Sequence[Sample]) -> list[Answered]:
+        return [Answered("mended") for _ in batch]
+
+    assert "error" in Loop(batch_size=4).run(tmp_path, make_samples(8), mended)["s/6"]
+    records = Loop(batch_size=4, retry_failed=True).run(tmp_path, make_samples(8), mended)
+    assert records["s/6"]["answer"] == "mended"
+    assert records["s/5"]["answer"] == "4.jpg,5.jpg,6.jpg,7.jpg"
+
+
+def test_records_of_other_samples_are_refused(tmp_path: Path) -> None:
+    Loop().run(tmp_path, make_samples(3), answer)
+    with pytest.raises(EvalError, match=r"got 2 others \(s/1, s/2\)"):
+        Loop().run(tmp_path, make_samples(1), answer)
+
+
+def test_a_doubled_record_is_kept_once(tmp_path: Path) -> None:
+    Loop().run(tmp_path, make_samples(2), answer)
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(file.read_bytes() * 2)
+    assert list(consolidate(tmp_path, ["s/0", "s/1"])) == ["s/0", "s/1"]
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with lock_folder(tmp_path), pytest.raises(BusyRunError, match="one run at a time"), lock_folder(tmp_path):
+        raise AssertionError("locked twice")
+    with lock_folder(tmp_path):
+        pass

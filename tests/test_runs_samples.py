@@ -1,0 +1,148 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.methods import parse_method
+from damro.eval.mme.questions import load_questions
+from damro.eval.runs.request import RunRequest, differences, folder_name, load_run, to_record, to_request
+from damro.eval.samples import folder_opener, load_dataset, open_scene
+
+
+def test_tiny_questions_are_popes_on_scenes() -> None:
+    dataset = load_dataset(RunRequest("pope", "tiny", scenes=40))
+    splits = [sample.fields["split"] for sample in dataset.samples]
+    assert set(splits) == {"tiny/random", "tiny/popular", "tiny/adversarial"}
+    assert len({sample.sample_id for sample in dataset.samples}) == len(splits)
+    images = [sample.image for sample in dataset.samples]
+    # Questions about one image stand together, 18 of them.
+    assert [images[start] for start in range(0, len(images), 18)] == list(dict.fromkeys(images))
+    first = dataset.samples[0]
+    assert first.prompt == f"{first.fields['question']} Please answer this question with one word."
+    assert dataset.open_image(first.image).size == (96, 96)
+    assert dataset.open_image(first.image).tobytes() == open_scene(first.image).tobytes()
+
+
+def test_limit_is_for_each_split_and_one_split_is_enough() -> None:
+    dataset = load_dataset(RunRequest("pope", "tiny", scenes=40, limit=6, splits=("coco/popular", "random")))
+    assert [sample.fields["split"] for sample in dataset.samples].count("tiny/popular") == 6
+    assert len(dataset.samples) == 12
+
+
+def test_the_shipped_splits_with_an_images_folder(tmp_path: Path) -> None:
+    one = load_dataset(RunRequest("pope", "m", images=str(tmp_path), splits=("coco/random_2910",)))
+    assert len(one.samples) == 2910
+    assert one.data["questions"]["coco/random_2910"]["file"] == "coco_random_2910.jsonl.gz"
+    three = load_dataset(RunRequest("pope", "m", images=str(tmp_path)))
+    assert len(three.samples) == 9000
+    # 18 questions about an image over the three splits, next to each other.
+    assert [sample.image for sample in three.samples[:18]] == [three.samples[0].image] * 18
+
+
+def test_chair_images_are_chosen_by_seed_or_by_list(tmp_path: Path) -> None:
+    for number in (42, 73, 74, 133, 999999999):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"COCO_val2014_{number:012d}.jpg")
+    (tmp_path / "notes.txt").write_text("no image")
+
+    def ids(**options: object) -> list[int]:
+        request = RunRequest("chair", "m", images=str(tmp_path), **options)  # type: ignore[arg-type]
+        return [sample.fields["image_id"] for sample in load_dataset(request).samples]
+
+    assert sorted(ids()) == [42, 73, 74, 133]  # 999999999 is not annotated
+    assert ids(limit=2) == ids(limit=2)
+    assert {tuple(ids(limit=2, seed=seed)) for seed in range(20)} > {tuple(ids(limit=2))}
+    (tmp_path / "ids.json").write_text("[133, 164]")
+    assert ids(image_ids=str(tmp_path / "ids.json")) == [133, 164]  # 164 fails when it is opened
+    (tmp_path / "ids.json").write_text("[5]")
+    with pytest.raises(EvalError, match=r"got 1 others of 1 \(5\)"):
+        ids(image_ids=str(tmp_path / "ids.json"))
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    os.symlink(tmp_path / "secret.png", tmp_path / "images/a.png")
+    with pytest.raises(EvalError, match="a link that leaves it"):
+        folder_opener(tmp_path / "images")("a.png")
+
+
+def test_an_image_with_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (60, 60)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="size that Pillow allows"):
+        folder_opener(tmp_path)("bomb.png")
+
+
+def test_mme_folders_of_both_layouts(tmp_path: Path) -> None:
+    for images, texts in (("count", "count"), ("scene/images", "scene/questions_answers_YN")):
+        (tmp_path / images).mkdir(parents=True)
+        (tmp_path / texts).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / images / "1.jpg")
+        (tmp_path / texts / "1.txt").write_text("Two? Please answer yes or no.\tYes\r\nThree?\tNo\n")
+    found = load_questions(tmp_path)
+    assert [(q.category, q.image, q.number, q.gold) for q in found] == [
+        ("count", "count/1.jpg", 1, "yes"),
+        ("count", "count/1.jpg", 2, "no"),
+        ("scene", "scene/images/1.jpg", 1, "yes"),
+        ("scene", "scene/images/1.jpg", 2, "no"),
+    ]
+    (tmp_path / "count/1.txt").write_text("Two?\tPerhaps\n")
+    with pytest.raises(DataFormatError, match=r"1.txt, line 1: label must be yes or no"):
+        load_questions(tmp_path, ["count"])
+    (tmp_path / "count/2.txt").write_text("Two?\tYes\n")
+    (tmp_path / "count/1.txt").unlink()
+    with pytest.raises(DataFormatError, match="must have an image of the same name"):
+        load_questions(tmp_path, ["count"])
+    with pytest.raises(EvalError, match="got 'color'"):
+        load_questions(tmp_path, ["color"])
+
+
+@pytest.mark.parametrize("text", ["magic", "greedy@1", "damro@", "damro@0", "damro@x", "damro@nan", ""])
+def test_unknown_methods_are_refused(text: str) -> None:
+    with pytest.raises(EvalError, match="method"):
+        parse_method(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("benchmark", "vqa"),
+        ("limit", 0),
+        ("scenes", -1),
+        ("top_p", 0.0),
+        ("prompt", "no mark"),
+        ("quantization", "2bit"),
+    ],
+)
+def test_requests_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(EvalError, match=name):
+        RunRequest(**{"benchmark": "pope", "model": "tiny", name: value})  # type: ignore[arg-type]
+
+
+def test_run_json_is_checked(tmp_path: Path) -> None:
+    record = to_record(RunRequest("pope", "tiny"), {})
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert to_request(load_run(tmp_path)) == RunRequest("pope", "tiny")
+    (tmp_path / "run.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(DataFormatError, match="must be the run.json of a run"):
+        load_run(tmp_path)
+    with pytest.raises(DataFormatError, match="unknown keys colour"):
+        to_request({"request": {"benchmark": "pope", "model": "m", "colour": 1}})
+    with pytest.raises(DataFormatError, match="right types"):
+        to_request({"request": {"benchmark": "pope", "model": "m", "limit": "ten"}})
+
+
+def test_differences_say_old_and_new_and_leave_out_what_changes_nothing() -> None:
+    old = to_record(RunRequest("pope", "tiny", images="a", batch_size=1), {"packages": {"torch": "1"}, "x": {"y": 1}})
+    new = to_record(RunRequest("pope", "tiny", images="b", batch_size=2), {"packages": {"torch": "2"}, "x": {}})
+    assert differences(old, new) == ['resolved.packages.torch: "1" -> "2"', "resolved.x.y: 1 -> nothing"]
+
+
+@pytest.mark.parametrize("text", ["../..", "/", "a/b", "", "damro@0.5"])
+def test_folder_names_stay_one_folder(text: str) -> None:
+    name = folder_name(text)
+    assert "/" not in name
+    assert name not in ("", ".", "..")
