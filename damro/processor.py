@@ -34,8 +34,8 @@ class DAMROProcessor(ContrastiveProcessor):
 
     Args:
         model: of one of ``damro.decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and
-            InstructBLIP; for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are ranked by the
-            attention they receive, which is not the paper's method.
+            InstructBLIP; for the others give alpha, beta and top_k. Where the ViT has no [CLS] (SigLIP), patches are
+            ranked by the attention they receive, which is not the paper's method.
         inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         alpha: strength of the contrast; None takes the preset of the family and `task`.
         beta: plausibility cutoff in (0, 1]; None takes the preset.

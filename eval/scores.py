@@ -17,7 +17,7 @@ from damro.eval.chair import parse_captions as parse_caption_records
 from damro.eval.chair.coco import ImageId, normalize_objects
 from damro.eval.chair.matchers import Matcher
 from damro.eval.errors import EvalError
-from damro.eval.mme import score as mme
+from damro.eval.mme import scoring as mme
 from damro.eval.pope import Question, judge, score_pairs
 from damro.eval.pope.labels import Labels, correct
 from damro.eval.statistics import Array, Interval, Metric, bootstrap_metrics

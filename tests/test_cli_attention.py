@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_models import FAMILIES, save_golden
 from PIL import Image
-from test_damro_vit import MODELS, make
+from test_vision_vit import MODELS, make
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 

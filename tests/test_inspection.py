@@ -9,7 +9,7 @@ import torch
 from golden_models import FAMILIES, golden_inputs, load_golden, make_processor, word_tokenizer
 from PIL import Image
 from safetensors.torch import load_file
-from test_damro_vit import MODELS, make, pixels
+from test_vision_vit import MODELS, make, pixels
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from damro import DAMROProcessor, cls_attention, find_outliers

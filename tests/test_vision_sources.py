@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_damro_vit import MODELS, make
+from test_vision_vit import MODELS, make
 
 from damro.decoding.families import family_of
 from damro.errors import NoClsTokenError, ParameterError

@@ -95,7 +95,8 @@ def methods(
 
     "greedy" is stock ``generate``; "naive" the processor with a second pass at each token; "lazy" and "fused" are
     the strategies of :func:`damro.generate`. Random models of :mod:`damro.speed.shapes` have more than one plausible
-    token at nearly every step, so "lazy" is at its worst; "lazy-idle" (alpha 0) is lazy where no step needs the second pass.
+    token at nearly every step, so "lazy" is at its worst; "lazy-idle" (alpha 0) is lazy where no step needs the second
+    pass.
 
     Args:
         model: the LVLM.

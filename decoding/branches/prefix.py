@@ -113,8 +113,8 @@ def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
 
     Returns:
         What :func:`damro.decoding.branches.fused.prefill` returns, up to the place of padding, which stands behind the
-        common columns instead of before them. Bidirectional prompts have nothing in common that could be read once, and are
-        read as one batch.
+        common columns instead of before them. Bidirectional prompts have nothing in common that could be read once, and
+        are read as one batch.
     """
     common, rows = shared_columns(prompt), len(prompt.attention_mask)
     # Columns that see what stands behind them are no longer the same once that differs.

@@ -1,6 +1,6 @@
 """CHAIR: which objects that a caption names are not in the image."""
 
-from damro.eval.chair.score import (
+from damro.eval.chair.scoring import (
     CAPTION_KEYS,
     Caption,
     CaptionCounts,

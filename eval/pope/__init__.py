@@ -3,7 +3,7 @@
 from damro.eval.pope.builder import build
 from damro.eval.pope.questions import Answer, Question, align, load_answers, load_questions
 from damro.eval.pope.rules import RULES, parse_answer
-from damro.eval.pope.score import Outcome, PopeScore, judge, score, score_pairs
+from damro.eval.pope.scoring import Outcome, PopeScore, judge, score, score_pairs
 from damro.eval.resources import POPE_SPLITS
 
 __all__ = [

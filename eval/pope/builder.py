@@ -58,7 +58,7 @@ def build(
 
     Returns:
         ``images * per_image * 2`` records with ids from 1, *yes* and *no* in turn: `damro.eval.records` writes them,
-        `damro.eval.pope.score` takes them as they are.
+        `damro.eval.pope.scoring` takes them as they are.
 
     Raises:
         EvalError: An argument is out of range, too few images have enough objects, or a chosen image shows so many of

@@ -1,8 +1,8 @@
 """One-word answers of many methods at once: a question is read once, and every method starts from the same logits.
 
 Where an answer is one token, methods differ in a few sums over logits: plain decoding, all contrasts and all samplings
-share the full prompt, and the contrasts share the vision tower's run. Answers are those of `damro.eval.runs.engine.Engine` with
-``max_new_tokens=1``.
+share the full prompt, and the contrasts share the vision tower's run. Answers are those of
+`damro.eval.runs.engine.Engine` with ``max_new_tokens=1``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Mention(NamedTuple):
 
 
 class Matcher(Protocol):
-    """What `damro.eval.chair.score` asks of a matcher."""
+    """What `damro.eval.chair.scoring` asks of a matcher."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""eval/pope/score.py and eval/pope/questions.py: reading files, joining and scoring yes/no answers."""
+"""eval/pope/scoring.py and eval/pope/questions.py: reading files, joining and scoring yes/no answers."""
 
 import gzip
 import json

@@ -164,8 +164,8 @@ def test_lengths_must_agree() -> None:
 
 def test_importing_the_scorer_loads_neither_torch_nor_nltk_nor_pycocotools() -> None:
     code = (
-        "import sys, damro.eval.chair, damro.eval.chair.coco; print([m for m in ('torch', 'nltk', 'pycocotools', 'numpy')"
-        " if m in sys.modules])"
+        "import sys, damro.eval.chair, damro.eval.chair.coco; "
+        "print([m for m in ('torch', 'nltk', 'pycocotools', 'numpy') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""eval/mme/score.py: accuracy and accuracy+ of MME's answer files."""
+"""eval/mme/scoring.py: accuracy and accuracy+ of MME's answer files."""
 
 from pathlib import Path
 
