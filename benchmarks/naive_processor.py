@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
-from damro.decoding.contrast import contrast_scores
+from damro.decoding.rules import contrast_scores
 from damro.decoding.families import family_of
 from damro.methods.patches import outlier_view
 

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor
 
 import damro
 from damro import tiny
-from damro.decoding.contrast import plausible_tokens
+from damro.decoding.rules import plausible_tokens
 from damro.tiny.scenes import scene
 
 PROMPT = "Generate a short caption of this image."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from damro.decoding.contrast import contrast_scores, plausible_tokens
+from damro.decoding.rules import contrast_scores, plausible_tokens
 from damro.decoding.generate import decode
 from damro.decoding.rules import Contrast
 from damro.methods.patches import outlier_view

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +12,13 @@ from damro.decoding.branches.encoder_decoder import negative_branch, returned_pr
 from damro.decoding.families import family_of
 from damro.decoding.generate import as_list
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
-from damro.decoding.rules import Contrast
+from damro.decoding.rules import Contrast, ContrastRule
 from damro.errors import ParameterError
-from damro.generation import METHODS, MethodOptions, make_contrast
-from damro.methods.patches import Choose, Variant, outlier_view, rule_for
+from damro.methods import Method, Scene, as_recipe
+from damro.methods.damro import Variant
+from damro.methods.patches import Choose, outlier_view
 from damro.methods.presets import Task
+from damro.parameters import build, given
 from damro.vision.attention import CLSAttention
 
 
@@ -75,41 +76,49 @@ class DAMROProcessor(ContrastiveProcessor):
         )
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
-        rule, (ends, pad) = rule_for(model, alpha, beta, task), _end_tokens(model)
+        rule, (ends, pad) = view.contrast.rule, _end_tokens(model)
+        assert isinstance(rule, ContrastRule)
         branch = negative_branch(model, view.contrast.negative)
         super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad)
 
 
 def contrast_processor(
-    model: PreTrainedModel, inputs: Mapping[str, Any], *, method: str = "damro", **options: Any
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    method: str | Method = "damro",
+    *,
+    processor: Any = None,
+    **parameters: Any,
 ) -> RuleProcessor:
     """Any method of :func:`damro.generate` as a logits processor of stock ``generate``.
 
     ::
 
-        contrast = damro.contrast_processor(model, inputs, method="vcd")
+        contrast = damro.contrast_processor(model, inputs, "vcd:noise_step=700")
         ids = model.generate(**inputs, logits_processor=contrast, max_new_tokens=256)
 
     Args:
         model: as for :func:`damro.generate`.
         inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
-        method: one of ``damro.generation.METHODS`` but "greedy".
-        **options: parameters of the method, by the names of :class:`damro.generation.MethodOptions`; pruning is not
-            among them, since ``generate`` reads the full prompt itself.
+        method: a text or an instance, see :func:`damro.generate`; not "greedy", and without a temperature.
+        processor: the model's own processor, for methods that write text ("icd").
+        **parameters: parameters of the method, beside those that `method` tells.
 
     Raises:
-        ParameterError: an unknown method or option, or one out of range.
-        UnsupportedModelError: the family, or a ViT without [CLS].
+        ParameterError: an unknown method or parameter, or one out of range.
+        UnsupportedModelError: the family, or one without a preset where "damro" or a control needs it.
         InputsError: no image, no image token, right padding before a causal model.
     """
-    known = [field.name for field in fields(MethodOptions) if field.name not in ("pruning", "shared_image")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ParameterError(f"options must be of {', '.join(known)}, got {', '.join(unknown)}")
-    contrast = make_contrast(model, inputs, method, MethodOptions(**options))
+    recipe = as_recipe(method)
+    if recipe.temperature:
+        raise ParameterError(
+            f"method must come without @, got {recipe.text!r}; pass do_sample and temperature to generate"
+        )
+    asked = {**given(recipe.method), **parameters}
+    chosen = build(type(recipe.method), asked, ParameterError, recipe.method.name)
+    contrast = chosen.prepare(model, inputs, Scene(processor=processor))
     if not isinstance(contrast, Contrast):
-        contrasts = ", ".join(name for name in METHODS if name != "greedy")
-        raise ParameterError(f"method must be a contrast ({contrasts}), got {method!r}; it needs no processor")
+        raise ParameterError(f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor")
     branch = negative_branch(model, contrast.negative)
     return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model))
 

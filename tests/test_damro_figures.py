@@ -12,7 +12,7 @@ from golden_models import golden_inputs, load_golden
 from matplotlib.figure import Figure
 from PIL import Image
 
-from damro.decoding.contrast import contrast_scores
+from damro.decoding.rules import contrast_scores
 from damro.errors import InputsError, ParameterError
 from damro.figures import draw_heads, draw_overlay, draw_probabilities, draw_strip, save_figure
 from damro.inspection import inspect_vit

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damro.decoding.contrast import check_strengths, contrast_scores, plausible_tokens
+from damro.decoding.rules import check_strengths, contrast_scores, plausible_tokens
 from damro.decoding.errors import ParameterError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from damro.decoding.contrast import plausible_tokens
+from damro.decoding.rules import plausible_tokens
 from damro.speed.shapes import SHAPES, random_inputs, random_model
 
 

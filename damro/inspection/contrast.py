@@ -95,7 +95,7 @@ def compare_steps(
 
     Example:
         >>> import torch
-        >>> from damro.decoding.contrast import contrast_scores
+        >>> from damro.decoding.rules import contrast_scores
         >>> full, negative = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.8, 0.1, 0.1]]).log()
         >>> contrast = contrast_scores(full, negative, alpha=1.0, beta=0.5)
         >>> step = compare_steps(torch.tensor([1]), full, negative, contrast, 2)

@@ -1,1 +1,35 @@
-"""Decoding methods, one file each: which second prompt, and which rule makes scores of two logits."""
+"""Decoding methods, one file each: which second prompt, and which rule makes scores of two logits.
+
+    damro.generate(model, inputs, method=damro.methods.VCD(noise_step=700))
+    damro.generate(model, inputs, method="vcd:noise_step=700")
+
+Importing this package imports no torch.
+"""
+
+from damro.methods.base import Method, Scene
+from damro.methods.controls import LeastK, NoImage, RandomK
+from damro.methods.damro import Damro
+from damro.methods.greedy import Greedy
+from damro.methods.icd import ICD
+from damro.methods.m3id import M3ID
+from damro.methods.recipe import Recipe, as_recipe, labels, parse
+from damro.methods.registry import METHODS
+from damro.methods.vcd import VCD
+
+__all__ = [
+    "ICD",
+    "M3ID",
+    "METHODS",
+    "VCD",
+    "Damro",
+    "Greedy",
+    "LeastK",
+    "Method",
+    "NoImage",
+    "RandomK",
+    "Recipe",
+    "Scene",
+    "as_recipe",
+    "labels",
+    "parse",
+]

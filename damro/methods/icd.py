@@ -1,20 +1,67 @@
-"""A sentence put in front of the instruction: how ICD makes a model see less than there is."""
+"""Instruction Contrastive Decoding: the instruction against itself behind a disturbing sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from damro.decoding.errors import ParameterError
-from damro.decoding.families import family_of
-from damro.decoding.families.base import attention_mask_of, image_columns
+from damro.methods.base import Method, Scene
+from damro.parameters import Cutoff, Strength
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from damro.decoding.rules import Contrast
 
 DISTURBANCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 """One of the five prefixes in the scripts of ICD's authors (github.com/p1k0pan/ICD), and the one others use."""
+
+
+@dataclass(frozen=True)
+class ICD(Method):
+    """The instruction against itself behind a disturbing one (ICD, Findings of ACL 2024).
+
+    The sentence is put wherever the model reads the instruction: in front of the language model's text, and of
+    InstructBLIP's in the Q-Former, too. The authors' code gives InstructBLIP's language model the same text in both
+    prompts, and disturbs what the Q-Former reads alone; that is `question_only`. Needs the model's processor.
+
+    Attributes:
+        alpha: strength of the contrast.
+        beta: plausibility cutoff.
+        disturbance: the sentence in front of the instruction.
+        question_only: of a model whose Q-Former reads the instruction, too, disturb that one and not the language
+            model's text, as the authors' code does. Other models have their text disturbed in either case.
+    """
+
+    name: ClassVar = "icd"
+    source: ClassVar = "ICD, arXiv 2403.18715; github.com/p1k0pan/ICD, blip2_vicuna_instruct.py"
+
+    alpha: Strength = 1.0
+    beta: Cutoff = 0.1
+    disturbance: str = DISTURBANCE
+    question_only: bool = False
+
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
+        """The full prompt, and the same image under the disturbed instruction."""
+        from damro.decoding.families import family_of
+        from damro.decoding.families.instructblip import query_features
+        from damro.decoding.rules import Contrast, ContrastRule
+
+        asks, processor = has_question(model), scene.processor
+        run = scene.look(model, inputs)
+        disturbed: Mapping[str, Any] = inputs
+        if not (asks and self.question_only):
+            disturbed = disturb_text(model, disturbed, processor, self.disturbance)
+        if asks:
+            disturbed = disturb_question(model, disturbed, processor, self.disturbance)
+        negative = family_of(model).full_prompt(model, disturbed, run.encoding)
+        if asks:
+            features = query_features(model, disturbed, run.encoding.outputs.last_hidden_state)
+            negative = negative.replace_image(features)
+        return Contrast(scene.full_prompt(model, inputs, run), negative, ContrastRule(self.alpha, self.beta))
 
 
 def disturb_text(
@@ -36,6 +83,8 @@ def disturb_text(
     Raises:
         ParameterError: if the sentence is empty, or there is no tokenizer to read it.
     """
+    from damro.decoding.families.base import attention_mask_of, image_columns
+
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     prefix = _tokens(tokenizer, sentence, "processor")
     ids: Tensor = inputs["input_ids"]
@@ -56,6 +105,8 @@ def disturb_question(
     Raises:
         ParameterError: as :func:`disturb_text`.
     """
+    import torch
+
     tokenizer: Any = getattr(processor, "qformer_tokenizer", None)
     prefix = _tokens(tokenizer, sentence, "processor.qformer_tokenizer")
     ids: Tensor = inputs["qformer_input_ids"]
@@ -67,10 +118,14 @@ def disturb_question(
 
 def has_question(model: PreTrainedModel) -> bool:
     """Whether the model reads the instruction in a Q-Former, too."""
+    from damro.decoding.families import family_of
+
     return "qformer_input_ids" in family_of(model).REQUIRED_INPUTS
 
 
 def _tokens(tokenizer: Any, sentence: str, name: str) -> Tensor:
+    import torch
+
     if not callable(tokenizer):
         raise ParameterError(
             f"{name} must be given to tokenize the disturbance, got {tokenizer!r}; pass processor=, the one that made "
@@ -84,6 +139,8 @@ def _tokens(tokenizer: Any, sentence: str, name: str) -> Tensor:
 
 def _insert(ids: Tensor, mask: Tensor, text: Tensor, begin: int | None, prefix: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and mask with `prefix (n,)` in front of the first column of `text (B, L)`, or behind it if it is `begin`."""
+    import torch
+
     prefix, read = prefix.to(ids.device), mask.new_ones(len(prefix))
     new_ids, new_mask = [], []
     for row, place in enumerate(text.long().argmax(dim=-1).tolist()):

@@ -1,26 +1,49 @@
-"""DAMRO's negative view: the prompt whose image is nothing but outlier patches."""
+"""The negative prompt of DAMRO and its controls: the prompt whose image is nothing but some patches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from damro.decoding.branches.prefix import encode_shared
 from damro.decoding.families import check_inputs, family_of
 from damro.decoding.rules import Contrast, ContrastRule
-from damro.errors import ParameterError
-from damro.methods.presets import Task, check_task, preset
-from damro.pruning import Pruning, full_prompt, record_for
-from damro.vision.attention import CLSAttention, family_heads, read_attention, record_cls
+from damro.methods.base import Scene
+from damro.methods.damro import Damro, Variant
+from damro.methods.presets import Task
+from damro.pruning import Pruning
+from damro.vision.attention import CLSAttention, family_heads, read_attention
 from damro.vision.outliers import check_top_k, rank_patches
 
-Variant = Literal["reference", "corrected"]
 Choose = Callable[[Tensor, int], Tensor]
+"""A choice of patches: from `(tiles, patches)`, attention, and k to `(tiles, k)`, in the order they shall stand."""
+
+
+@dataclass(frozen=True)
+class PatchContrast(Contrast):
+    """A contrast whose negative prompt holds some patches of the image.
+
+    Attributes:
+        attention: the [CLS] attention that patches were chosen by, or of a ViT without [CLS] the attention they
+            receive; its `source` tells.
+        outliers: `(tiles, k)`, the chosen patches of every tile of every image, in their order.
+    """
+
+    attention: CLSAttention
+    outliers: Tensor
+
+    def by_row(self) -> list[list[list[int]]]:
+        """The chosen patches of the base tiles in each row of the prompt."""
+        found: list[list[list[int]]] = [[] for _ in range(len(self.full.attention_mask))]
+        where = zip(self.attention.row.tolist(), self.attention.tile.tolist(), self.outliers.tolist(), strict=True)
+        for row, tile, chosen in where:
+            if tile == 0:
+                found[row].append(chosen)
+        return found
 
 
 class OutlierView(NamedTuple):
@@ -28,12 +51,11 @@ class OutlierView(NamedTuple):
 
     Attributes:
         contrast: ready for :func:`damro.decoding.generate.decode`.
-        attention: the [CLS] attention that patches were chosen by, or of a ViT without [CLS] the attention they
-            receive; its `source` tells.
+        attention: as of :class:`PatchContrast`.
         outliers: `(tiles, k)`, the chosen patches of every tile of every image in descending attention.
     """
 
-    contrast: Contrast
+    contrast: PatchContrast
     attention: CLSAttention
     outliers: Tensor
 
@@ -74,50 +96,93 @@ def outlier_view(
             `shared_image`.
         ParameterError: alpha, beta, top_k or variant out of range.
     """
-    check_variant(variant)
-    family = family_of(model)
+    method = Damro(alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant)
+    family_of(model)
     check_inputs(model, inputs)
-    rule = rule_for(model, alpha, beta, task)
-    top_k = preset(model.config.model_type, task).top_k if top_k is None else top_k
-    reference = variant == "reference"
+    settled = method.settle(model.config.model_type)
+    contrast = patch_contrast(model, inputs, Scene(shared_image, pruning), settled, choose or rank_patches)
+    return OutlierView(contrast, contrast.attention, contrast.outliers)
+
+
+def patch_contrast(
+    model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene, method: Damro, choose: Choose
+) -> PatchContrast:
+    """The prompt against its image's chosen patches.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        scene: see :class:`damro.methods.base.Scene`.
+        method: settled; its strengths, its number of patches and its variant count.
+        choose: which patches.
+
+    Raises:
+        ParameterError: more patches than there are.
+        InputsError: as :meth:`damro.methods.base.Scene.look`.
+        UnsupportedModelError: a ViT whose attention cannot be read.
+    """
+    assert method.alpha is not None and method.beta is not None and method.top_k is not None  # settled
+    family = family_of(model)
+    reference = method.variant == "reference"
     layer = family.feature_layer(model, reference=reference)
-    tower = family.vision_tower(model, inputs)
-    with record_cls(tower, [layer]) as recorded, record_for(pruning, model, inputs) as ranked:
-        encoding = encode_shared(model, inputs) if shared_image else family.encode(model, inputs)
-    attention = read_attention(recorded[layer], encoding, layer, family_heads(family))
-    check_top_k(top_k, attention.weights.shape[-1])
-    outliers = (choose or rank_patches)(attention.weights, top_k)
+    run = scene.look(model, inputs, [layer])
+    attention = read_attention(run.recorded[layer], run.encoding, layer, family_heads(family))
+    check_top_k(method.top_k, attention.weights.shape[-1])
+    outliers = choose(attention.weights, method.top_k)
     # Of an image that all prompts share the tower saw one copy.
     copies = len(attention.row) // len(outliers)
     outliers = outliers.repeat(copies, 1)
     attention = replace(attention, weights=attention.weights.repeat(copies, 1))
-    # The released code takes InstructBLIP's features from a tensor with [CLS] in front, by indices that do not
-    # count it: patch i - 1 stands for patch i.
-    shift = int(reference and model.config.model_type == "instructblip")
-    full = full_prompt(model, inputs, encoding, pruning, ranked)
-    negative = family.prompt_of_patches(model, inputs, encoding, outliers - shift)
-    return OutlierView(Contrast(full, negative, rule), attention, outliers)
+    # Where the released code takes features from a tensor with [CLS] in front, by indices that do not count it, patch
+    # i - 1 stands for patch i.
+    shift = getattr(family, "REFERENCE_SHIFT", 0) if reference else 0
+    full = scene.full_prompt(model, inputs, run)
+    negative = family.prompt_of_patches(model, inputs, run.encoding, outliers - shift)
+    return PatchContrast(full, negative, ContrastRule(method.alpha, method.beta), attention, outliers)
 
 
-def check_variant(variant: str) -> None:
-    """Checks the name of a variant.
+def random_patches(seeds: int | list[int]) -> Choose:
+    """K patches drawn without replacement, the same ones for the same seeds on every device.
 
-    Raises:
-        ParameterError: if there is no such variant.
+    Args:
+        seeds: one for all tiles of a batch, which are then drawn in a row, or one a tile, whose draw then depends on
+            nothing else.
+
+    Example:
+        >>> import torch
+        >>> torch.equal(random_patches(1)(torch.zeros(2, 9), 3), random_patches(1)(torch.ones(2, 9), 3))
+        True
+        >>> torch.equal(random_patches([5, 6])(torch.zeros(2, 9), 3)[1:], random_patches([6])(torch.zeros(1, 9), 3))
+        True
     """
-    if variant not in get_args(Variant):
-        raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+
+    def choose(weights: Tensor, top_k: int) -> Tensor:
+        if isinstance(seeds, int):
+            order = torch.rand(weights.shape, generator=torch.Generator().manual_seed(seeds)).argsort(dim=-1)
+        else:
+            patches = weights.shape[-1]
+            order = torch.stack([torch.randperm(patches, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        return order[:, :top_k].to(weights.device)
+
+    return choose
 
 
-def rule_for(model: PreTrainedModel, alpha: float | None, beta: float | None, task: Task | None) -> ContrastRule:
-    """The rule of DAMRO and its controls: what is not given comes from the preset of the family and task.
+def least_patches(weights: Tensor, top_k: int) -> Tensor:
+    """The k patches with the least attention, the least first.
 
-    Raises:
-        UnsupportedModelError: if the family has no preset to take alpha or beta from.
-        ParameterError: if alpha, beta or task is not valid.
+    Example:
+        >>> import torch
+        >>> least_patches(torch.tensor([[0.3, 0.1, 0.2]]), 2).tolist()
+        [[1, 2]]
     """
-    check_task(task)
-    if alpha is None or beta is None:
-        defaults = preset(model.config.model_type, task)
-        alpha, beta = defaults.alpha if alpha is None else alpha, defaults.beta if beta is None else beta
-    return ContrastRule(alpha, beta)
+    return weights.argsort(dim=-1, stable=True)[:, :top_k]
+
+
+def tiles_of_images(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[int]:
+    """How many tiles the vision tower reads of each image."""
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    if "image_sizes" not in inputs:
+        return [1] * len(next(inputs[key] for key in family_of(model).PIXELS if key in inputs))
+    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]

@@ -1,17 +1,62 @@
-"""The forward process of a diffusion model on pixels: how VCD makes an image hard to see."""
+"""Visual Contrastive Decoding: the image against itself, made hard to see."""
 
 from __future__ import annotations
 
 import math
-from numbers import Integral
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from damro.decoding.errors import ParameterError
+from damro.methods.base import Method, Scene
+from damro.parameters import Cutoff, Range, Seed, Strength, check_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from damro.decoding.rules import Contrast
 
 STEPS = 1000
 _FIRST_BETA, _LAST_BETA, _STEEPNESS = 1e-5, 5e-3, 6.0
+NoiseStep = Annotated[int, Range(0, STEPS - 1, hint="500 is what VCD was released with")]
+
+
+@dataclass(frozen=True)
+class VCD(Method):
+    """The image against itself under diffusion noise (VCD, CVPR 2024, eq. 3).
+
+    Defaults are those of the released scripts. They draw noise anew for every question; here the seed decides.
+
+    Attributes:
+        alpha: strength of the contrast.
+        beta: plausibility cutoff.
+        noise_step: how far the image has gone in a diffusion process of 1000 steps; see :func:`noise_levels`.
+        seed: of the noise; none takes the run's, else 0.
+    """
+
+    name: ClassVar = "vcd"
+    source: ClassVar = "VCD, CVPR 2024, arXiv 2311.16922, eq. 3; github.com/DAMO-NLP-SG/VCD"
+
+    alpha: Strength = 1.0
+    beta: Cutoff = 0.1
+    noise_step: NoiseStep = 500
+    seed: Seed | None = None
+
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
+        """The full prompt, and the same about the noisy image; the vision tower looks at both."""
+        from damro.decoding.branches.prefix import encode_images
+        from damro.decoding.families import family_of
+        from damro.decoding.rules import Contrast, ContrastRule
+
+        family = family_of(model)
+        full = scene.full_prompt(model, inputs, scene.look(model, inputs))
+        pixels = {key: inputs[key] for key in family.PIXELS if inputs.get(key) is not None}
+        noisy: dict[str, Any] = dict(inputs)
+        for key, value in pixels.items():
+            noisy[key] = add_diffusion_noise(value, self.noise_step, self.seed or 0)
+        encoding = encode_images(model, noisy, shared=scene.shared_image)
+        return Contrast(full, family.full_prompt(model, noisy, encoding), ContrastRule(self.alpha, self.beta))
 
 
 def noise_levels(step: int) -> tuple[float, float]:
@@ -33,10 +78,9 @@ def noise_levels(step: int) -> tuple[float, float]:
         >>> [round(level, 3) for level in noise_levels(500)]
         [0.863, 0.505]
     """
-    if not isinstance(step, Integral) or isinstance(step, bool) or not 0 <= step < STEPS:
-        raise ParameterError(
-            f"noise_step must be a whole number from 0 to {STEPS - 1}, got {step!r}; 500 is what VCD was released with"
-        )
+    import torch
+
+    check_value("noise_step", step, NoiseStep, ParameterError)
     place = torch.linspace(-_STEEPNESS, _STEEPNESS, STEPS, dtype=torch.float64)[: int(step) + 1]
     betas = torch.sigmoid(place) * (_LAST_BETA - _FIRST_BETA) + _FIRST_BETA
     kept = float(torch.log1p(-betas).sum().exp())
@@ -63,6 +107,8 @@ def add_diffusion_noise(pixel_values: Tensor, step: int, seed: int) -> Tensor:
         >>> torch.equal(noisy[0], noisy[1])
         True
     """
+    import torch
+
     of_image, of_noise = noise_levels(step)
     noise = torch.randn(pixel_values.shape[1:], generator=torch.Generator().manual_seed(seed))
     noisy = of_image * pixel_values.float() + of_noise * noise.to(pixel_values.device)

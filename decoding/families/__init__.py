@@ -1,7 +1,7 @@
 """What differs between model families: where the ViT is, and how its patches become prompt columns.
 
-A family is a module with the functions of :class:`Family`; ``FAMILIES`` maps ``config.model_type`` to it. A new
-family is one new module and one line here.
+A family is a module, or an object, with the functions of :class:`Family`; ``FAMILIES`` maps ``config.model_type`` to
+it. A new family is one new module and one line here, or an entry point of another package.
 """
 
 from __future__ import annotations
@@ -13,16 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
-from damro.decoding.families import (
-    blip_2,
-    instructblip,
-    llava,
-    llava_next,
-    llava_onevision,
-    paligemma,
-    video_llava,
-    vipllava,
-)
 from damro.decoding.families.base import (
     ColumnPatches,
     Encoding,
@@ -31,17 +21,24 @@ from damro.decoding.families.base import (
     image_columns,
     is_encoder_decoder,
 )
+from damro.registry import Registry
 
-FAMILIES: dict[str, Family] = {
-    "llava": llava,
-    "llava_next": llava_next,
-    "instructblip": instructblip,
-    "vipllava": vipllava,
-    "video_llava": video_llava,
-    "llava_onevision": llava_onevision,
-    "blip-2": blip_2,
-    "paligemma": paligemma,
-}
+FAMILIES: Registry[Family] = Registry(
+    "damro.families",
+    "family",
+    UnsupportedModelError,
+    {
+        "llava": "damro.decoding.families.llava",
+        "llava_next": "damro.decoding.families.llava_next",
+        "instructblip": "damro.decoding.families.instructblip",
+        "vipllava": "damro.decoding.families.vipllava",
+        "video_llava": "damro.decoding.families.video_llava",
+        "llava_onevision": "damro.decoding.families.llava_onevision",
+        "blip-2": "damro.decoding.families.blip_2",
+        "paligemma": "damro.decoding.families.paligemma",
+    },
+)
+"""The families by `config.model_type`. One of another package comes by an entry point of this group."""
 
 _VIDEO = "pixel_values_videos"
 

@@ -50,7 +50,10 @@ class ColumnPatches(NamedTuple):
 
 
 class Family(Protocol):
-    """The functions of a family module."""
+    """The functions of a family module.
+
+    A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`.
+    """
 
     REQUIRED_INPUTS: tuple[str, ...]
     """Keys that the processor's output must have beside `input_ids` and the pixels."""

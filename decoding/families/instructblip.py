@@ -15,6 +15,8 @@ from damro.decoding.prompts import VisualPrompt
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
 PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "mean"
+REFERENCE_SHIFT = 1
+"""The released DAMRO code takes patch i - 1 where it ranked patch i."""
 
 
 def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
