@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,6 +22,8 @@ from transformers import (
 
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError, ParameterError
+from damro.images import ImageError as ImageError
+from damro.images import load_image as load_image
 from damro.vision.dinov2_small import MissingExtraError
 from damro.vision.vit import BARE_VITS, is_bare_vit
 
@@ -45,10 +46,6 @@ _FORMATS = {
 
 class ModelLoadError(DecodingError):
     """There is no such model, or it does not load."""
-
-
-class ImageError(DecodingError):
-    """There is no such image, or it does not open."""
 
 
 class Loaded(NamedTuple):
@@ -187,24 +184,6 @@ def _complete_processor(processor: Any, config: Any) -> Any:
     if getattr(processor, "num_query_tokens", 0) is None:
         processor.num_query_tokens = config.num_query_tokens
     return processor
-
-
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Opens an image, upright and in RGB.
-
-    Pillow's limit on the number of pixels stays in force.
-
-    Raises:
-        ImageError: if there is no such file, it is no image, it is cut short, or it has too many pixels.
-    """
-    try:
-        with Image.open(Path(path)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"image must be of a size that Pillow allows, got {str(path)!r}: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise ImageError(f"image must be a file that Pillow can open, got {str(path)!r}: {reason}") from error
 
 
 def prepare_inputs(

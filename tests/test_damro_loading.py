@@ -11,7 +11,7 @@ from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
 
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
-from damro.loading import ImageError, ModelLoadError, format_prompt, load_image, load_model, prepare_inputs
+from damro.loading import ModelLoadError, format_prompt, load_model, prepare_inputs
 from damro.vision.dinov2_small import MissingExtraError
 
 
@@ -82,30 +82,6 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     make_processor("llava").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="model must be of a supported family"):
         load_model(tmp_path)
-
-
-def test_image_is_turned_upright_and_made_rgb(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn
-    picture(80, 60).save(tmp_path / "turned.jpg", exif=exif)
-    Image.new("LA", (5, 4), (7, 200)).save(tmp_path / "grey.png")
-    assert load_image(tmp_path / "turned.jpg").size == (60, 80)
-    assert load_image(tmp_path / "grey.png").getpixel((0, 0)) == (7, 7, 7)
-
-
-def test_images_that_do_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    picture().save(tmp_path / "whole.jpg")
-    picture().save(tmp_path / "whole.png")
-    for kind in ("jpg", "png"):
-        data = (tmp_path / f"whole.{kind}").read_bytes()
-        (tmp_path / f"cut.{kind}").write_bytes(data[: len(data) // 2])
-    for name in ("text.png", "cut.jpg", "cut.png", "absent.png", "."):
-        with pytest.raises(ImageError, match="image must be a file that Pillow can open, got"):
-            load_image(tmp_path / name)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match="image must be of a size that Pillow allows"):
-        load_image(tmp_path / "whole.png")
 
 
 def test_prompt_formats() -> None:

@@ -21,7 +21,8 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 from damro import DAMROProcessor
 from damro.errors import InputsError, ParameterError
 from damro.figures import draw_overlay
-from damro.loading import ImageError, prepare_inputs
+from damro.images import ImageError
+from damro.loading import prepare_inputs
 from damro.pages.app import answer_request, build_app, stream_answer, write_recipe
 from tests.family_models import (
     encoder_processor,

@@ -17,8 +17,9 @@ from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
+from damro.images import ImageError, load_image
 from damro.inspection import inspect_contrast, inspect_vit, seen_image
-from damro.loading import ImageError, load_image, prepare_inputs
+from damro.loading import prepare_inputs
 from damro.methods.presets import has_preset, starting_preset
 from damro.pages.explain import spell_token
 from damro.pages.explain_page import taken_rows
