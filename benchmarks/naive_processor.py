@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
-from damro.decoding.rules import contrast_scores
 from damro.decoding.families import family_of
+from damro.decoding.rules import contrast_scores
 from damro.methods.patches import outlier_view
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from damro.decoding.rules import contrast_scores, plausible_tokens
 from damro.decoding.generate import decode
-from damro.decoding.rules import Contrast
+from damro.decoding.rules import Contrast, contrast_scores, plausible_tokens
 from damro.methods.patches import outlier_view
 from damro.speed.shapes import SHAPES, random_inputs, random_model
 from damro.speed.timing import Call, machine, measure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -39,9 +40,9 @@ def generate(
         model: of one of ``damro.decoding.families.FAMILIES``.
         inputs: the mapping its processor returned for images and text, padded on the left unless an encoder reads it.
         method: a text such as "damro", "damro:alpha=0.5,top_k=20" or "vcd:noise_step=700@1" (parameters behind the
-            colon, behind the at sign a temperature to sample at), or an instance, ``damro.methods.VCD(noise_step=700)``.
-            ``damro methods`` lists all, with their parameters. "greedy" or None for no contrast at all, whether tokens
-            are sampled or not.
+            colon, behind the at sign a temperature to sample at), or an instance, such as
+            ``damro.methods.VCD(noise_step=700)``. ``damro methods`` lists all, with their parameters. "greedy" or None
+            for no contrast at all, whether tokens are sampled or not.
         keep_tokens: prunes the prompt that sees the image to this many patches of a tile, those with the most
             [CLS] attention; a :class:`damro.pruning.Pruning` chooses in other ways. The negative prompt stays what
             it is without. None keeps all.
@@ -67,12 +68,20 @@ def generate(
     pruning = keep_tokens if isinstance(keep_tokens, Pruning | None) else Pruning(keep_tokens)
     scene = Scene(shared_prefix, pruning, processor)
     contrast = recipe.method.prepare(model, inputs, scene)
-    call = _sampling(recipe, generate_kwargs) | generate_kwargs
+    call = sampling_options(recipe, generate_kwargs) | generate_kwargs
     return decode(model, inputs, contrast, strategy=strategy, shared_prefix=shared_prefix, **call)
 
 
-def _sampling(recipe: Recipe, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What has ``generate`` sample at the temperature of a recipe."""
+def sampling_options(recipe: Recipe, generate_kwargs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What has ``generate`` sample at the temperature of a recipe; nothing if it has none.
+
+    Args:
+        recipe: the method, with its temperature.
+        generate_kwargs: what the caller says beside it.
+
+    Raises:
+        ParameterError: both say how to sample.
+    """
     if not recipe.temperature:
         return {}
     for name in ("do_sample", "temperature"):

@@ -188,7 +188,17 @@ def _told(owner: type) -> Iterator[tuple[str, str]]:
         entries = re.split(r"\n {4}(?=\S)", section)[0]
         for entry in re.split(r"\n {8}(?=\w+: )", "\n" + entries.rstrip())[1:]:
             name, _, text = entry.partition(": ")
-            yield name, " ".join(text.split())
+            yield name, plain(text)
+
+
+def plain(text: str) -> str:
+    """A docstring's text for a terminal: on one line, without marks.
+
+    Example:
+        >>> plain("see :func:`noise_levels`\n    or ``sample``")
+        'see noise_levels or sample'
+    """
+    return " ".join(re.sub(r":\w+:(?=`)|`+", "", text).split())
 
 
 def check_value(name: str, value: Any, kind: Any, error: type[Exception]) -> None:

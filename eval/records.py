@@ -7,7 +7,9 @@ and flushes each, so that a killed run loses at most the line it was writing.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,3 +185,23 @@ def _refuse_constant(name: str) -> None:
 def _short(value: object) -> str:
     shown = ascii(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever looks sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def digest_of_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        DataFormatError: The file cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataFormatError(f"{path}: cannot be read ({error.strerror}): give a readable file") from error

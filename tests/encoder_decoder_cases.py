@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import damro
-from damro.decoding.rules import contrast_scores
 from damro.decoding.prompts import VisualPrompt
+from damro.decoding.rules import contrast_scores
 from damro.methods.patches import outlier_view
 from tests.family_models import Inputs
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from damro.decoding.rules import check_strengths, contrast_scores, plausible_tokens
 from damro.decoding.errors import ParameterError
+from damro.decoding.rules import check_strengths, contrast_scores, plausible_tokens
 
 
 def by_hand(full: list[float], negative: list[float], alpha: float, beta: float) -> list[float]:

@@ -14,6 +14,7 @@ from importlib import import_module
 
 from damro._version import __version__
 from damro.decoding.errors import DecodingError
+from damro.eval.benchmark import BENCHMARKS
 from damro.eval.errors import EvalError
 
 _COMMANDS = (
@@ -27,9 +28,10 @@ _COMMANDS = (
     "reproduce",
     "judge",
     "bench",
+    "methods",
+    "benchmarks",
     "setup_nltk",
 )
-_SCORERS = ("score_pope", "score_chair", "score_mme")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,9 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     score = commands.add_parser("score", help="score recorded answers or captions; runs no model")
     scorers = score.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    for group, modules in ((scorers, _SCORERS), (commands, _COMMANDS)):
-        for module in modules:
-            import_module(f"damro.cli.{module}").add_parser(group)
+    for benchmark in BENCHMARKS.values():
+        if benchmark.command is not None:
+            import_module(benchmark.command).add_parser(scorers)
+    for name in _COMMANDS:
+        import_module(f"damro.cli.{name}").add_parser(commands)
     return parser
 
 

@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from damro.cli.options import add_contrast_options, add_method_options, add_model_options, given_options
-from damro.eval.methods import CONTRASTS, PATCHES, TAKEN_BY, check_options, parse_method
-from damro.eval.runs.request import RunRequest
+from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags
+from damro.methods import METHODS, Recipe, parse
+from damro.parameters import given
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,31 +19,31 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", help="the question or instruction; the model's chat template is put around it")
     parser.add_argument(
         "--method",
-        choices=("greedy", *CONTRASTS),
         default="damro",
         metavar="METHOD",
-        help=f"greedy, {', '.join(CONTRASTS)} (default: damro)",
+        help=f"{', '.join(METHODS)}; with parameters as in damro:alpha=0.5, with @T sampled at temperature T "
+        "(default: damro)",
     )
     parser.add_argument(
         "--compare", action="store_true", help="show the answer of greedy, too; --keep-tokens prunes for both"
     )
+    parser.add_argument("--keep-tokens", type=int, metavar="N", help="patches of a tile to keep (default: all)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
-    add_contrast_options(parser)
-    add_method_options(parser.add_argument_group("pruning, and options of single methods"))
+    add_method_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers and prints."""
-    from damro.eval.strengths import check_request
+    flags = given_flags(args, dict(METHODS))
+    recipe = parse(args.method, flags)
+    check_used(flags, [type(recipe.method)])
     from damro.loading import load_image, load_model, prepare_inputs
+    from damro.pruning import Pruning
 
-    given = given_options(args)
-    check_options(given, [parse_method(args.method)])
-    # The rules for a run's options are those for an answer's; the benchmark does not matter to them.
-    check_request(RunRequest("chair", args.model, method=args.method, keep_tokens=args.keep_tokens, **given))
+    pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)
     image = load_image(args.image)
     model, processor = load_model(
         args.model,
@@ -53,41 +53,40 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
     )
     inputs = prepare_inputs(processor, [image], [args.prompt], model)
-    methods = dict.fromkeys(("greedy", args.method) if args.compare else (args.method,))
-    results = {method: _answer(args, model, processor, inputs, method) for method in methods}
+    recipes = {one.name: one for one in ((parse("greedy"), recipe) if args.compare else (recipe,))}
+    results = {
+        name: _answer(model, processor, inputs, one, pruning, args.max_new_tokens) for name, one in recipes.items()
+    }
     if args.json:
         asked = {"model": args.model, "image": args.image, "prompt": args.prompt, "keep_tokens": args.keep_tokens}
-        print(json.dumps({**asked, "options": given, "methods": results}))
+        print(json.dumps({**asked, "options": given(recipe.method), "methods": results}))
     elif args.compare:
-        for method, result in results.items():
-            print(f"{method:>8}: {result['answer']}")
+        for name, result in results.items():
+            print(f"{name:>8}: {result['answer']}")
     else:
-        print(results[args.method]["answer"])
+        print(results[recipe.name]["answer"])
     return 0
 
 
-def _answer(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, method: str) -> dict[str, Any]:
+def _answer(
+    model: Any, processor: Any, inputs: Any, recipe: Recipe, pruning: Any, max_new_tokens: int
+) -> dict[str, Any]:
     """One method's answer, with what it depended on."""
     from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.decoding.generate import decode
     from damro.decoding.rules import Contrast
-    from damro.generation import MethodOptions, least_patches, make_contrast, random_patches, view_patches
-    from damro.pruning import Pruning
+    from damro.generation import sampling_options
+    from damro.methods import Scene
+    from damro.methods.patches import PatchContrast
 
-    named = {name: getattr(args, name) for name in ("task", *TAKEN_BY) if getattr(args, name) is not None}
-    pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)
-    options = MethodOptions(pruning=pruning, processor=processor, **named)
+    contrast = recipe.method.prepare(model, inputs, Scene(pruning=pruning, processor=processor))
     details: dict[str, Any] = {}
-    contrast: Any
-    if method in PATCHES:
-        choose = {"random-k": random_patches(options.seed), "least-k": least_patches}.get(method)
-        view = view_patches(model, inputs, options, choose)
-        contrast, details = view.contrast, {"outliers": view.outliers.tolist()}
-    else:
-        contrast = make_contrast(model, inputs, method, options)
     if isinstance(contrast, Contrast):
         rule: Any = contrast.rule
-        details = {**asdict(rule), **details}
-    ids = decode(model, inputs, contrast, do_sample=False, num_beams=1, max_new_tokens=args.max_new_tokens)
+        details = asdict(rule)
+    if isinstance(contrast, PatchContrast):
+        details["outliers"] = contrast.outliers.tolist()
+    search = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens} | sampling_options(recipe)
+    ids = decode(model, inputs, contrast, **search)
     text = processor.tokenizer.decode(ids[0, returned_prompt(model, inputs).shape[1] :], skip_special_tokens=True)
     return {"answer": text.strip(), **details}

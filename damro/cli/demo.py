@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(demo: Demo) -> None:
     from rich.console import Console
 
-    from damro.cli.run import print_comparison
+    from damro.cli.results import print_comparison
 
     for comparison in (demo.pope, demo.chair):
         print_comparison(comparison, as_json=False)

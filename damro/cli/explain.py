@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_contrast_options, add_model_options
+from damro.cli.options import add_method_flags, add_model_options, given_flags, read_values
+from damro.decoding.errors import ParameterError
+from damro.methods import Damro
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         help="layers of the language model whose attention is averaged, negative from the end (default: all)",
     )
     add_model_options(parser)
-    add_contrast_options(parser)
+    add_method_flags(parser, ("damro",))
     parser.set_defaults(run=run)
 
 
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from damro.pages.explain import explain_answers
     from damro.pages.explain_page import render_page
 
+    method = Damro(**read_values(Damro, given_flags(args, {"damro": Damro}), ParameterError))
     image = load_image(args.image)
     model, processor = load_model(
         args.model,
@@ -51,11 +54,7 @@ def run(args: argparse.Namespace) -> int:
         image,
         args.prompt,
         name=str(args.model).rstrip("/").rsplit("/", 1)[-1],
-        alpha=args.alpha,
-        beta=args.beta,
-        top_k=args.top_k,
-        task=args.task,
-        variant=args.variant,
+        **method.to_record(),
         max_new_tokens=args.max_new_tokens,
         layers=args.layers,
     )

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from damro.eval.errors import EvalError
-from damro.eval.runs.request import FORMAT, folder_name, load_run, to_request
+from damro.eval.runs.formats import FORMAT
+from damro.eval.runs.record import folder_name, load_run
+from damro.eval.runs.request import TINY, to_request
 
 _KEY = "OPENAI_API_KEY"
 
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.limit is not None and args.limit < 1:
         raise EvalError(f"--limit must be at least 1, got {args.limit}")
-    _, _, runs = load_runs(args.runs)
+    runs = load_runs(args.runs).runs
     first, second = runs
     request = {"judge": args.model, "endpoint": args.endpoint, "sees_images": not args.no_images}
     resolved = {"runs": [load_run(folder)["resolved"] for folder in args.runs]}
@@ -81,7 +83,7 @@ def _image_opener(args: argparse.Namespace) -> Callable[[str], bytes]:
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)
-    if request.images is None and request.model != "tiny":
+    if request.images is None and request.model != TINY:
         raise EvalError("--images must be given: the runs do not say where their images are")
     open_image = open_scene if request.images is None else folder_opener(Path(request.images))
 

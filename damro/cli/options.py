@@ -1,12 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that are read from the parameters of methods and benchmarks."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from damro.eval.methods import TAKEN_BY
-from damro.eval.runs.request import RunRequest
+from damro.decoding.errors import ParameterError
+from damro.methods import METHODS, Method
+from damro.parameters import Parameter, parameters, show
+
+_RUNS_OWN = ("seed",)
+"""Parameters that a run gives to its methods itself."""
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -30,39 +35,94 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
 
 
-def add_contrast_options(parser: argparse.ArgumentParser) -> None:
-    """--alpha, --beta, --top-k, --task, --variant."""
-    group = parser.add_argument_group("DAMRO", "what is not given comes from the preset of the model's family and task")
-    group.add_argument("--alpha", type=float, help="strength of the contrast, >= 0")
-    group.add_argument("--beta", type=float, help="plausibility cutoff in (0, 1]")
-    group.add_argument("--top-k", type=int, metavar="K", help="number of outlier patches")
-    group.add_argument("--task", choices=("pope", "chair", "mme"), help="whose preset to take")
-    group.add_argument(
-        "--variant",
-        choices=("reference", "corrected"),
-        default="reference",
-        help="InstructBLIP: as released, or with the patches that were ranked",
-    )
-
-
-def add_method_options(group: Any) -> None:
-    """--keep-tokens, and what single methods have.
+def add_method_flags(
+    parser: argparse.ArgumentParser, methods: Collection[str] | None = None, leave_out: Collection[str] = ()
+) -> None:
+    """A flag for every parameter of some methods, in a group of their own.
 
     Args:
-        group: A parser or a group of its arguments.
+        parser: what gets them.
+        methods: names; None takes all.
+        leave_out: parameters without a flag.
     """
-    group.add_argument(
-        "--keep-tokens", type=int, metavar="N", help="patches of a tile that the full prompt keeps (default: all)"
-    )
-    group.add_argument("--noise-step", type=int, metavar="T", help="vcd: of 1000 (default: the authors')")
-    group.add_argument("--disturbance", metavar="TEXT", help="icd: the sentence (default: one of the authors')")
-    group.add_argument(
-        "--question-only", action="store_true", help="icd with InstructBLIP: disturb the Q-Former only, as released"
-    )
-    group.add_argument("--forgetting", type=float, metavar="RATE", help="m3id: how fast its weight grows")
-    group.add_argument("--confidence", type=float, metavar="P", help="m3id: probability from which nothing changes")
+    owners = {name: METHODS[name] for name in METHODS if methods is None or name in methods}
+    text = "what is not given comes from the preset of the model's family and task, or is what the authors have"
+    if methods is None:
+        text = f"of all methods named that have them; {text}"
+    add_flags(parser.add_argument_group("parameters of methods", text), owners, (*_RUNS_OWN, *leave_out))
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options that not every method has, as far as the command line says other than the default."""
-    return {name: getattr(args, name) for name in TAKEN_BY if getattr(args, name) != getattr(RunRequest, name)}
+def add_flags(group: Any, owners: Mapping[str, type], leave_out: Collection[str] = ()) -> None:
+    """A flag for every parameter of some classes. What is given stays text; :func:`given_flags` finds it.
+
+    Args:
+        group: a parser, or a group of its arguments.
+        owners: the classes, by the names under which the help speaks of them.
+        leave_out: parameters without a flag.
+    """
+    for name, having in _by_parameter(owners).items():
+        if name in leave_out:
+            continue
+        one = next(iter(having.values()))
+        names = "" if len(having) == len(owners) else f"{', '.join(having)}: "
+        default = "" if one.default in (None, False, ()) else f" (default: {_shown_default(one)})"
+        # argparse reads a percent sign as the beginning of a name.
+        options: dict[str, Any] = {"dest": name, "help": f"{names}{one.help}{default}".replace("%", "%%")}
+        if one.kind is bool:
+            group.add_argument(one.flag, action="store_const", const="true", **options)
+        elif one.several:
+            group.add_argument(one.flag, nargs="+", metavar=name.rstrip("s").upper(), **options)
+        else:
+            group.add_argument(one.flag, metavar="|".join(one.choices) or name.upper(), **options)
+
+
+def given_flags(args: argparse.Namespace, owners: Mapping[str, type]) -> dict[str, Any]:
+    """What the command line says of the parameters of some classes: texts, or lists of them."""
+    names = [name for name in _by_parameter(owners) if name not in _RUNS_OWN]
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def read_values(owner: type, texts: Mapping[str, Any], error: type[Exception]) -> dict[str, Any]:
+    """The values of texts that :func:`given_flags` returned; what the class does not have stays as it is.
+
+    Raises:
+        Exception: of the type given, if a text is no value of its parameter.
+    """
+    known = {one.name: one for one in parameters(owner)}
+    return {name: _read(known[name], text, error) if name in known else text for name, text in texts.items()}
+
+
+def check_used(flags: Mapping[str, Any], methods: Sequence[type[Method]]) -> None:
+    """Checks that every parameter given is one of some method at hand.
+
+    Raises:
+        ParameterError: none of the methods has it.
+    """
+    having = _by_parameter(dict(METHODS))
+    for name, text in flags.items():
+        if not any(METHODS[owner] in methods for owner in having[name]):
+            flag = next(iter(having[name].values())).flag
+            named = ", ".join(method.name for method in methods)
+            raise ParameterError(
+                f"{flag} must come with {' or '.join(having[name])}, got {text!r} with {named}; leave it out, or "
+                "name a method that has it"
+            )
+
+
+def _by_parameter(owners: Mapping[str, type]) -> dict[str, dict[str, Parameter]]:
+    """By the name of a parameter, the classes that have it."""
+    found: dict[str, dict[str, Parameter]] = {}
+    for owner, cls in owners.items():
+        for one in parameters(cls):
+            found.setdefault(one.name, {})[owner] = one
+    return found
+
+
+def _read(one: Parameter, text: Any, error: type[Exception]) -> Any:
+    if not one.several:
+        return one.read(text, error)
+    return tuple(value for part in text for value in one.read(part, error))
+
+
+def _shown_default(one: Parameter) -> str:
+    return " ".join(map(show, one.default)) if one.several else show(one.default)

@@ -6,10 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from damro.cli.compare import truth_of
-from damro.cli.run import add_scoring_options, make_scoring
+from damro.cli.results import add_scoring_flags, add_truth_flags, compare_loaded
 from damro.eval.errors import EvalError
-from damro.eval.runs.request import load_run
 
 if TYPE_CHECKING:
     from damro.eval.report.published import Beside
@@ -26,22 +24,22 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("benchmark", choices=("pope", "chair"))
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run: plain decoding, DAMRO, or both")
-    parser.add_argument("--objects", metavar="FILE", help="chair: ground truth instead of the shipped one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_scoring_options(parser)
+    add_truth_flags(parser)
+    add_scoring_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Scores, puts beside and prints."""
-    from damro.eval.report.comparison import compare, load_runs
+    from damro.eval.report.comparison import load_runs
     from damro.eval.report.published import load_published, paper_model, protocol_differences, put_beside
 
-    benchmark, model, runs = load_runs(args.runs)
+    loaded = load_runs(args.runs)
+    benchmark, model, pinned = loaded.benchmark.name, loaded.model, loaded.records
     if benchmark != args.benchmark:
         raise EvalError(f"runs must be of {args.benchmark}, got runs of {benchmark}")
-    comparison = compare(benchmark, model, runs, make_scoring(args, benchmark, truth_of(args, benchmark)))
-    pinned = dict(zip(runs, map(load_run, args.runs), strict=True))
+    comparison = compare_loaded(args, loaded, args.runs[0])
     rows = put_beside(comparison, pinned)
     differences = {name: protocol_differences(record) for name, record in pinned.items()}
     source = load_published()["source"]
@@ -66,15 +64,15 @@ def _print(title: str, rows: list[Beside], differences: dict[str, list[str]]) ->
     from rich.console import Console
     from rich.table import Table
 
-    from damro.eval.report.tables import LABELS, show_value
+    from damro.eval.report.tables import show_value
 
     table = Table(title=title)
     for name in ("method", "metric", "paper", "measured", "paper in interval"):
         table.add_column(name, justify="left" if name in ("method", "metric") else "right")
     for row in rows:
         inside = {True: "yes", False: "no", None: "-"}[row.inside]
-        measured = show_value(row.metric, row.measured).replace("[", "\\[")
-        table.add_row(row.method, LABELS[row.metric], f"{100 * row.published:.2f}", measured, inside)
+        measured = show_value(row.measured, row.measure.unit).replace("[", "\\[")
+        table.add_row(row.method, row.measure.title, f"{100 * row.published:.2f}", measured, inside)
     console = Console()
     console.print(table)
     for name, lines in differences.items():

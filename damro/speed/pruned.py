@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import Contrast
-from damro.generation import MethodOptions, generate, make_contrast
+from damro.generation import generate
 from damro.pruning import Pruning
 from damro.speed.timing import Call, Clock, now, peak_memory
 
@@ -109,8 +109,8 @@ def _call(model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, kept: int
 
 def _prompts(model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, kept: int | None) -> list[VisualPrompt]:
     """The prompts that the language model reads in such a call."""
-    options = MethodOptions(pruning=None if kept is None else Pruning(kept))
-    found = make_contrast(model, inputs, _METHODS[way], options)
+    scene = Scene(pruning=None if kept is None else Pruning(kept))
+    found = as_recipe(_METHODS[way]).method.prepare(model, inputs, scene)
     return [found.full, found.negative] if isinstance(found, Contrast) else [found]
 
 

@@ -108,7 +108,7 @@ def methods(
     if naive is not None:
         calls["naive"] = lambda **options: stock.generate(**inputs, logits_processor=[naive(model, inputs)], **options)
     calls["lazy"] = lambda **options: generate(model, inputs, strategy="lazy", **options)
-    calls["lazy-idle"] = lambda **options: generate(model, inputs, strategy="lazy", alpha=0.0, **options)
+    calls["lazy-idle"] = lambda **options: generate(model, inputs, "damro:alpha=0", strategy="lazy", **options)
     calls["fused"] = lambda **options: generate(model, inputs, strategy="fused", **options)
     return calls
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from damro.eval.chair.matchers import Matcher, load_matcher
-from damro.eval.chair.vocabulary import load_vocabulary
+from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError
 from damro.eval.records import read_json, read_records
 from damro.eval.resources import coco_objects_path, data_path
@@ -63,13 +63,16 @@ def name_few(items: Collection[object]) -> str:
 
 
 def normalize_objects(
-    objects_by_image: Mapping[ImageId, Collection[str]], wanted: Collection[str] | None = None
+    objects_by_image: Mapping[ImageId, Collection[str]],
+    wanted: Collection[str] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> dict[str, frozenset[str]]:
-    """Ground truth by `image_key`, with every object under its COCO name.
+    """Ground truth by `image_key`, with every object under its name in the vocabulary.
 
     Args:
-        objects_by_image: Objects of each image, by COCO name or by a synonym of the vocabulary.
+        objects_by_image: Objects of each image, by name or by a synonym of the vocabulary.
         wanted: Keys of the images to keep; None keeps all.
+        vocabulary: None takes the shipped one, of COCO's names.
 
     Raises:
         DataFormatError: When the objects are not a list of names, or names are outside the vocabulary.
@@ -78,7 +81,8 @@ def normalize_objects(
     >>> normalize_objects({"000042": ["bike", "person"]}) == {"42": {"bicycle", "person"}}
     True
     """
-    name_of = load_vocabulary().name_of
+    words = vocabulary or load_vocabulary()
+    name_of = words.name_of
     normalized: dict[str, frozenset[str]] = {}
     unknown: dict[str, None] = {}
     for image, names in objects_by_image.items():
@@ -93,8 +97,9 @@ def normalize_objects(
         normalized[key] = frozenset(name_of[name] for name in names if name in name_of)
     if unknown:
         raise DataFormatError(
-            f"objects: must be COCO names or their synonyms (eval/data/chair_synonyms.json), got {name_few(unknown)}; "
-            "rename or remove them, since no caption could be found to name them"
+            f"objects: must be {'names' if words.source else 'COCO names'} or their synonyms "
+            f"({words.source or 'eval/data/chair_synonyms.json'}), got {name_few(unknown)}; rename or remove them, "
+            "since no caption could be found to name them"
         )
     return normalized
 
@@ -146,6 +151,7 @@ def build_objects(
     annotations: Path | str,
     matcher: str | Matcher = "auto",
     *,
+    vocabulary: Vocabulary | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[ImageId, list[str]]:
@@ -155,6 +161,8 @@ def build_objects(
         annotations: Folder with ``instances_<split>.json`` and ``captions_<split>.json`` for one or more splits,
             e.g. ``val2014``.
         matcher: What reads the reference captions; best the matcher that reads the captions to be scored.
+        vocabulary: What the annotated categories and the captions are read by; categories that are no word of it are
+            left out. None takes the shipped one.
         cache: JSON file to keep the result in. It is used again while annotation files, matcher and vocabulary
             stay as they were, and written anew otherwise.
         progress: Called now and then while annotations are read.
@@ -165,15 +173,16 @@ def build_objects(
     folder = Path(annotations)
     files = _annotation_files(folder)
     if isinstance(matcher, str):
-        matcher = load_matcher(matcher)
-    stamp = _stamp(files, matcher.name)
+        matcher = load_matcher(matcher, vocabulary)
+    words = vocabulary or load_vocabulary()
+    stamp = _stamp(files, matcher.name, words)
     if cache is not None and cache.is_file():
         kept = _read_cache(cache, stamp)
         if kept is not None:
             return kept
     objects: dict[str, set[str]] = {}
     for path in files:
-        for image, names in _annotated_objects(path, matcher, progress):
+        for image, names in _annotated_objects(path, matcher, words, progress):
             objects.setdefault(image, set()).update(names)
     built: dict[ImageId, list[str]] = {image: sorted(names) for image, names in objects.items()}
     if cache is not None:
@@ -200,7 +209,9 @@ def _annotation_files(folder: Path) -> list[Path]:
     return files
 
 
-def _annotated_objects(path: Path, matcher: Matcher, progress: Progress | None) -> Iterator[tuple[str, set[str]]]:
+def _annotated_objects(
+    path: Path, matcher: Matcher, words: Vocabulary, progress: Progress | None
+) -> Iterator[tuple[str, set[str]]]:
     """Image and object names of every image and every annotation of one file."""
     from pycocotools.coco import COCO
 
@@ -208,7 +219,6 @@ def _annotated_objects(path: Path, matcher: Matcher, progress: Progress | None) 
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its steps on stdout
             coco = COCO(str(path))
         names = {category: entry["name"] for category, entry in coco.cats.items()}
-        name_of = load_vocabulary().name_of
         for image in coco.imgs:
             yield str(image), set()
         for done, annotation in enumerate(coco.anns.values()):
@@ -217,7 +227,9 @@ def _annotated_objects(path: Path, matcher: Matcher, progress: Progress | None) 
             if "caption" in annotation:
                 found = {mention.name for mention in matcher.find(annotation["caption"])}
             else:
-                found = {name_of[names[annotation["category_id"]]]}
+                category = names[annotation["category_id"]]
+                # The shipped vocabulary has every category; one of a file need not.
+                found = {words.name_of[category]} if category in words.name_of or words.source is None else set()
             yield str(annotation["image_id"]), found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise DataFormatError(
@@ -227,11 +239,14 @@ def _annotated_objects(path: Path, matcher: Matcher, progress: Progress | None) 
         progress(path.name, len(coco.anns), len(coco.anns))
 
 
-def _stamp(files: list[Path], matcher: str) -> dict[str, Any]:
+def _stamp(files: list[Path], matcher: str, words: Vocabulary) -> dict[str, Any]:
     """What the result depends on, as JSON values."""
     digest = hashlib.sha256()
-    for name in ("chair_synonyms.json", "chair_inflections.json"):
-        digest.update(data_path(name).read_bytes())
+    if words.source is None:
+        for name in ("chair_synonyms.json", "chair_inflections.json"):
+            digest.update(data_path(name).read_bytes())
+    else:
+        digest.update(json.dumps(sorted(words.name_of.items())).encode())
     return {
         "matcher": matcher,
         "vocabulary": digest.hexdigest(),

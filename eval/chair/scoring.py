@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from damro.eval.chair.coco import ImageId, image_key, name_few, normalize_objects
 from damro.eval.chair.matchers import Matcher, Mention, load_matcher
+from damro.eval.chair.vocabulary import Vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 
 CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
@@ -163,6 +164,7 @@ def score(
     captions: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]] | Mapping[ImageId, str],
     objects_by_image: Mapping[ImageId, Collection[str]],
     matcher: str | Matcher = "auto",
+    vocabulary: Vocabulary | None = None,
 ) -> ChairScore:
     """Score captions against the objects of their images.
 
@@ -171,6 +173,7 @@ def score(
         objects_by_image: COCO names of the objects in each image; more images than captions are fine. Synonyms of
             the vocabulary are taken for the name they stand for.
         matcher: A matcher, or the name of one (see `damro.eval.chair.matchers.load_matcher`).
+        vocabulary: What names the objects; None takes the shipped one.
 
     Raises:
         EvalError: When there are no captions, or the matcher cannot be had.
@@ -185,9 +188,9 @@ def score(
         parsed = parse_captions({"image_id": image, "caption": text} for image, text in captions.items())
     else:
         parsed = parse_captions(captions)
-    truth = _align(parsed, objects_by_image)
+    truth = _align(parsed, objects_by_image, vocabulary)
     if isinstance(matcher, str):
-        matcher = load_matcher(matcher)
+        matcher = load_matcher(matcher, vocabulary)
     return score_mentions(parsed, [matcher.find(caption.text) for caption in parsed], truth, matcher=matcher.name)
 
 
@@ -265,7 +268,9 @@ def _ratio(part: Sequence[int], whole: Sequence[int]) -> float | None:
     return sum(part) / sum(whole) if sum(whole) else None
 
 
-def _align(captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Collection[str]]) -> list[frozenset[str]]:
+def _align(
+    captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Collection[str]], vocabulary: Vocabulary | None
+) -> list[frozenset[str]]:
     """The objects of each caption's image."""
     seen: set[str] = set()
     doubled = []
@@ -275,7 +280,7 @@ def _align(captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Colle
         seen.add(image)
     if doubled:
         raise AlignmentError(f"captions: one per image, got a further one for {name_few(doubled)}; keep one of each")
-    objects = normalize_objects(objects_by_image, seen)
+    objects = normalize_objects(objects_by_image, seen, vocabulary)
     unknown = [image for image, _ in captions if image not in objects]
     if unknown:
         raise AlignmentError(

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from damro.eval.chair.matchers import load_matcher
+from damro.eval.benchmark import Records
 from damro.eval.demo.premise import Premise, attend_scenes, measure_premise
+from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison, compare
 from damro.eval.report.html import Example, Page, Picture, bars, pieces, render
 from damro.eval.report.plots import to_data_uri
@@ -19,9 +20,8 @@ from damro.eval.report.verdict import judge_controls, judge_sampling
 from damro.eval.runs.engine import Engine, make_engine
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.runs.loop import Answered, cut, to_fields
-from damro.eval.runs.request import RunRequest, write_whole
-from damro.eval.samples import Dataset, Sample, load_dataset
-from damro.eval.scores import Records, Scoring
+from damro.eval.runs.request import RunRequest
+from damro.eval.samples import Dataset, Sample
 from damro.loading import Loaded, load_model
 from damro.tiny.scenes import scene
 
@@ -29,6 +29,7 @@ METHODS = ("greedy", "damro", "random-k", "least-k", "no-image", "sample", "samp
 """Plain and DAMRO decoding, DAMRO's controls, and both under sampling, with plain sampling at half the temperature
 beside them: a method that sharpens the distribution has to beat that too."""
 BATCH_SIZE = 100
+_SCORED: dict[str, dict[str, Any]] = {"pope": {}, "chair": {"matcher": "builtin"}}  # the same on every machine
 MAX_NEW_TOKENS = {"pope": 1, "chair": 64}  # the question asks for one word
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, of how many)."""
@@ -95,13 +96,13 @@ def run_demo(
 def _compare(benchmark: str, scenes: int, loaded: Loaded, tell: Progress) -> Comparison:
     """Run every method over one benchmark."""
     request = RunRequest(benchmark, "tiny", scenes=scenes, max_new_tokens=MAX_NEW_TOKENS[benchmark])
-    dataset = load_dataset(request)
+    dataset = request.asked.load(request.data_request)
     open_image = functools.cache(dataset.open_image)  # every method looks at every scene
     engines = {name: make_engine(replace(request, method=name), loaded, open_image) for name in METHODS}
     answer = _answer_questions if benchmark == "pope" else _write_captions
     runs = answer(engines, dataset, tell)
-    matcher = load_matcher("builtin") if benchmark == "chair" else None  # the same on every machine
-    return compare(benchmark, "tiny", runs, Scoring(matcher=matcher, objects=dataset.truth))
+    scoring = request.asked.scoring(**_SCORED[benchmark], truth=dataset.truth)
+    return compare(request.asked, "tiny", runs, scoring)
 
 
 def _answer_questions(engines: Mapping[str, Engine], dataset: Dataset, tell: Progress) -> dict[str, Records]:

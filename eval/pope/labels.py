@@ -9,8 +9,7 @@ from typing import NamedTuple
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.pope import Question
 from damro.eval.pope.rules import parse_label
-from damro.eval.records import read_records
-from damro.eval.runs.request import digest_of_file
+from damro.eval.records import digest_of_file, read_records
 
 _EXCLUDED = (None, "", "exclude", "ambiguous", "unsure")
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from damro.decoding.errors import ParameterError
+from damro.eval.benchmark import Benchmark, Group, Measure, Records, Scoring, answered_in_all, score_run
 from damro.eval.errors import EvalError
-from damro.eval.runs.request import load_run
+from damro.eval.runs.record import load_run
+from damro.eval.runs.request import to_request
 from damro.eval.runs.sharding import read_done
-from damro.eval.scores import Group, Records, Scoring, answered_in_all, score_run
 from damro.eval.statistics import Interval
+from damro.methods import METHODS, Recipe, labels
+from damro.parameters import build
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Comparison:
     """Runs of one benchmark, scored on the same samples; the first is what the others are compared with.
 
     Attributes:
-        benchmark: "pope", "chair" or "mme".
+        benchmark: Its name.
         model: Name of the model, or of the models.
         entries: The runs.
         compared: How many samples all runs answered.
@@ -62,7 +66,7 @@ class Comparison:
                 other = entry.groups[number]
                 differences = other.differences(group) if entry is not self.baseline else {}
                 rows += [
-                    Row(group.name, entry.name, metric, interval, differences.get(metric))
+                    Row(group.name, entry.name, metric, other.measures[metric], interval, differences.get(metric))
                     for metric, interval in other.intervals().items()
                 ]
         return rows
@@ -98,6 +102,7 @@ class Row:
         group: POPE split, MME category or "captions".
         method: Name of the run.
         metric: Name of the metric.
+        measure: How it is told.
         value: With its interval; None if the metric is not defined.
         difference: To the baseline, paired; None for the baseline itself or if not defined.
     """
@@ -105,15 +110,16 @@ class Row:
     group: str
     method: str
     metric: str
+    measure: Measure
     value: Interval | None
     difference: Interval | None
 
 
-def compare(benchmark: str, model: str, runs: Mapping[str, Records], scoring: Scoring) -> Comparison:
+def compare(benchmark: Benchmark, model: str, runs: Mapping[str, Records], scoring: Scoring) -> Comparison:
     """Score runs on the samples that all of them answered.
 
     Args:
-        benchmark: "pope", "chair" or "mme".
+        benchmark: Whose runs they are.
         model: Name of the model.
         runs: The records of each run, by the name it shall have; the first is the baseline.
         scoring: How to score.
@@ -125,17 +131,33 @@ def compare(benchmark: str, model: str, runs: Mapping[str, Records], scoring: Sc
         raise EvalError("runs must hold at least one run, got none")
     keep = answered_in_all(runs.values())
     entries = tuple(_entry(benchmark, name, records, scoring, keep) for name, records in runs.items())
-    return Comparison(benchmark, model, entries, len(keep))
+    return Comparison(benchmark.name, model, entries, len(keep))
 
 
-def _entry(benchmark: str, name: str, records: Records, scoring: Scoring, keep: set[str]) -> Entry:
+def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, keep: set[str]) -> Entry:
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
     seconds = sum(float(fields.get("seconds", 0)) for fields in records.values())
     return Entry(name, tuple(score_run(benchmark, records, scoring, keep)), len(records), failed, seconds)
 
 
-def load_runs(folders: Sequence[Path | str]) -> tuple[str, str, dict[str, Records]]:
-    """Return benchmark, model and records of some runs, under names that tell them apart.
+class Loaded(NamedTuple):
+    """Recorded runs that can be compared.
+
+    Attributes:
+        benchmark: Of the first run, with its parameters.
+        model: Name of the model, or of the models.
+        runs: The records of each run, under a name that tells it apart.
+        records: The ``run.json`` of each.
+    """
+
+    benchmark: Benchmark
+    model: str
+    runs: dict[str, Records]
+    records: dict[str, dict[str, Any]]
+
+
+def load_runs(folders: Sequence[Path | str]) -> Loaded:
+    """Read recorded runs of one benchmark, on the same questions.
 
     Raises:
         EvalError: A folder holds no run or no records, or the runs are of different benchmarks or questions.
@@ -148,7 +170,7 @@ def load_runs(folders: Sequence[Path | str]) -> tuple[str, str, dict[str, Record
     if any(other != data[0] for other in data):
         raise EvalError("runs must be on the same questions and truth to be compared, got runs on different ones")
     models = list(dict.fromkeys(str(record["request"]["model"]) for _, record in loaded))
-    names = [_name_of(record["resolved"]["method"]) for _, record in loaded]
+    names = _names([record["resolved"]["method"] for _, record in loaded])
     if len(set(names)) < len(names):
         names = [f"{name} ({folder.name})" for name, (folder, _) in zip(names, loaded, strict=True)]
     if len(set(names)) < len(names):
@@ -158,10 +180,19 @@ def load_runs(folders: Sequence[Path | str]) -> tuple[str, str, dict[str, Record
         runs[name] = read_done(folder)
         if not runs[name]:
             raise EvalError(f"{folder}: must hold records.jsonl with at least one record: resume the run first")
-    return benchmarks.pop(), ", ".join(models), runs
+    records = {name: record for name, (_, record) in zip(names, loaded, strict=True)}
+    return Loaded(to_request(loaded[0][1]).asked, ", ".join(models), runs, records)
 
 
-def _name_of(method: Mapping[str, Any]) -> str:
-    """The name of a method as run.json has it, with the tokens that were kept."""
-    name = str(method["name"])
-    return f"{name}, {method['keep_tokens']} tokens" if "keep_tokens" in method else name
+def _names(methods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of methods as run.json has them: by the parameters that differ, and with the tokens that were kept."""
+    names = labels([_recipe(method) for method in methods])
+    return [
+        f"{name}, {method['keep_tokens']} tokens" if "keep_tokens" in method else name
+        for name, method in zip(names, methods, strict=True)
+    ]
+
+
+def _recipe(method: Mapping[str, Any]) -> Recipe:
+    owner = METHODS.find(str(method["method"]))
+    return Recipe(build(owner, method["parameters"], ParameterError, owner.name), float(method["temperature"]))

@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from damro._version import __version__
-from damro.eval.chair import CaptionScore
+from damro.eval.chair.scoring import CaptionScore
+from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison, Row
 from damro.eval.report.plots import draw_bars, to_data_uri
-from damro.eval.report.tables import LABELS, is_clear, notes, show_difference, show_value
-from damro.eval.runs.request import write_whole
-from damro.eval.scores import LOWER_IS_BETTER
+from damro.eval.report.tables import is_clear, notes, show_difference, show_value
 
-_PLOTTED = {
-    "pope": ("accuracy", "f1", "yes_ratio"),
-    "chair": ("chair_s", "chair_i", "recall"),
-    "mme": ("score", "total"),
-}
 _FAILED_SHOWN = 20
 
 
@@ -112,9 +106,9 @@ def bars(comparison: Comparison) -> Picture:
     rows = comparison.rows()
     panels: list[list[Row]] = []
     for group in dict.fromkeys(row.group for row in rows):
-        for metric in _PLOTTED[comparison.benchmark]:
-            panels.append([row for row in rows if (row.group, row.metric) == (group, metric)])
-    panels = [panel for panel in panels if panel]  # sums over MME's categories have metrics of their own
+        of_group = [row for row in rows if row.group == group and row.measure.plotted]
+        for metric in dict.fromkeys(row.metric for row in of_group):
+            panels.append([row for row in of_group if row.metric == metric])
     title = f"{comparison.benchmark.upper()}, {comparison.model}: bars with 95 % intervals"
     names = ", ".join(entry.name for entry in comparison.entries)
     return Picture(to_data_uri(draw_bars(panels, title)), f"Bars of {names}; the tables hold the numbers.", title)
@@ -122,7 +116,7 @@ def bars(comparison: Comparison) -> Picture:
 
 def caption_examples(comparison: Comparison, count: int) -> list[Example]:
     """Return the captions of the first images about which methods say different things."""
-    if comparison.benchmark != "chair":
+    if not comparison.baseline.groups[0].captions:
         return []
     by_method = {
         entry.name: {record.image_id: record for record in entry.groups[0].captions} for entry in comparison.entries
@@ -151,19 +145,19 @@ def _table(comparison: Comparison) -> dict[str, Any]:
     groups = []
     for name in dict.fromkeys(row.group for row in rows):
         of_group = [row for row in rows if row.group == name]
-        metrics = list(dict.fromkeys(row.metric for row in of_group))
+        metrics = list(dict.fromkeys(row.measure.title for row in of_group))
         lines = [
             (method, [_cell(row) for row in of_group if row.method == method])
             for method in dict.fromkeys(row.method for row in of_group)
         ]
-        groups.append({"name": name, "metrics": [LABELS[metric] for metric in metrics], "lines": lines})
+        groups.append({"name": name, "metrics": metrics, "lines": lines})
     failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in comparison.entries if entry.failed]
     return {"title": comparison.benchmark.upper(), "groups": groups, "notes": notes(comparison), "failed": failed}
 
 
 def _cell(row: Row) -> dict[str, str]:
     kind = ""
-    if row.difference is not None and is_clear(row.difference) and row.metric not in ("yes_ratio", "mean_length"):
-        kind = "better" if (row.difference.estimate < 0) == (row.metric in LOWER_IS_BETTER) else "worse"
-    difference = show_difference(row.metric, row.difference)
-    return {"value": show_value(row.metric, row.value), "difference": difference, "kind": kind}
+    if row.difference is not None and is_clear(row.difference) and row.measure.better is not None:
+        kind = "better" if (row.difference.estimate < 0) == (row.measure.better == "lower") else "worse"
+    difference = show_difference(row.difference, row.measure.unit)
+    return {"value": show_value(row.value, row.measure.unit), "difference": difference, "kind": kind}

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from damro.eval.benchmark import Records, answered_in_all
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter, read_records
-from damro.eval.runs.request import check_same, load_run, write_run
-from damro.eval.scores import Records, answered_in_all
+from damro.eval.runs.record import check_same, load_run, write_run
 from damro.eval.statistics import Interval, bootstrap_metrics
 
 ASPECTS = ("accuracy", "detailedness")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from damro.eval.report.comparison import Row
-from damro.eval.report.tables import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +57,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
     for place, row in enumerate(rows):
         if row.value is None:
             continue
-        factor = 100 if LABELS[row.metric].endswith("%") else 1
+        factor = 100 if row.measure.unit == "%" else 1
         value, low, high = (factor * number for number in (row.value.estimate, row.value.low, row.value.high))
         # A percentile interval may leave its estimate outside; a bar of negative length cannot be drawn.
         reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
@@ -67,7 +66,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
     axes.set_yticks(range(len(rows)), [row.method for row in rows] if named else [""] * len(rows))
     axes.invert_yaxis()
     axes.set_title(f"{rows[0].group}", fontsize=9)
-    axes.set_xlabel(LABELS[rows[0].metric], fontsize=9)
+    axes.set_xlabel(rows[0].measure.title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from damro.eval.benchmark import BENCHMARKS, Measure
 from damro.eval.errors import EvalError
 from damro.eval.records import read_json
 from damro.eval.report.comparison import Comparison
 from damro.eval.resources import data_path
+from damro.eval.runs.request import to_request
 from damro.eval.statistics import Interval
 
 _PAPER_MODELS = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "instructblip": "InstructBLIP"}
-_PAPER_METHODS = {None: "original", "damro": "damro"}
-_PAPER_SPLITS = ("coco/random", "coco/popular", "coco/adversarial")
+_PAPER_METHODS = {"greedy": "original", "damro": "damro"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Beside:
     Attributes:
         method: Name of one's own run.
         metric: Name of the metric.
+        measure: How it is told.
         published: The paper's figure, a fraction.
         measured: One's own; None if it is not defined.
     """
 
     method: str
     metric: str
+    measure: Measure
     published: float
     measured: Interval | None
 
@@ -60,15 +63,15 @@ def put_beside(comparison: Comparison, runs: Mapping[str, Mapping[str, Any]]) ->
         EvalError: The paper has no figures for this benchmark, model or any of the methods.
     """
     tables = load_published().get(comparison.benchmark)
-    if not isinstance(tables, dict) or comparison.benchmark not in ("pope", "chair"):
+    if comparison.benchmark not in BENCHMARKS or not isinstance(tables, dict):
         raise EvalError(f"benchmark must be pope or chair to have published figures, got {comparison.benchmark!r}")
     found = []
     for entry in comparison.entries:
         resolved = runs[entry.name]["resolved"]
-        table = tables[paper_model(runs[entry.name])].get(_PAPER_METHODS.get(resolved["method"]["contrast"], ""))
-        intervals = entry.groups[-1].intervals()
+        table = tables[paper_model(runs[entry.name])].get(_PAPER_METHODS.get(resolved["method"]["method"], ""))
+        intervals, measures = entry.groups[-1].intervals(), entry.groups[-1].measures
         found += [
-            Beside(entry.name, metric, round(value / 100, 6), intervals[metric])
+            Beside(entry.name, metric, measures[metric], round(value / 100, 6), intervals[metric])
             for metric, value in (table or {}).items()
         ]
     if not found:
@@ -93,9 +96,11 @@ def protocol_differences(run: Mapping[str, Any]) -> list[str]:
     """Say in what a run differs from the paper's protocol, as far as the paper and its code tell.
 
     Example:
-        >>> from damro.eval.runs.request import RunRequest, to_record
-        >>> request = RunRequest("pope", "tiny", splits=("coco/random",), limit=10)
-        >>> resolved = {"method": {"temperature": 0.0, "top_p": 1.0}, "generation": {"max_new_tokens": 64},
+        >>> from damro.eval.runs.record import to_record
+        >>> from damro.eval.runs.request import RunRequest
+        >>> request = RunRequest("pope", "tiny", data={"split": ("coco/random",)}, limit=10)
+        >>> resolved = {"method": {"temperature": 0.0, "top_p": 1.0, "parameters": {}},
+        ...             "generation": {"max_new_tokens": 64},
         ...             "prompt": {"template": "{question} Please answer this question with one word."}}
         >>> for line in protocol_differences(to_record(request, resolved)):
         ...     print(line)
@@ -120,22 +125,16 @@ def protocol_differences(run: Mapping[str, Any]) -> list[str]:
     longest = resolved["generation"].get("max_new_tokens")
     if longest != 1024:
         lines.append(f"max_new_tokens: {longest}; the paper allows 1024")
-    paper_prompt = {
-        "pope": "{question} Please answer this question with one word.",
-        "chair": "Generate a short caption of this image.",
-    }[request["benchmark"]]
-    if resolved["prompt"]["template"] != paper_prompt:
-        lines.append(f"prompt: {resolved['prompt']['template']!r}; the paper's is {paper_prompt!r}")
+    asked = to_request(run)
+    if resolved["prompt"]["template"] != asked.asked.prompt:
+        lines.append(f"prompt: {resolved['prompt']['template']!r}; the paper's is {asked.asked.prompt!r}")
     if "keep_tokens" in method:
         lines.append(f"pruning: {method['keep_tokens']} patches of a tile; the paper keeps all")
-    if "variant" in method:
-        lines.append(f"variant: {method['variant']}; the paper's is the released code")
+    variant = method["parameters"].get("variant", "reference")
+    if variant != "reference":
+        lines.append(f"variant: {variant}; the paper's is the released code")
     if request["seed"] != 42:
         lines.append(f"seed: {request['seed']}; the paper's is 42")
     if request["limit"] is not None:
         lines.append(f"samples: the first {request['limit']} of each split; the paper takes all")
-    if request["benchmark"] == "pope" and tuple(request["splits"] or _PAPER_SPLITS) != _PAPER_SPLITS:
-        lines.append(f"splits: {', '.join(request['splits'])}; the paper averages {', '.join(_PAPER_SPLITS)}")
-    if request["benchmark"] == "chair":
-        lines.append("images: chosen here by the seed or given; which 500 the paper took is not told")
-    return lines
+    return lines + asked.asked.paper_differences(asked.data_request)

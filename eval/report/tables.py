@@ -14,48 +14,31 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMATS = ("json", "csv", "md")
-LABELS = {
-    "accuracy": "accuracy %",
-    "precision": "precision %",
-    "recall": "recall %",
-    "f1": "F1 %",
-    "yes_ratio": "yes %",
-    "chair_s": "CHAIRs %",
-    "chair_i": "CHAIRi %",
-    "chair_i_unique": "CHAIRi unique %",
-    "mean_length": "words",
-    "accuracy_plus": "accuracy+ %",
-    "score": "score",
-    "total": "total",
-    "hallucination": "hallucination",
-}
-"""How metrics are called in tables."""
-_AS_THEY_ARE = frozenset({"mean_length", "score", "total", "hallucination"})
 
 
-def show_value(metric: str, value: Interval | None) -> str:
+def show_value(value: Interval | None, unit: str = "%") -> str:
     """Write a value with its interval, fractions in percent.
 
     Example:
-        >>> show_value("f1", Interval(0.8048, 0.79, 0.82, 0.95, 2000)), show_value("f1", None)
+        >>> show_value(Interval(0.8048, 0.79, 0.82, 0.95, 2000)), show_value(None)
         ('80.5 [79.0, 82.0]', '-')
     """
     if value is None:
         return "-"
-    factor = 1 if metric in _AS_THEY_ARE else 100
+    factor = 100 if unit == "%" else 1
     return f"{factor * value.estimate:.1f} [{factor * value.low:.1f}, {factor * value.high:.1f}]"
 
 
-def show_difference(metric: str, value: Interval | None) -> str:
+def show_difference(value: Interval | None, unit: str = "%") -> str:
     """Write a difference with its interval, in points; a star marks an interval that does not hold zero.
 
     Example:
-        >>> show_difference("chair_i", Interval(-0.02, -0.035, -0.004, 0.95, 2000))
+        >>> show_difference(Interval(-0.02, -0.035, -0.004, 0.95, 2000))
         '-2.0 [-3.5, -0.4]*'
     """
     if value is None:
         return ""
-    factor = 1 if metric in _AS_THEY_ARE else 100
+    factor = 100 if unit == "%" else 1
     star = "*" if is_clear(value) else ""
     return f"{factor * value.estimate:+.1f} [{factor * value.low:+.1f}, {factor * value.high:+.1f}]{star}"
 
@@ -86,8 +69,8 @@ def to_markdown(comparison: Comparison) -> str:
     """Return a table a group; below each value its difference to the baseline."""
     parts = [f"# {comparison.benchmark.upper()}: {comparison.model}", ""]
     for group, rows in _by_group(comparison).items():
-        metrics = list(dict.fromkeys(row.metric for row in rows))
-        parts += [f"## {group}", "", "| method | " + " | ".join(LABELS[name] for name in metrics) + " |"]
+        metrics = list(dict.fromkeys(row.measure.title for row in rows))
+        parts += [f"## {group}", "", "| method | " + " | ".join(metrics) + " |"]
         parts.append("|---" * (len(metrics) + 1) + "|")
         for method in dict.fromkeys(row.method for row in rows):
             cells = [_cell(row, "<br>") for row in rows if row.method == method]
@@ -104,8 +87,8 @@ def to_terminal(comparison: Comparison) -> list[Table]:
     for group, rows in _by_group(comparison).items():
         table = Table(title=f"{comparison.benchmark.upper()} {group}", show_lines=True)
         table.add_column("method")
-        for name in dict.fromkeys(row.metric for row in rows):
-            table.add_column(LABELS[name], justify="right")
+        for title in dict.fromkeys(row.measure.title for row in rows):
+            table.add_column(title, justify="right")
         for method in dict.fromkeys(row.method for row in rows):
             table.add_row(method, *(_cell(row, "\n").replace("[", "\\[") for row in rows if row.method == method))
         tables.append(table)
@@ -138,8 +121,8 @@ def _by_group(comparison: Comparison) -> dict[str, list[Row]]:
 
 
 def _cell(row: Row, line_break: str) -> str:
-    difference = show_difference(row.metric, row.difference)
-    return show_value(row.metric, row.value) + (line_break + difference if difference else "")
+    difference = show_difference(row.difference, row.measure.unit)
+    return show_value(row.value, row.measure.unit) + (line_break + difference if difference else "")
 
 
 def _numbers(interval: Interval | None) -> list[float | str]:

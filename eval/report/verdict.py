@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from damro.eval.benchmark import Group, Measure
 from damro.eval.report.comparison import Comparison, Entry
-from damro.eval.report.tables import LABELS, show_difference
-from damro.eval.scores import LOWER_IS_BETTER, Group
+from damro.eval.report.tables import show_difference
 from damro.eval.statistics import Interval
 
 CONTROLS = ("random-k", "least-k", "no-image")
-_MEASURES = (("pope", "accuracy"), ("chair", "chair_i"))
+_ACCURACY, _HALLUCINATED = "accuracy", "chair_i"
 
 
 def judge_controls(pope: Comparison, chair: Comparison, method: str = "damro") -> tuple[str, str]:
@@ -17,11 +17,12 @@ def judge_controls(pope: Comparison, chair: Comparison, method: str = "damro") -
     It beats a control on a measure if the 95 % interval of their paired difference lies wholly on the better side.
     """
     parts, beaten = [], []
-    for comparison, (_, metric) in zip((pope, chair), _MEASURES, strict=True):
+    for comparison, metric in ((pope, _ACCURACY), (chair, _HALLUCINATED)):
+        measure = _whole(comparison.baseline).measures[metric]
         differences = {name: _difference(comparison, method, name, metric) for name in CONTROLS}
-        beaten += [is_better(metric, found) for found in differences.values()]
-        shown = "; ".join(f"{_shown(metric, found)} against {name}" for name, found in differences.items())
-        parts.append(f"{comparison.benchmark.upper()} {_name(metric)} {shown}")
+        beaten += [is_better(measure, found) for found in differences.values()]
+        shown = "; ".join(f"{_shown(found)} against {name}" for name, found in differences.items())
+        parts.append(f"{comparison.benchmark.upper()} {measure.label} {shown}")
     if all(beaten):
         verdict = "DAMRO beats all its controls on both measures"
     elif any(beaten):
@@ -41,34 +42,32 @@ def judge_sampling(chair: Comparison, method: str, plain: str, cooler: str) -> s
         plain: Plain sampling at the same temperature.
         cooler: Plain sampling at a lower temperature.
     """
-    changes = [
-        f"{_shown('chair_i', _difference(chair, method, other, 'chair_i'))} against {other}"
-        for other in (plain, cooler)
-    ]
-    verdict = {True: "beats", False: "does not beat"}[
-        is_better("chair_i", _difference(chair, method, cooler, "chair_i"))
-    ]
-    return f"Under sampling, {method} {verdict} plain sampling at a lower temperature: CHAIRi {' and '.join(changes)}."
+    measure = _whole(chair.baseline).measures[_HALLUCINATED]
+    found = {other: _difference(chair, method, other, _HALLUCINATED) for other in (plain, cooler)}
+    changes = " and ".join(f"{_shown(one)} against {other}" for other, one in found.items())
+    verdict = "beats" if is_better(measure, found[cooler]) else "does not beat"
+    return f"Under sampling, {method} {verdict} plain sampling at a lower temperature: {measure.label} {changes}."
 
 
-def is_better(metric: str, difference: Interval | None) -> bool:
+def is_better(measure: Measure, difference: Interval | None) -> bool:
     """Whether a difference is an improvement beyond doubt.
 
     Example:
-        >>> is_better("chair_i", Interval(-0.02, -0.03, -0.01, 0.95, 2000))
+        >>> from damro.eval.statistics import first_column
+        >>> is_better(Measure(first_column, "CHAIRi", better="lower"), Interval(-0.02, -0.03, -0.01, 0.95, 2000))
         True
-        >>> is_better("accuracy", Interval(0.01, -0.01, 0.03, 0.95, 2000))
+        >>> is_better(Measure(first_column, "accuracy"), Interval(0.01, -0.01, 0.03, 0.95, 2000))
         False
     """
-    if difference is None:
+    if difference is None or measure.better is None:
         return False
-    return difference.high < 0 if metric in LOWER_IS_BETTER else difference.low > 0
+    return difference.high < 0 if measure.better == "lower" else difference.low > 0
 
 
 def _against_baseline(pope: Comparison, chair: Comparison, method: str) -> str:
-    measures = ((pope, "accuracy", "POPE accuracy"), (chair, "chair_i", "CHAIRi"), (chair, "recall", "recall"))
+    measures = ((pope, _ACCURACY, "POPE accuracy"), (chair, _HALLUCINATED, "CHAIRi"), (chair, "recall", "recall"))
     accuracy, hallucinated, recall = (
-        f"{name} by {_shown(metric, _difference(comparison, method, comparison.baseline.name, metric))}"
+        f"{name} by {_shown(_difference(comparison, method, comparison.baseline.name, metric))}"
         for comparison, metric, name in measures
     )
     return f"Against {chair.baseline.name} decoding, DAMRO changes {accuracy}, {hallucinated} and {recall} points."
@@ -87,9 +86,5 @@ def _whole(entry: Entry) -> Group:
     return entry.groups[-1]
 
 
-def _shown(metric: str, difference: Interval | None) -> str:
-    return show_difference(metric, difference).rstrip("*") or "not defined"
-
-
-def _name(metric: str) -> str:
-    return LABELS[metric].removesuffix(" %")
+def _shown(difference: Interval | None) -> str:
+    return show_difference(difference).rstrip("*") or "not defined"

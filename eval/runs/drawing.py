@@ -1,29 +1,12 @@
-"""Random choices that depend on a sample and a seed alone: not on the batch, its order, the process or the device."""
+"""Sampling that depends on a sample and a seed alone: not on the batch, its order, the process or the device."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-
-
-def seed_of(seed: int, sample_id: str, purpose: str) -> int:
-    """Return a seed of 63 bits for one purpose in one sample.
-
-    Example:
-        >>> seed_of(1, "a", "tokens") == seed_of(1, "a", "tokens") != seed_of(1, "a", "patches")
-        True
-    """
-    digest = hashlib.sha256(f"{seed}\0{purpose}\0{sample_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def rank_at_random(patches: int, seed: int) -> Tensor:
-    """Return all patch numbers ``(patches,)`` in a random order."""
-    return torch.randperm(patches, generator=torch.Generator().manual_seed(seed))
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, unused-ignore]

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
-from damro.decoding.prompts import VisualPrompt
-from damro.decoding.rules import Contrast
 from damro.errors import InputsError
-from damro.eval.methods import PATCHES, Method
-from damro.eval.runs.drawing import SeededSampling, rank_at_random, seed_of
+from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.loop import Answered
-from damro.eval.runs.request import RunRequest, digest_of_folder, package_versions
-from damro.eval.samples import MAX_NEW_TOKENS, Sample, prompt_for
-from damro.eval.strengths import Strengths, check_request, strengths_of
-from damro.generation import MethodOptions, least_patches, make_contrast, view_patches
+from damro.eval.runs.record import digest_of_folder, package_versions
+from damro.eval.runs.request import RunRequest
+from damro.eval.samples import OpenImage, Sample
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
-from damro.methods.patches import OutlierView
+from damro.methods import Greedy, Recipe, Scene
+from damro.methods.base import seed_of
+from damro.methods.patches import PatchContrast
 from damro.pruning import Pruning
-from damro.vision.outliers import check_top_k, rank_patches
-
-OpenImage = Callable[[str], Image.Image]
 
 
 @dataclass
@@ -43,8 +36,7 @@ class Engine:
     Attributes:
         model: In evaluation mode.
         processor: The model's, padding as `damro.loading` has it.
-        method: What is contrasted, and how tokens are drawn.
-        strengths: Of the contrast.
+        recipe: What is contrasted, settled for the model, and how tokens are drawn.
         max_new_tokens: Longest answer in tokens.
         top_p: Nucleus of sampling.
         pruning: Which image columns the full prompt keeps; None for all.
@@ -54,8 +46,7 @@ class Engine:
 
     model: PreTrainedModel
     processor: Any
-    method: Method
-    strengths: Strengths
+    recipe: Recipe
     max_new_tokens: int
     seed: int
     open_image: OpenImage
@@ -152,59 +143,35 @@ class Engine:
             self.model,
         )
         names = [batch[0].image] if shared else [sample.image for sample in batch]
-        view = self._view(inputs, names, shared)
+        contrast = self.recipe.method.prepare(self.model, inputs, self.scene(names, shared=shared))
         processors: list[LogitsProcessor] = []
-        if self.method.temperature:
+        if self.recipe.temperature:
             seeds = [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
-            processors.append(SeededSampling(seeds, self.method.temperature, self.top_p))
+            processors.append(SeededSampling(seeds, self.recipe.temperature, self.top_p))
         ids = decode(
             self.model,
             inputs,
-            view.contrast if isinstance(view, OutlierView) else view,
+            contrast,
             shared_prefix=shared,
             generation_config=self.config,
             logits_processor=processors,
         )
         new = ids[:, returned_prompt(self.model, inputs).shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
-        found = outliers_by_row(view, len(batch)) if isinstance(view, OutlierView) else [None] * len(batch)
+        found = contrast.by_row() if isinstance(contrast, PatchContrast) else [None] * len(batch)
         return {
             sample.sample_id: Answered(text.strip(), outliers)
             for sample, text, outliers in zip(batch, texts, found, strict=True)
         }
 
-    def _view(self, inputs: Any, names: Sequence[str], shared: bool) -> VisualPrompt | Contrast | OutlierView:
-        """What is decoded: the prompt alone, or with its negative."""
-        options = self.strengths.to_options(
-            seed=self.seed, shared_image=shared, pruning=self.pruning, processor=self.processor
-        )
-        if self.method.contrast not in PATCHES:
-            return make_contrast(self.model, inputs, self.method.contrast, options)
-        tiles = [
-            f"{name}#{n}"
-            for name, count in zip(names, tiles_of_images(self.model, inputs), strict=False)
-            for n in range(count)
-        ]
-        return view_patches(self.model, inputs, options, lambda weights, count: self.choose(weights, tiles))
-
-    def choose(self, weights: Tensor, tiles: Sequence[str]) -> Tensor:
-        """Return the patches that the method puts into the negative prompt.
+    def scene(self, images: Sequence[str], *, shared: bool) -> Scene:
+        """Return what a method is shown of a batch.
 
         Args:
-            weights: ``(tiles, patches)``, [CLS] attention.
-            tiles: A name for each tile; random patches depend on it and on the seed alone.
-
-        Returns:
-            ``(tiles, k)``, in the order in which they stand in the prompt.
+            images: Their names, one a prompt or one for all.
+            shared: Whether all prompts are about one image.
         """
-        count = self.strengths.top_k or 1
-        check_top_k(count, weights.shape[-1])
-        if self.method.contrast == "least-k":
-            return least_patches(weights, count)
-        if self.method.contrast == "random-k":
-            seeds = [seed_of(self.seed, tile, "patches") for tile in tiles]
-            return torch.stack([rank_at_random(weights.shape[-1], seed)[:count] for seed in seeds]).to(weights.device)
-        return rank_patches(weights, count)
+        return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
 
     def _check_length(self, sample: Sample, image: Image.Image) -> None:
         """Refuse a prompt that is longer than the model's context by its text alone."""
@@ -212,24 +179,6 @@ class Engine:
         words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
         if limit is not None and words >= limit:
             raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
-
-
-def tiles_of_images(model: PreTrainedModel, inputs: Any) -> list[int]:
-    """Return how many tiles the vision tower reads of each image."""
-    if "image_sizes" not in inputs:
-        return [1] * len(next(inputs[key] for key in family_of(model).PIXELS if key in inputs))
-    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
-    return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]
-
-
-def outliers_by_row(view: OutlierView, rows: int) -> list[list[list[int]]]:
-    """Return the chosen patches of the base tiles in each row of the prompt."""
-    found: list[list[list[int]]] = [[] for _ in range(rows)]
-    attention = view.attention
-    for row, tile, chosen in zip(attention.row.tolist(), attention.tile.tolist(), view.outliers.tolist(), strict=True):
-        if tile == 0:
-            found[row].append(chosen)
-    return found
 
 
 def load(request: RunRequest) -> Loaded:
@@ -249,40 +198,38 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
     """Return what answers a request's samples.
 
     Raises:
-        EvalError: There is no such method, or it does not have an option of the request.
-        DecodingError: The family has no preset, a parameter is out of range, or the model cannot be pruned so.
+        DecodingError: There is no such method, it does not work with this model, a parameter is out of range, or the
+            model cannot be pruned so.
     """
-    method = check_request(request)
-    strengths = strengths_of(request, method, loaded.model.config.model_type)
-    pruning = None if request.keep_tokens is None else Pruning(request.keep_tokens)
-    _check_fit(loaded, strengths, pruning)
-    return Engine(
+    recipe, benchmark = request.recipe, request.asked
+    method = recipe.method.settle(loaded.model.config.model_type, benchmark.task, request.seed)
+    engine = Engine(
         model=loaded.model,
         processor=loaded.processor,
-        method=method,
-        strengths=strengths,
-        max_new_tokens=request.max_new_tokens or MAX_NEW_TOKENS[request.benchmark],
+        recipe=recipe._replace(method=method),
+        max_new_tokens=request.max_new_tokens or benchmark.max_new_tokens,
         seed=request.seed,
         open_image=open_image,
         top_p=request.top_p,
-        pruning=pruning,
+        pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
     )
+    _try_out(engine)
+    return engine
 
 
-def _check_fit(loaded: Loaded, strengths: Strengths, pruning: Pruning | None) -> None:
-    """Refuse, before the first sample, what would fail with every one of them."""
-    vision: Any = loaded.model.config
-    side = vision.vision_config.image_size
-    if strengths.top_k is not None:
-        check_top_k(strengths.top_k, (side // vision.vision_config.patch_size) ** 2)
-    if pruning is not None:
-        inputs = prepare_inputs(loaded.processor, [Image.new("RGB", (side, side))], ["?"], loaded.model)
-        make_contrast(loaded.model, inputs, None, MethodOptions(pruning=pruning))
+def _try_out(engine: Engine) -> None:
+    """Refuse, before the first sample, what would fail with every one of them: both prompts of a blank image."""
+    if isinstance(engine.recipe.method, Greedy) and engine.pruning is None:
+        return
+    side = int(getattr(engine.model.config.vision_config, "image_size", 0)) or 224
+    inputs = prepare_inputs(engine.processor, [Image.new("RGB", (side, side))], ["?"], engine.model)
+    engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], shared=False))
 
 
 def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
     """Return everything that the answers depend on beside the request, for ``run.json``."""
     model = engine.model
+    template = request.asked.ask(request.data_request, "{question}")
     return {
         "model": {
             "family": model.config.model_type,
@@ -291,16 +238,16 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
             "attention": getattr(model.config, "_attn_implementation", None),
         },
         "method": {
-            "name": engine.method.name,
-            "contrast": engine.method.contrast,
-            "temperature": engine.method.temperature,
+            "name": engine.recipe.name,
+            "method": engine.recipe.method.name,
+            "temperature": engine.recipe.temperature,
             "top_p": engine.top_p,
-            **engine.strengths.to_dict(),
+            "parameters": engine.recipe.method.to_record(),
             **({} if engine.pruning is None else {"keep_tokens": engine.pruning.keep_tokens}),
         },
         "prompt": {
-            "template": prompt_for(request, "{question}"),
-            "formatted": format_prompt(engine.processor, prompt_for(request, "{question}")),
+            "template": template,
+            "formatted": format_prompt(engine.processor, template),
         },
         "generation": {key: value for key, value in engine.config.to_diff_dict().items() if _is_plain(value)},
         "data": data,

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from damro.eval.errors import EvalError
-from damro.eval.records import RecordWriter, read_records
-from damro.eval.runs.request import write_whole
+from damro.eval.records import RecordWriter, read_records, write_whole
 
 RECORDS = "records.jsonl"
 _PARTS = "records-*.jsonl"

@@ -1,4 +1,4 @@
-"""Finding mentions of the 80 COCO objects in a caption.
+"""Finding mentions of objects in a caption: of COCO's 80, or those of another vocabulary.
 
 Two matchers share one vocabulary (`damro.eval.chair.vocabulary`) and differ in how they read an inflected word:
 
@@ -10,6 +10,7 @@ Two matchers share one vocabulary (`damro.eval.chair.vocabulary`) and differ in 
 
 from typing import NamedTuple, Protocol
 
+from damro.eval.chair.vocabulary import Vocabulary
 from damro.eval.errors import EvalError
 
 MATCHERS: tuple[str, ...] = ("nltk", "builtin")
@@ -45,12 +46,13 @@ class Matcher(Protocol):
         """Every mention in the caption, in order, repetitions included."""
 
 
-def load_matcher(name: str = "auto") -> Matcher:
+def load_matcher(name: str = "auto", vocabulary: Vocabulary | None = None) -> Matcher:
     """Return the matcher of that name.
 
     Args:
         name: ``nltk``, ``builtin``, or ``auto``: ``nltk`` where its data is present, else ``builtin``. The
             matcher's own ``name`` tells which one it is.
+        vocabulary: What to look for; None takes the shipped one.
 
     Raises:
         EvalError: No such matcher, or ``nltk`` was asked for and its data is missing.
@@ -66,7 +68,7 @@ def load_matcher(name: str = "auto") -> Matcher:
 
         missing = missing_data()
         if not missing:
-            return TaggedMatcher()
+            return TaggedMatcher(vocabulary)
         if name == "nltk":
             raise EvalError(
                 f"matcher: nltk needs its data packages, {', '.join(missing)} not found; run 'damro setup-nltk' on "
@@ -74,4 +76,4 @@ def load_matcher(name: str = "auto") -> Matcher:
             )
     from damro.eval.chair.matchers.closed import ClosedMatcher
 
-    return ClosedMatcher()
+    return ClosedMatcher(vocabulary)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from damro.eval.chair.matchers import Mention
 from damro.eval.chair.matchers.places import place_mentions
-from damro.eval.chair.vocabulary import Readings, load_vocabulary
+from damro.eval.chair.vocabulary import Readings, Vocabulary, load_vocabulary
 
 # Runs of letters and of what NLTK leaves inside a word (hyphens, slashes, periods), or one other character.
 _TOKEN = re.compile(
@@ -40,9 +40,9 @@ class ClosedMatcher:
 
     name = "builtin"
 
-    def __init__(self) -> None:
-        """Take the shipped vocabulary."""
-        self._vocabulary = load_vocabulary()
+    def __init__(self, vocabulary: Vocabulary | None = None) -> None:
+        """Take a vocabulary, or the shipped one."""
+        self._vocabulary = vocabulary or load_vocabulary()
 
     def find(self, caption: str) -> list[Mention]:
         """Every mention in the caption, in order, repetitions included."""

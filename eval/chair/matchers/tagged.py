@@ -17,7 +17,7 @@ from typing import Any
 
 from damro.eval.chair.matchers import Mention
 from damro.eval.chair.matchers.places import place_mentions
-from damro.eval.chair.vocabulary import Readings, load_vocabulary
+from damro.eval.chair.vocabulary import Readings, Vocabulary, load_vocabulary
 
 _DATA = {
     "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng/",
@@ -51,7 +51,10 @@ def missing_data() -> list[str]:
 class TaggedMatcher:
     """Mentions by NLTK's tokenizer and tagger and WordNet's lemmas.
 
-    Args: none. Construction loads the tagger; `find` may be called any number of times.
+    Construction loads the tagger; `find` may be called any number of times.
+
+    Args:
+        vocabulary: What to look for; None takes the shipped one.
 
     Raises:
         LookupError: On construction, when NLTK's data is missing (see `missing_data`).
@@ -59,7 +62,7 @@ class TaggedMatcher:
 
     name = "nltk"
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         """Load the tagger."""
         from nltk import sent_tokenize, word_tokenize
         from nltk.tag import PerceptronTagger
@@ -67,7 +70,7 @@ class TaggedMatcher:
         self._split: Any = sent_tokenize
         self._tokenize: Any = word_tokenize
         self._tagger: Any = PerceptronTagger()
-        self._vocabulary = load_vocabulary()
+        self._vocabulary = vocabulary or load_vocabulary()
         self._windows: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def find(self, caption: str) -> list[Mention]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from damro.eval.chair import CAPTION_KEYS, ChairScore, score
 from damro.eval.chair.coco import ImageId, Progress, build_objects, read_objects
 from damro.eval.chair.matchers import MATCHERS, Matcher, load_matcher
+from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.records import read_records
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what finds the objects in a caption (default: nltk where its data is present, else builtin)",
     )
     parser.add_argument(
+        "--vocabulary", metavar="FILE", help="words and their synonyms to look for, instead of COCO's 80 objects"
+    )
+    parser.add_argument(
         "--records", metavar="FILE", help="write one JSON line per caption: its mentions, and the hallucinated ones"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions unrounded")
@@ -76,15 +80,16 @@ def run(args: argparse.Namespace) -> int:
             missing.
     """
     captions = read_records(args.captions)
-    matcher = load_matcher(args.matcher)
+    words = load_vocabulary(args.vocabulary)
+    matcher = load_matcher(args.matcher, words)
     if args.matcher == "auto" and matcher.name != "nltk":
         print(
             f"damro: NLTK's data was not found, so the matcher is {matcher.name}; "
             "'damro setup-nltk' downloads the data for the matcher nltk",
             file=sys.stderr,
         )
-    objects = _build(Path(args.annotations), matcher) if args.annotations else read_objects(args.objects)
-    result = score(captions, objects, matcher)
+    objects = _build(Path(args.annotations), matcher, words) if args.annotations else read_objects(args.objects)
+    result = score(captions, objects, matcher, words)
     if args.records:
         lines = (json.dumps(record.to_dict()) + "\n" for record in result.records)
         Path(args.records).write_text("".join(lines), encoding="utf-8")
@@ -97,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _build(folder: Path, matcher: Matcher) -> Mapping[ImageId, list[str]]:
+def _build(folder: Path, matcher: Matcher, words: Vocabulary) -> Mapping[ImageId, list[str]]:
     """Ground truth from annotation files, with a bar on stderr."""
     from rich.console import Console
     from rich.progress import Progress as Bars
@@ -113,7 +118,7 @@ def _build(folder: Path, matcher: Matcher) -> Mapping[ImageId, list[str]]:
             bars.update(tasks[what], completed=done)
 
         progress: Progress = show
-        return build_objects(folder, matcher, cache=cache, progress=progress)
+        return build_objects(folder, matcher, vocabulary=words, cache=cache, progress=progress)
 
 
 def _table(result: ChairScore) -> Table:

@@ -1,0 +1,99 @@
+"""What several commands do with recorded runs: how to score them, and how their comparison is told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from damro.cli.options import add_flags, given_flags, read_values
+from damro.eval.benchmark import BENCHMARKS, Benchmark, Scoring
+from damro.eval.errors import EvalError
+from damro.eval.records import write_whole
+from damro.parameters import build, parameters
+
+if TYPE_CHECKING:
+    from damro.eval.report.comparison import Comparison, Loaded
+
+
+def _scorings() -> dict[str, type[Scoring]]:
+    return {name: BENCHMARKS[name].scoring for name in BENCHMARKS}
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every parameter of a benchmark's scoring."""
+    text = "changes no answer; scores of a finished run are made anew in seconds"
+    add_flags(parser.add_argument_group("scoring", text), _scorings())
+
+
+def add_truth_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every parameter of a benchmark that only scoring depends on."""
+    names = {name for owner in BENCHMARKS.values() for name in owner.rescored}
+    others = [name for owner in BENCHMARKS.values() for name in _names(owner) if name not in names]
+    add_flags(parser.add_argument_group("truth", "instead of what the runs were made with"), dict(BENCHMARKS), others)
+
+
+def make_scoring(args: argparse.Namespace, benchmark: Benchmark, truth: Mapping[str, Any]) -> Any:
+    """How the options want a benchmark's answers scored.
+
+    Raises:
+        EvalError: An option is out of range, or one that the benchmark does not have.
+    """
+    owner = benchmark.scoring
+    values = read_values(owner, given_flags(args, _scorings()), EvalError)
+    build(owner, values, EvalError, f"scoring of {benchmark.name}")  # names what it does not have
+    return owner(**values, truth=truth)
+
+
+def compare_loaded(args: argparse.Namespace, loaded: Loaded, folder: str) -> Comparison:
+    """Scores recorded runs with the truth that they were made with, or the one that the options give.
+
+    Args:
+        args: of a command with the flags of scoring and of truth.
+        loaded: the runs.
+        folder: of the first of them.
+    """
+    from damro.eval.report.comparison import compare
+    from damro.eval.runs.record import load_run
+    from damro.eval.runs.request import to_request
+
+    benchmark = loaded.benchmark
+    changes = read_values(type(benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
+    build(type(benchmark), changes, EvalError, benchmark.name)  # names what it does not have
+    benchmark = replace(benchmark, **changes)
+    request = to_request(load_run(folder)).data_request
+    if changes:  # a truth that is given is not that of the embedded scenes
+        request = request._replace(scenes=None)
+    return compare(benchmark, loaded.model, loaded.runs, make_scoring(args, benchmark, benchmark.truth(request)))
+
+
+def write_tables(comparison: Comparison, out: Path) -> None:
+    """Writes scores.json, scores.csv, scores.md and report.html."""
+    from damro.eval.report.html import write_report
+    from damro.eval.report.tables import to_csv, to_json, to_markdown
+
+    for ending, text in (("json", to_json), ("csv", to_csv), ("md", to_markdown)):
+        write_whole(out / f"scores.{ending}", text(comparison))
+    write_report(comparison, out / "report.html")
+
+
+def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
+    """Prints the tables, or JSON."""
+    from damro.eval.report.tables import notes, to_json, to_terminal
+
+    if as_json:
+        print(to_json(comparison))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in to_terminal(comparison):
+        console.print(table)
+    for line in notes(comparison):
+        console.print(line, markup=False, style="bold red" if line.startswith("WARNING") else None)
+
+
+def _names(owner: type[Benchmark]) -> list[str]:
+    return [one.name for one in parameters(owner)]

@@ -1,0 +1,274 @@
+"""What a benchmark is: samples to ask, answers to score, and metrics that describe themselves.
+
+A benchmark is a frozen dataclass: its fields are its parameters (a question file, splits, a vocabulary), from which
+command line flags and what a run records are read. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from damro.eval.errors import EvalError
+from damro.eval.samples import Dataset
+from damro.eval.statistics import Array, Interval, Metric, bootstrap_metrics
+from damro.parameters import build, check_fields
+from damro.registry import Registry
+
+Records = Mapping[str, Mapping[str, Any]]
+"""The records of a run by sample id."""
+
+
+class Measure(NamedTuple):
+    """A metric, and how it is told.
+
+    Attributes:
+        compute: From column means to the value.
+        label: What it is called in tables.
+        unit: "%" for fractions, which are shown in percent; "" for other numbers.
+        better: The direction of an improvement; None where there is none.
+        plotted: Whether reports draw it.
+    """
+
+    compute: Metric
+    label: str
+    unit: Literal["%", ""] = "%"
+    better: Literal["higher", "lower"] | None = "higher"
+    plotted: bool = False
+
+    @property
+    def title(self) -> str:
+        """Label and unit."""
+        return f"{self.label} {self.unit}".rstrip()
+
+
+def share(part: Callable[[Array], Array], whole: Callable[[Array], Array]) -> Metric:
+    """Return the metric that divides one sum of columns by another; NaN where there is nothing to divide by."""
+
+    def metric(means: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(part(means) / whole(means))
+
+    return metric
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of a run that is scored by itself: a POPE split, the captions of a CHAIR run, an MME category.
+
+    Images are what a bootstrap draws, since the questions of one image belong together.
+
+    Attributes:
+        name: Of the split, category or benchmark.
+        scores: What the scorer says, as JSON values.
+        counts: By image, the columns that the measures are made of.
+        measures: By the name of the metric.
+        captions: Of captions, each with its mentions.
+    """
+
+    name: str
+    scores: dict[str, Any]
+    counts: dict[str, tuple[float, ...]]
+    measures: Mapping[str, Measure]
+    captions: tuple[Any, ...] = ()
+
+    def intervals(self) -> dict[str, Interval | None]:
+        """Return each metric with its 95 % interval."""
+        return bootstrap_metrics(list(self.counts.values()), self._metrics())
+
+    def differences(self, baseline: Group) -> dict[str, Interval | None]:
+        """Return by how much each metric differs from a baseline's on the same images, with its 95 % interval.
+
+        Raises:
+            EvalError: The two are not of the same images.
+        """
+        if self.counts.keys() != baseline.counts.keys():
+            raise EvalError(f"{self.name}: runs must be compared on the same images, got different ones")
+        below = [baseline.counts[image] for image in self.counts]
+        return bootstrap_metrics(list(self.counts.values()), self._metrics(), baseline=below)
+
+    def to_dict(self, baseline: Group | None = None) -> dict[str, Any]:
+        """Return scores, intervals under ``ci`` and, with a baseline, differences under ``difference``."""
+        result: dict[str, Any] = {**self.scores, "ci": {k: _ends(v) for k, v in self.intervals().items()}}
+        if baseline is not None:
+            found = self.differences(baseline)
+            result["difference"] = {k: None if v is None else [v.estimate, v.low, v.high] for k, v in found.items()}
+        return result
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {name: measure.compute for name, measure in self.measures.items()}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a benchmark's runs are scored; none of it changes an answer. Base of what single benchmarks have.
+
+    The fields that have defaults are parameters, as those of a benchmark are.
+
+    Attributes:
+        truth: What a benchmark's :meth:`Benchmark.truth` returned.
+    """
+
+    truth: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        check_fields(self, EvalError)
+
+
+class DataRequest(NamedTuple):
+    """What a run wants of a benchmark's data.
+
+    Attributes:
+        images: Folder of the images; None for embedded scenes.
+        scenes: How many embedded scenes, where they are wanted; None otherwise.
+        limit: At most so many samples (of each split).
+        seed: Of what is chosen at random.
+        prompt: Template with ``{question}``; None takes the benchmark's.
+    """
+
+    images: Path | None = None
+    scenes: int | None = None
+    limit: int | None = None
+    seed: int = 42
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Base of all benchmarks; a subclass sets the class attributes and writes `load` and `score`.
+
+    Attributes of the class:
+        name: How it is called everywhere.
+        source: The paper.
+        prompt: The default template of prompts, those of the DAMRO paper's runs; ``{question}`` stands for a question.
+        max_new_tokens: The longest answer, in tokens.
+        task: Whose presets DAMRO takes for it; None for the general ones.
+        scoring: The class of its scoring.
+        rescored: Parameters that only scoring depends on, so that they may be given anew for records.
+        command: Module with ``add_parser`` and ``run`` that scores recorded answers; None without.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    prompt: ClassVar[str]
+    max_new_tokens: ClassVar[int]
+    task: ClassVar[Literal["pope", "chair", "mme"] | None] = None
+    scoring: ClassVar[type[Scoring]] = Scoring
+    rescored: ClassVar[tuple[str, ...]] = ()
+    command: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        """Check types and choices of the parameters.
+
+        Raises:
+            EvalError: One is not of its kind.
+        """
+        check_fields(self, EvalError)
+
+    def load(self, request: DataRequest) -> Dataset:
+        """Return the samples of a request; opens no image yet.
+
+        Raises:
+            EvalError: A file is malformed or missing, or a parameter names nothing.
+        """
+        raise NotImplementedError
+
+    def score(self, records: Records, scoring: Any) -> list[Group]:
+        """Score the records of a run, all of them with an answer.
+
+        Args:
+            records: By sample id, at least one.
+            scoring: Of the class that `scoring` names.
+
+        Raises:
+            EvalError: The records cannot be scored.
+        """
+        raise NotImplementedError
+
+    def truth(self, request: DataRequest) -> Mapping[str, Sequence[str]]:
+        """Return what answers are scored with beside the records, without opening an image."""
+        return {}
+
+    def paper_differences(self, request: DataRequest) -> list[str]:
+        """Say in what the data differ from those of the DAMRO paper's runs, a line each."""
+        return []
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the parameters, for ``run.json``."""
+        return asdict(self)
+
+    def ask(self, request: DataRequest, question: str = "") -> str:
+        """Return the prompt of a question under a request's template."""
+        return (request.prompt or self.prompt).replace("{question}", question)
+
+
+def find_benchmark(name: str, parameters: Mapping[str, Any] | None = None) -> Benchmark:
+    """Return a benchmark by its name, with some of its parameters.
+
+    Raises:
+        EvalError: There is no such benchmark, or it does not have such a parameter.
+
+    Example:
+        >>> find_benchmark("pope", {"split": ["coco/random"]}).split
+        ('coco/random',)
+        >>> find_benchmark("pop")
+        Traceback (most recent call last):
+        damro.eval.errors.EvalError: benchmark must be one of pope, chair, mme, got 'pop'; did you mean 'pope'?
+    """
+    return build(BENCHMARKS.find(name), parameters or {}, EvalError, name)
+
+
+def answered_in_all(runs: Iterable[Records]) -> set[str]:
+    """Return the sample ids that have an answer in every run: what runs can be compared on."""
+    sets = [{key for key, fields in records.items() if "error" not in fields} for records in runs]
+    return set.intersection(*sets) if sets else set()
+
+
+def score_run(benchmark: Benchmark, records: Records, scoring: Scoring, keep: set[str] | None = None) -> list[Group]:
+    """Score the records of a run.
+
+    Args:
+        benchmark: Whose records they are.
+        records: Failed ones are left out; whoever shows the result says how many.
+        scoring: How.
+        keep: Only these samples; None keeps all.
+
+    Raises:
+        EvalError: No sample has an answer.
+    """
+    good = {key: fields for key, fields in records.items() if "error" not in fields and (keep is None or key in keep)}
+    if not good:
+        reasons = [str(fields["error"]) for fields in records.values() if "error" in fields]
+        first = f"; the first of {len(reasons)} failed with: {reasons[0]}" if reasons else ""
+        raise EvalError(f"a run must have at least one answer to be scored, got none{first}")
+    return benchmark.score(good, scoring)
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _check(name: str, found: type[Benchmark]) -> None:
+    if not (isinstance(found, type) and issubclass(found, Benchmark) and found.name == name):
+        raise EvalError(
+            f"benchmark {name!r} must be a subclass of damro.eval.benchmark.Benchmark with that name, got {found!r}"
+        )
+
+
+BENCHMARKS: Registry[type[Benchmark]] = Registry(
+    "damro.benchmarks",
+    "benchmark",
+    EvalError,
+    {
+        "pope": "damro.eval.pope.benchmark:Pope",
+        "chair": "damro.eval.chair.benchmark:Chair",
+        "mme": "damro.eval.mme.benchmark:Mme",
+    },
+    _check,
+)
+"""The benchmarks by name. One of another package comes by an entry point of the group ``damro.benchmarks``."""

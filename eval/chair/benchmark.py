@@ -1,0 +1,136 @@
+"""CHAIR as a benchmark: captions of COCO's images, of any others with a vocabulary, or of the embedded scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.chair.coco import ImageId, image_key, normalize_objects, read_objects
+from damro.eval.chair.images import choose_images
+from damro.eval.chair.matchers import load_matcher
+from damro.eval.chair.scoring import parse_captions, score_mentions
+from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
+from damro.eval.errors import EvalError
+from damro.eval.records import digest_of_file
+from damro.eval.resources import coco_objects_path
+from damro.eval.samples import (
+    Dataset,
+    Sample,
+    check_samples,
+    digest_of,
+    folder_opener,
+    need_folder,
+    open_scene,
+    scene_objects,
+)
+
+MEASURES: dict[str, Measure] = {
+    "chair_s": Measure(share(lambda m: m[..., 1], lambda m: m[..., 0]), "CHAIRs", better="lower", plotted=True),
+    "chair_i": Measure(share(lambda m: m[..., 3], lambda m: m[..., 2]), "CHAIRi", better="lower", plotted=True),
+    "chair_i_unique": Measure(share(lambda m: m[..., 5], lambda m: m[..., 4]), "CHAIRi unique", better="lower"),
+    "recall": Measure(share(lambda m: m[..., 6], lambda m: m[..., 7]), "recall", plotted=True),
+    "mean_length": Measure(share(lambda m: m[..., 8], lambda m: m[..., 0]), "words", unit="", better=None),
+}
+"""Of the columns captions, hallucinated captions, mentions, hallucinated ones, unique, hallucinated unique, recalled,
+present, words."""
+
+
+@dataclass(frozen=True)
+class ChairScoring(Scoring):
+    """How objects are found in captions.
+
+    Attributes:
+        matcher: nltk, builtin, or auto for nltk where its data is at hand.
+    """
+
+    matcher: Literal["auto", "nltk", "builtin"] = "auto"
+
+
+@dataclass(frozen=True)
+class Chair(Benchmark):
+    """CHAIR: which objects that a caption names are not in the image (Rohrbach et al., EMNLP 2018).
+
+    Attributes:
+        objects: ground truth of the images instead of the shipped one of COCO 2014.
+        image_ids: a file that names the images to caption; else 500 are chosen by the seed.
+        vocabulary: a file of words and their synonyms to look for, instead of COCO's 80 objects.
+    """
+
+    name: ClassVar = "chair"
+    source: ClassVar = "CHAIR, EMNLP 2018, arXiv 1809.02156"
+    prompt: ClassVar = "Generate a short caption of this image."
+    max_new_tokens: ClassVar = 1024
+    task: ClassVar = "chair"
+    scoring: ClassVar = ChairScoring
+    rescored: ClassVar = ("objects", "vocabulary")
+    command: ClassVar = "damro.eval.chair.command"
+
+    objects: str | None = None
+    image_ids: str | None = None
+    vocabulary: str | None = None
+
+    def load(self, request: DataRequest) -> Dataset:
+        """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        if request.scenes is not None:
+            truth = scene_objects(request.scenes)
+            source = {"objects": {"source": "damro.tiny.scenes", "sha256": digest_of(truth)}}
+            images = {str(number): name for number, name in enumerate(truth)}
+            objects_of = {key: truth[name] for key, name in images.items()}
+            return Dataset(self._captions(request, images), open_scene, source, objects_of)
+        folder = need_folder(request.images, self.name)
+        opener = folder_opener(folder)
+        objects = self.truth(request)
+        images = choose_images(folder, objects, self.image_ids, request.limit, request.seed)
+        file = Path(self.objects) if self.objects else coco_objects_path()
+        data: dict[str, Any] = {
+            "objects": {"file": file.name, "sha256": digest_of_file(file)},
+            "images": {"n": len(images), "sha256": digest_of(sorted(images))},
+        }
+        if self.vocabulary:
+            data["vocabulary"] = {"file": Path(self.vocabulary).name, "sha256": digest_of_file(self.vocabulary)}
+            normalize_objects(dict(objects), set(images), self._words())  # what is no word is told before the run
+        return Dataset(self._captions(request, images), opener, data, {key: objects[key] for key in images})
+
+    def truth(self, request: DataRequest) -> dict[str, list[str]]:
+        """The objects of each image, by its key."""
+        if request.scenes is not None:
+            return {str(number): names for number, names in enumerate(scene_objects(request.scenes).values())}
+        return {image_key(image): names for image, names in read_objects(self.objects).items()}
+
+    def score(self, records: Records, scoring: ChairScoring) -> list[Group]:
+        """One group, of all captions."""
+        words = self._words()
+        matcher = load_matcher(scoring.matcher, words)
+        captions = parse_captions([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
+        given: dict[ImageId, Sequence[str]] = dict(scoring.truth.items())
+        objects = normalize_objects(given, {caption.image_id for caption in captions}, words)
+        missing = [caption.image_id for caption in captions if caption.image_id not in objects]
+        if missing:
+            raise EvalError(f"objects must hold every captioned image, got none for {len(missing)} ({missing[0]}, ...)")
+        mentions = [matcher.find(caption.text) for caption in captions]
+        truth = [objects[caption.image_id] for caption in captions]
+        result = score_mentions(captions, mentions, truth, matcher=matcher.name)
+        counts = {}
+        for caption, row in zip(captions, zip(*result.counts, strict=True), strict=True):
+            n_mentions, n_hallucinated, *others = map(float, row)
+            counts[caption.image_id] = (1.0, float(n_hallucinated > 0), n_mentions, n_hallucinated, *others)
+        return [Group("captions", result.to_dict(), counts, MEASURES, result.records)]
+
+    def paper_differences(self, request: DataRequest) -> list[str]:
+        """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
+        return ["images: chosen here by the seed or given; which 500 the paper took is not told"]
+
+    def _words(self) -> Vocabulary:
+        return load_vocabulary(self.vocabulary)
+
+    def _captions(self, request: DataRequest, images: Mapping[str, str]) -> list[Sample]:
+        pairs = list(images.items())[: request.limit]
+        samples = [
+            Sample(key, name, self.ask(request), {"image_id": int(key) if key.isdigit() else key})
+            for key, name in pairs
+        ]
+        check_samples(samples)
+        return samples

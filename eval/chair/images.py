@@ -1,0 +1,91 @@
+"""Which images are captioned: those of a folder that have a ground truth, or those that a file names."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from damro.eval.chair.coco import image_key
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.records import read_records, read_text
+
+IMAGES = 500
+"""How many are chosen at random."""
+_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+def choose_images(
+    folder: Path, annotated: Collection[str], image_ids: str | None, limit: int | None, seed: int
+) -> dict[str, str]:
+    """Return key and file name of the images to caption: those asked for, or 500 of the annotated ones by the seed.
+
+    Args:
+        folder: Of the images. A file belongs to a key by its whole name, by its name without ending, or as COCO names
+            its files.
+        annotated: The keys (see `damro.eval.chair.coco.image_key`) that have a ground truth.
+        image_ids: A file that names the images; see `read_image_ids`.
+        limit: At most so many.
+        seed: Of the choice.
+
+    Raises:
+        EvalError: No image of the folder is annotated, or the file names others.
+    """
+    present = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _ENDINGS:
+            keys = (image_key(path.name), image_key(path.stem))
+            present.update({key: path.name for key in keys if key in annotated})
+    if image_ids:
+        asked = read_image_ids(image_ids)
+        unknown = [key for key in asked if key not in annotated]
+        if unknown or not asked:
+            raise EvalError(
+                f"--image-ids must name images of the ground truth, got {len(unknown)} others of {len(asked)} "
+                f"({', '.join(unknown[:3])}): give ids of COCO 2014, or --objects for other images"
+            )
+        # An image that is not there becomes a failed record of this name, and is told in the summary.
+        return {key: present.get(key, _coco_name(key)) for key in dict.fromkeys(asked)}
+    if not present:
+        raise EvalError(
+            "--images must hold annotated images such as COCO_val2014_000000000042.jpg, found none in "
+            f"{str(folder)!r}: unpack COCO val2014 there, or give --objects with a ground truth of your own images"
+        )
+    eligible = sorted(present, key=lambda key: (not key.isdigit(), int(key) if key.isdigit() else 0, key))
+    return {key: present[key] for key in random.Random(seed).sample(eligible, min(limit or IMAGES, len(eligible)))}
+
+
+def read_image_ids(path: Path | str) -> list[str]:
+    """Return the keys that a file names: records with ``image_id`` or ``image``, a JSON list, or words.
+
+    Raises:
+        DataFormatError: It cannot be read, or a record names no image.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "ids.txt"
+        >>> _ = file.write_text("COCO_val2014_000000000042.jpg, 73")
+        >>> read_image_ids(file)
+        ['42', '73']
+    """
+    text = read_text(path).strip()
+    if text.startswith("[") and not re.match(r"\[\s*\{", text):
+        try:
+            return [image_key(value) for value in json.loads(text)]
+        except json.JSONDecodeError as error:
+            raise DataFormatError(f"{path}: not JSON ({error.msg} at line {error.lineno})") from error
+    if text.startswith(("[", "{")):
+        keys = []
+        for where, fields in read_records(path):
+            image = fields.get("image_id", fields.get("image"))
+            if image is None:
+                raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
+            keys.append(image_key(image))
+        return keys
+    return [image_key(word) for word in re.split(r"[\s,;]+", text) if word]
+
+
+def _coco_name(key: str) -> str:
+    return f"COCO_val2014_{int(key):012d}.jpg" if key.isdigit() else key

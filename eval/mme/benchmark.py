@@ -1,0 +1,130 @@
+"""MME as a benchmark: the questions of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.errors import EvalError
+from damro.eval.mme.questions import load_questions
+from damro.eval.mme.scoring import HALLUCINATION, MMEAnswer, MMEScore, parse_answer, score
+from damro.eval.samples import Dataset, Sample, check_samples, digest_of, folder_opener
+from damro.eval.statistics import Array, Metric
+
+COLUMNS = ("right answers", "questions", "images with both right", "images")
+MEASURES: dict[str, Measure] = {
+    "accuracy": Measure(share(lambda m: m[..., 0], lambda m: m[..., 1]), "accuracy"),
+    "accuracy_plus": Measure(share(lambda m: m[..., 2], lambda m: m[..., 3]), "accuracy+"),
+    "score": Measure(
+        share(lambda m: 100 * (m[..., 0] / m[..., 1] + m[..., 2]), lambda m: m[..., 3]), "score", unit="", plotted=True
+    ),
+}
+"""Of the columns `COLUMNS`."""
+SUMS = "all categories"
+"""Name of the group that holds the total and the sum of the hallucination subset."""
+
+
+@dataclass(frozen=True)
+class Mme(Benchmark):
+    """MME: two yes/no questions an image, by category (Fu et al. 2023). Needs the benchmark's folder.
+
+    Attributes:
+        split: categories, such as existence; none for every one that is there.
+    """
+
+    name: ClassVar = "mme"
+    source: ClassVar = "MME, arXiv 2306.13394"
+    prompt: ClassVar = "{question}"  # the questions say themselves how to answer
+    max_new_tokens: ClassVar = 64
+    task: ClassVar = "mme"
+    scoring: ClassVar = Scoring
+    command: ClassVar = "damro.eval.mme.command"
+
+    split: tuple[str, ...] = ()
+
+    def load(self, request: DataRequest) -> Dataset:
+        """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        if request.images is None:
+            raise EvalError(
+                "mme needs the benchmark's folder (a folder a category, with images and questions): give --images"
+            )
+        opener = folder_opener(request.images)
+        questions = load_questions(request.images, self.split or None)
+        samples = [
+            Sample(
+                f"{asked.category}/{asked.name}/{asked.number}",
+                asked.image,
+                self.ask(request, asked.question),
+                {"category": asked.category, "name": asked.name, "question": asked.question, "label": asked.gold},
+            )
+            for asked in questions
+        ]
+        samples = samples[: request.limit]
+        check_samples(samples)
+        data = {"questions": {"n": len(samples), "sha256": digest_of([list(asked) for asked in questions])}}
+        return Dataset(samples, opener, data)
+
+    def score(self, records: Records, scoring: Scoring) -> list[Group]:
+        """A group a category and, of several, their sums."""
+        answers: dict[str, list[MMEAnswer]] = {}
+        for fields in records.values():
+            asked = MMEAnswer(
+                *(fields["category"], fields["name"], fields["question"], fields["label"]),
+                fields["answer"].replace("\t", " "),
+            )
+            answers.setdefault(asked.category, []).append(asked)
+        groups: list[Group] = []
+        scored: list[MMEAnswer] = []
+        for category, of_category in answers.items():
+            # One of two questions failed: the image cannot count, and is left out with both.
+            asked_of = {name: sum(a.image == name for a in of_category) for name in {a.image for a in of_category}}
+            whole = [answer for answer in of_category if asked_of[answer.image] == 2]
+            if whole:
+                groups.append(_group(category, whole))
+                scored += whole
+        if not groups:
+            raise EvalError("mme must have at least one image with both its questions answered, got none")
+        return [*groups, _sums(groups, score(scored))] if len(groups) > 1 else groups
+
+
+def _group(category: str, answers: Sequence[MMEAnswer]) -> Group:
+    result = score(answers)
+    counts: dict[str, list[float]] = {}
+    for answer in answers:
+        columns = counts.setdefault(answer.image, [0.0, 0.0, 0.0, 1.0])
+        columns[0] += parse_answer(answer.answer) == answer.gold
+        columns[1] += 1
+        columns[2] = float(columns[0] == 2)
+    scores = result.to_dict()["categories"][category]
+    return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES)
+
+
+def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
+    """The sums over categories, as a group of all images: a row has the columns of every category, all but one zero."""
+    scores = {"total": result.total}
+    measures = {"total": Measure(_sum(range(len(groups))), "total", unit="", plotted=True)}
+    if result.hallucination is not None:
+        places = [n for n, group in enumerate(groups) if group.name in HALLUCINATION]
+        scores["hallucination"] = result.hallucination
+        measures["hallucination"] = Measure(_sum(places), "hallucination", unit="")
+    width = len(COLUMNS) * len(groups)
+    counts = {}
+    for number, group in enumerate(groups):
+        for image, columns in group.counts.items():
+            before = (0.0,) * (len(COLUMNS) * number)
+            counts[f"{group.name}/{image}"] = (*before, *columns, *(0.0,) * (width - len(before) - len(columns)))
+    return Group(SUMS, scores, counts, measures)
+
+
+def _sum(places: Sequence[int]) -> Metric:
+    def metric(means: Array) -> Array:
+        width = len(COLUMNS)
+        parts = [means[..., width * n : width * (n + 1)] for n in places]
+        shares = [MEASURES[name].compute(part) for part in parts for name in ("accuracy", "accuracy_plus")]
+        return np.asarray(100 * sum(shares))
+
+    return metric

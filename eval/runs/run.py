@@ -1,0 +1,91 @@
+"""From a request to a folder with ``run.json`` and ``records.jsonl``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from damro.eval.runs.loop import Loop
+from damro.eval.runs.record import RUN_FILE, check_same, load_run, to_record, write_run
+from damro.eval.runs.request import RunRequest
+from damro.eval.runs.sharding import lock_folder
+from damro.eval.samples import Dataset
+
+if TYPE_CHECKING:
+    from damro.loading import Loaded
+
+BATCH_SIZE = {"cpu": 8, "cuda": 16}
+
+
+class Prepared(NamedTuple):
+    """What several runs of one model share.
+
+    Attributes:
+        loaded: The model and its processor.
+        dataset: The samples; the same for every method.
+    """
+
+    loaded: Loaded
+    dataset: Dataset
+
+
+def prepare(request: RunRequest, *others: RunRequest) -> Prepared:
+    """Load the samples and the model of a request, and see whether it can be run.
+
+    Args:
+        request: What to run.
+        others: What else to run with the same model and samples.
+
+    Raises:
+        EvalError: A file is malformed or missing, or a method does not have an option of its request.
+        DecodingError: The model does not load, or a parameter is out of range.
+    """
+    dataset = request.asked.load(request.data_request)  # first: a missing folder is found before 14 GB are loaded
+    from damro.eval.runs.engine import load, make_engine
+
+    for one in (request, *others):
+        _ = one.recipe  # raises what is wrong with it
+    prepared = Prepared(load(request), dataset)
+    for one in (request, *others):  # what the last method lacks is told before the first one has run for hours
+        make_engine(one, prepared.loaded, dataset.open_image)
+    return prepared
+
+
+def run_benchmark(
+    request: RunRequest, folder: Path | str, *, loop: Loop | None = None, prepared: Prepared | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run a model over a benchmark, or go on with a run that was cut off.
+
+    Args:
+        request: What to run.
+        folder: Where ``run.json`` and ``records.jsonl`` go; made if missing.
+        loop: How to go through the samples; its batch size is the request's, or fits the device.
+        prepared: What `prepare` returned for a request of this model and benchmark, to load it once.
+
+    Returns:
+        The records by sample id, in the order of the samples.
+
+    Raises:
+        RunMismatchError: The folder holds another run; says in what they differ.
+        BusyRunError: Another process is at work in the folder.
+        FailedSampleError: A sample failed, and the loop is strict.
+        EvalError: A file is malformed.
+        DecodingError: The model does not load, or a parameter is out of range.
+    """
+    from damro.eval.runs.engine import make_engine, resolve
+
+    folder, loop = Path(folder), loop or Loop()
+    prepared = prepared or prepare(request)
+    engine = make_engine(request, prepared.loaded, prepared.dataset.open_image)
+    record = to_record(request, resolve(request, engine, prepared.dataset.data))
+    size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder) if loop.workers.leads else nullcontext():
+        if (folder / RUN_FILE).exists():
+            check_same(folder, load_run(folder), record)
+        loop.workers.wait()
+        if loop.workers.leads and not (folder / RUN_FILE).exists():
+            write_run(folder, record)
+        return replace(loop, batch_size=size).run(folder, prepared.dataset.samples, engine.answer)
