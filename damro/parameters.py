@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -146,7 +145,9 @@ class Parameter:
         return value
 
 
-@cache
+_READ: dict[type, tuple[Parameter, ...]] = {}
+
+
 def parameters(owner: type) -> tuple[Parameter, ...]:
     """The parameters of a dataclass, in the order of its fields; a field without a default is none.
 
@@ -154,13 +155,15 @@ def parameters(owner: type) -> tuple[Parameter, ...]:
         >>> [(one.name, one.kind.__name__, one.default) for one in parameters(Range)]
         [('high', 'float', None), ('above', 'bool', False), ('hint', 'str', '')]
     """
-    hints = get_type_hints(owner, include_extras=True)
-    told = dict(_told(owner))
-    return tuple(
-        _parameter(field.name, hints[field.name], field.default, told.get(field.name, ""))
-        for field in fields(owner)
-        if field.default is not MISSING
-    )
+    if owner not in _READ:
+        hints = get_type_hints(owner, include_extras=True)
+        told = dict(_told(owner))
+        _READ[owner] = tuple(
+            _parameter(field.name, hints[field.name], field.default, told.get(field.name, ""))
+            for field in fields(owner)
+            if field.default is not MISSING
+        )
+    return _READ[owner]
 
 
 def _parameter(name: str, hint: Any, default: Any, told: str) -> Parameter:
@@ -192,7 +195,7 @@ def _told(owner: type) -> Iterator[tuple[str, str]]:
 
 
 def plain(text: str) -> str:
-    """A docstring's text for a terminal: on one line, without marks.
+    r"""A docstring's text for a terminal: on one line, without marks.
 
     Example:
         >>> plain("see :func:`noise_levels`\n    or ``sample``")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -129,7 +129,8 @@ class Registry(Mapping[str, T], Generic[T]):
                 found: T = place.load()
                 return found
             module, _, attribute = place.partition(":")
-            found = import_module(module) if not attribute else getattr(import_module(module), attribute)
+            home: Any = import_module(module)
+            found = getattr(home, attribute) if attribute else home
             return found
         except Exception as error:
             if not isinstance(place, EntryPoint):

@@ -19,12 +19,12 @@ from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.errors import UnsupportedModelError
 from damro.eval.runs.engine import make_engine
 from damro.eval.runs.first_token import answer_in_one_token
-from damro.eval.runs.request import RunRequest
 from damro.eval.samples import Sample
 from damro.inspection import inspect_contrast, inspect_decoder
 from damro.loading import Loaded, load_model, prepare_inputs
 from damro.pages.explain import explain_answers
 from tests.family_models import ENCODER_DECODERS, IMAGE, QUERIES, encoder_processor, family_model
+from tests.told import generate, request
 
 QUESTIONS = ["What is this?", "What is a cat.", "What"]
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
@@ -68,10 +68,10 @@ def test_a_batch_is_padded_where_no_distance_changes(loaded: Loaded, photo: Path
     assert torch.equal(inputs["input_ids"][:, :QUERIES], torch.full((3, QUERIES), IMAGE))
     assert not inputs["attention_mask"][:, -1].all() and inputs["attention_mask"][:, 0].all()
     assert returned_prompt(model, inputs).tolist() == [[0]] * 3
-    together = damro.generate(model, inputs, **STRENGTHS, **GREEDY)
+    together = generate(model, inputs, **STRENGTHS, **GREEDY)
     for row, question in enumerate(QUESTIONS):
         alone = prepare_inputs(processor, [Image.open(photo)], [question], model)
-        assert torch.equal(damro.generate(model, alone, **STRENGTHS, **GREEDY)[0], together[row])
+        assert torch.equal(generate(model, alone, **STRENGTHS, **GREEDY)[0], together[row])
 
 
 def test_the_command_line_prints_whole_answers(
@@ -104,8 +104,8 @@ def test_maps_of_words_are_refused_before_anything_is_generated(
 
 @pytest.mark.parametrize("method", ["greedy", "damro", "no-image"])
 def test_a_run_s_answers(loaded: Loaded, photo: Path, method: str) -> None:
-    request = RunRequest("pope", "untrained", method=method, max_new_tokens=6, alpha=1.0, beta=0.1, top_k=3)
-    engine = make_engine(request, loaded, lambda name: Image.open(photo))
+    asked = request("pope", "untrained", method=method, max_new_tokens=6, alpha=1.0, beta=0.1, top_k=3)
+    engine = make_engine(asked, loaded, lambda name: Image.open(photo))
     samples = [Sample(f"s/{number}", f"{number // 2}.png", question, {}) for number, question in enumerate(QUESTIONS)]
     answered = engine.answer(samples)
     assert [one.error for one in answered] == [None] * 3
@@ -119,8 +119,8 @@ def test_a_run_s_answers(loaded: Loaded, photo: Path, method: str) -> None:
 def test_answers_of_one_token_for_all_methods_are_those_of_runs(loaded: Loaded, photo: Path) -> None:
     engines = {}
     for method in ("greedy", "damro", "no-image"):
-        request = RunRequest("pope", "untrained", method=method, max_new_tokens=1, alpha=8.0, beta=0.01, top_k=3)
-        engines[method] = make_engine(request, loaded, lambda name: Image.open(photo))
+        asked = request("pope", "untrained", method=method, max_new_tokens=1, alpha=8.0, beta=0.01, top_k=3)
+        engines[method] = make_engine(asked, loaded, lambda name: Image.open(photo))
     asked = [Sample(f"s/{number}", "0.png", QUESTIONS[number % 3], {}) for number in range(4)]
     together = answer_in_one_token(engines, asked)
     assert together == {method: engine.answer(asked) for method, engine in engines.items()}

@@ -11,20 +11,14 @@ from golden_cases import FAMILIES, inputs_of, model_of
 import damro
 from damro import DAMROProcessor, outlier_view
 from damro.decoding.families import family_of
-from damro.decoding.rules import Contrast, ContrastRule
+from damro.decoding.rules import ContrastRule
 from damro.errors import ParameterError
-from damro.generation import METHODS, MethodOptions, least_patches, random_patches
+from damro.methods.patches import least_patches, random_patches
 from damro.methods.presets import preset
 from damro.speed.timing import counted
+from tests.told import contrast_of, generate
 
 CONTRASTS = ("damro", "random-k", "least-k", "no-image")
-
-
-def contrast_of(method: str, model: Any, inputs: Any, **options: Any) -> Contrast:
-    with torch.no_grad():
-        contrast = METHODS[method](model, inputs, MethodOptions(**options))
-    assert isinstance(contrast, Contrast)
-    return contrast
 
 
 @pytest.mark.parametrize("variant", ["reference", "corrected"])
@@ -34,7 +28,7 @@ def test_damro_is_the_processor(family: str, variant: Any) -> None:
     strengths: dict[str, Any] = {"alpha": 0.8, "beta": 0.05, "top_k": 4, "variant": variant}
     options: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False}
     expected = model.generate(**inputs, logits_processor=DAMROProcessor(model, inputs, **strengths), **options)
-    assert torch.equal(damro.generate(model, inputs, **strengths, **options), expected)
+    assert torch.equal(generate(model, inputs, **strengths, **options), expected)
 
 
 @pytest.mark.parametrize("method", ["greedy", None])
@@ -45,7 +39,7 @@ def test_greedy_is_plain_generate_sampling_included(family: str, method: str | N
         torch.manual_seed(2)
         expected = model.generate(**inputs, max_new_tokens=8, do_sample=do_sample)
         torch.manual_seed(2)
-        got = damro.generate(model, inputs, method=method, max_new_tokens=8, do_sample=do_sample)
+        got = generate(model, inputs, method=method, max_new_tokens=8, do_sample=do_sample)
         assert torch.equal(got, expected)
 
 
@@ -55,7 +49,7 @@ def test_greedy_is_plain_generate_sampling_included(family: str, method: str | N
 def test_the_vision_tower_runs_once(family: str, method: str, strategy: Any) -> None:
     model, inputs = model_of(family), inputs_of(f"{family}_batch2")
     with counted(family_of(model).vision_tower(model)) as passes:
-        damro.generate(model, inputs, method=method, top_k=4, strategy=strategy, max_new_tokens=2)
+        generate(model, inputs, method=method, top_k=4, strategy=strategy, max_new_tokens=2)
     assert len(passes) == 1
 
 
@@ -63,7 +57,7 @@ def test_the_vision_tower_runs_once(family: str, method: str, strategy: Any) -> 
 def test_the_vision_tower_runs_once_also_where_the_stock_loops_serve(beams: int) -> None:
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     with counted(family_of(model).vision_tower(model)) as passes:
-        damro.generate(model, inputs, top_k=4, num_beams=beams, output_attentions=True, max_new_tokens=2)
+        generate(model, inputs, top_k=4, num_beams=beams, output_attentions=True, max_new_tokens=2)
     assert len(passes) == 1
 
 
@@ -118,7 +112,7 @@ def test_without_alpha_greedy_search_is_plain() -> None:
     plain = model.generate(**inputs, **options)
     for strategy in ("fused", "lazy"):
         chosen: Any = strategy
-        assert torch.equal(damro.generate(model, inputs, alpha=0.0, top_k=3, strategy=chosen, **options), plain)
+        assert torch.equal(generate(model, inputs, alpha=0.0, top_k=3, strategy=chosen, **options), plain)
 
 
 def test_unknown_methods_are_named() -> None:
@@ -126,7 +120,7 @@ def test_unknown_methods_are_named() -> None:
     with pytest.raises(ParameterError, match="'magic'"):
         damro.generate(model, inputs, method="magic")
     with pytest.raises(ParameterError, match="alpha must be a finite number"):
-        damro.generate(model, inputs, alpha=-1.0)
+        generate(model, inputs, alpha=-1.0)
 
 
 def test_public_names_are_found_whatever_was_imported_before() -> None:

@@ -20,9 +20,9 @@ from damro.decoding.families import family_of
 from damro.decoding.generate import choose_strategy, decode
 from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import Contrast
-from damro.generation import generate
 from damro.speed.shapes import SHAPES, random_inputs, random_model
 from damro.speed.timing import counted
+from tests.told import generate
 
 STRENGTH: dict[str, Any] = {"alpha": 1.0, "top_k": 3}
 MANY_ENDS = [5, 9, 20, 30, 41, 43, 60, 70, 80, 90, 100, 120]

@@ -18,6 +18,7 @@ from damro.processor import contrast_processor
 from damro.speed.timing import counted
 from tests.encoder_decoder_cases import GREEDY, STRENGTHS, Uncached, fast, negative_of, stock
 from tests.family_models import ENCODER_DECODERS, encoder_inputs, encoder_processor, family_model
+from tests.told import generate
 
 EVERY_FAMILY = pytest.mark.parametrize("name", ENCODER_DECODERS)
 SAMPLED: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.3, "top_p": 0.9}
@@ -37,9 +38,9 @@ def test_the_full_prompt_alone_gives_the_model_s_own_tokens(name: str) -> None:
     plain = model.generate(**inputs, **GREEDY)
     assert len(set(map(tuple, plain.tolist()))) == 3
     for strategy in ("fused", "lazy"):
-        assert torch.equal(damro.generate(model, inputs, method=None, strategy=strategy, **GREEDY), plain)
+        assert torch.equal(generate(model, inputs, method=None, strategy=strategy, **GREEDY), plain)
         idle = {"alpha": 0.0, "beta": 1e-6, "top_k": 3}
-        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **idle, **GREEDY), plain)
+        assert torch.equal(generate(model, inputs, strategy=strategy, **idle, **GREEDY), plain)
         assert torch.equal(
             model.generate(**inputs, logits_processor=damro.DAMROProcessor(model, inputs, **idle), **GREEDY), plain
         )
@@ -67,7 +68,7 @@ def test_every_method(name: str, method: str) -> None:
         options = options | {"processor": encoder_processor(name)}
     expected = stock(model, inputs, own=contrast_processor(model, inputs, method=method, **options), **GREEDY)
     for strategy in ("fused", "lazy"):
-        answers = damro.generate(model, inputs, method=method, strategy=strategy, **options, **GREEDY)
+        answers = generate(model, inputs, method=method, strategy=strategy, **options, **GREEDY)
         assert torch.equal(answers, expected)
     assert not torch.equal(model.generate(**inputs, **GREEDY), expected)
 
@@ -190,10 +191,10 @@ def test_questions_about_one_image_share_its_encoding(name: str) -> None:
     one = {**inputs, "pixel_values": inputs["pixel_values"][:1]}
     three = {**inputs, "pixel_values": inputs["pixel_values"][:1].expand(3, -1, -1, -1)}
     with counted(model.vision_model) as passes, counted(model.language_model.encoder) as reads:
-        shared = damro.generate(model, one, shared_prefix=True, **STRENGTHS, **GREEDY)
+        shared = generate(model, one, shared_prefix=True, **STRENGTHS, **GREEDY)
     assert (len(passes), len(reads)) == (1, 1)
     assert torch.equal(shared, fast(model, three, "lazy", **GREEDY))
-    plain = damro.generate(model, one, method=None, shared_prefix=True, **GREEDY)
+    plain = generate(model, one, method=None, shared_prefix=True, **GREEDY)
     assert torch.equal(plain, model.generate(**three, **GREEDY))
 
 
@@ -211,7 +212,7 @@ def test_a_negative_pass_that_nothing_calls_for_is_not_run() -> None:
     name = ENCODER_DECODERS[0]
     model, inputs = family_model(name), encoder_inputs(name, 1)
     with counted(model.language_model.encoder) as reads:
-        damro.generate(model, inputs, strategy="lazy", alpha=0.0, beta=0.1, top_k=3, **GREEDY)
+        generate(model, inputs, strategy="lazy", alpha=0.0, beta=0.1, top_k=3, **GREEDY)
     assert len(reads) == 1
 
 

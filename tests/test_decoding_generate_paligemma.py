@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from damro.eval.methods import parse_method
+from damro.eval.strengths import Strengths
 from PIL import Image
 from transformers import PaliGemmaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-import damro
 from damro import DAMROProcessor
 from damro.decoding.branches.fused import can_branch, prefill
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.families import family_of
-from damro.eval.methods import parse_method
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.samples import Sample
-from damro.eval.strengths import Strengths
 from damro.loading import prepare_inputs
 from damro.processor import contrast_processor
 from tests.family_models import IMAGE, PATCHES, family_model
@@ -38,6 +37,7 @@ from tests.paligemma_cases import (
     parts,
     prompts_by_hand,
 )
+from tests.told import generate
 
 
 @BOTH
@@ -46,10 +46,8 @@ from tests.paligemma_cases import (
 def test_without_contrast_it_is_stock_generate(name: str, rows: int, strategy: Any) -> None:
     model, inputs = parts(name, rows)
     stock = model.generate(**inputs, **GREEDY)
-    assert torch.equal(damro.generate(model, inputs, method=None, strategy=strategy, **GREEDY), stock)
-    assert torch.equal(
-        damro.generate(model, inputs, strategy=strategy, **(STRENGTHS | {"alpha": 0.0}), **GREEDY), stock
-    )
+    assert torch.equal(generate(model, inputs, method=None, strategy=strategy, **GREEDY), stock)
+    assert torch.equal(generate(model, inputs, strategy=strategy, **(STRENGTHS | {"alpha": 0.0}), **GREEDY), stock)
     by_hand = prompts_by_hand(model, inputs)
     width = inputs["input_ids"].shape[1]
     for row, prompt in enumerate(by_hand):
@@ -70,7 +68,7 @@ def test_every_strategy_writes_what_is_computed_by_hand(name: str, rows: int, se
     processor = DAMROProcessor(model, inputs, **STRENGTHS)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **options), expected)
     for strategy in ("fused", "lazy"):
-        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+        assert torch.equal(generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
 
 
 def test_only_full_attention_is_fused() -> None:
@@ -91,7 +89,7 @@ def test_other_methods_too(name: str, method: str) -> None:
     processor = contrast_processor(model, inputs, method=method, **options)
     expected = model.generate(**inputs, logits_processor=processor, **GREEDY)
     assert processor.branch.passes > 0
-    assert torch.equal(damro.generate(model, inputs, method=method, strategy="fused", **options, **GREEDY), expected)
+    assert torch.equal(generate(model, inputs, method=method, strategy="fused", **options, **GREEDY), expected)
 
 
 @BOTH
@@ -101,13 +99,13 @@ def test_questions_about_one_image_are_answered_as_one_by_one(name: str) -> None
     width = inputs["input_ids"].shape[1]
     encoded: list[int] = []
     handle = model.model.vision_tower.register_forward_hook(lambda m, a, out: encoded.append(len(out[0])))
-    shared = damro.generate(model, inputs, shared_prefix=True, **STRENGTHS, **GREEDY)
+    shared = generate(model, inputs, shared_prefix=True, **STRENGTHS, **GREEDY)
     handle.remove()
     assert encoded == [1]
     for row, question in enumerate(QUESTIONS):
         ids = torch.tensor([[IMAGE] * PATCHES + question])
         one = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-        alone = damro.generate(model, one | {"pixel_values": inputs["pixel_values"][:1]}, **STRENGTHS, **GREEDY)
+        alone = generate(model, one | {"pixel_values": inputs["pixel_values"][:1]}, **STRENGTHS, **GREEDY)
         assert torch.equal(alone[0, ids.shape[1] :], shared[row, width:])
 
 
@@ -135,9 +133,9 @@ def test_several_images_in_one_prompt(name: str, beams: int) -> None:
     assert processor.branch.prompt.image_mask.sum(dim=-1).tolist() == [6, 3]
     expected = model.generate(**inputs, logits_processor=processor, **options)
     for strategy in ("fused", "lazy"):
-        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+        assert torch.equal(generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
     plain = model.generate(**inputs, **options)
-    assert torch.equal(damro.generate(model, inputs, method=None, strategy="lazy", **options), plain)
+    assert torch.equal(generate(model, inputs, method=None, strategy="lazy", **options), plain)
     alone = {key: value[1:, PATCHES + 3 :] for key, value in inputs.items() if key != "pixel_values"}
     alone["pixel_values"] = pixels[2:]
     answer = model.generate(**alone, logits_processor=[ByHand(model, alone)], **options)
@@ -152,7 +150,7 @@ def test_sampling_draws_the_same_numbers(name: str) -> None:
     expected = model.generate(**inputs, logits_processor=DAMROProcessor(model, inputs, **STRENGTHS), **options)
     for strategy in ("fused", "lazy"):
         torch.manual_seed(5)
-        assert torch.equal(damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+        assert torch.equal(generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
 
 
 def processor_for() -> Any:
@@ -184,7 +182,7 @@ def test_inputs_of_the_real_processor() -> None:
     assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [PATCHES] * 2
     assert inputs["attention_mask"][0].tolist().index(1) > 0 and inputs["attention_mask"][:, -1].all()
     for method, options in (("damro", STRENGTHS), ("icd", {"processor": processor})):
-        answers = damro.generate(model, inputs, method=method, **options, **GREEDY)
+        answers = generate(model, inputs, method=method, **options, **GREEDY)
         stock = model.generate(
             **inputs, logits_processor=contrast_processor(model, inputs, method=method, **options), **GREEDY
         )

@@ -31,6 +31,7 @@ from tests.family_models import (
     family_model,
 )
 from tests.golden_models import word_tokenizer
+from tests.told import generate
 
 EVERY_FAMILY = pytest.mark.parametrize("name", MORE_FAMILIES)
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
@@ -123,7 +124,7 @@ def test_inputs_of_the_real_processors(name: str, columns: int) -> None:
     inputs = prepare_inputs(processor, images, ["What is this?", "What is a cat."], model)
     assert (inputs["input_ids"] == IMAGE).sum(-1).tolist() == [columns] * 2
     for method, options in (("damro", STRENGTHS), ("icd", {"processor": processor})):
-        answers = damro.generate(model, inputs, method=method, **options, **GREEDY)
+        answers = generate(model, inputs, method=method, **options, **GREEDY)
         stock = model.generate(
             **inputs, logits_processor=contrast_processor(model, inputs, method=method, **options), **GREEDY
         )
@@ -143,25 +144,25 @@ def test_fused_equals_the_processor(name: str, method: str) -> None:
     model, inputs, family = both(name)
     assert can_branch(family.decoder(model))
     options = METHOD_OPTIONS[method]
-    fused = damro.generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
+    fused = generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
     processor = contrast_processor(model, inputs, method=method, **options)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **GREEDY), fused)
     assert processor.branch.passes > 0
     plain = model.generate(**inputs, **GREEDY)
     assert not torch.equal(fused, plain)
-    assert torch.equal(damro.generate(model, inputs, method=None, strategy="fused", **GREEDY), plain)
+    assert torch.equal(generate(model, inputs, method=None, strategy="fused", **GREEDY), plain)
 
 
 @EVERY_FAMILY
 def test_a_question_is_answered_as_on_its_own(name: str) -> None:
     model, inputs, _ = both(name)
-    together = damro.generate(model, inputs, **STRENGTHS, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    together = generate(model, inputs, **STRENGTHS, **GREEDY)[:, inputs["input_ids"].shape[1] :]
     for row in (0, 1):
         read = inputs["attention_mask"][row].bool()
         alone = {key: value[row : row + 1] for key, value in inputs.items()}
         texts = [key for key in alone if key in ("input_ids", "attention_mask", "token_type_ids")]
         alone |= {key: alone[key][:, read] for key in texts}
-        answer = damro.generate(model, alone, strategy="lazy", **STRENGTHS, **GREEDY)
+        answer = generate(model, alone, strategy="lazy", **STRENGTHS, **GREEDY)
         assert torch.equal(answer[0, alone["input_ids"].shape[1] :], together[row])
 
 
@@ -171,8 +172,8 @@ def test_questions_about_one_image(name: str) -> None:
     one = {key: value[:1] for key, value in inputs.items()}
     two = {key: torch.cat([value, value]) for key, value in one.items()}
     two["input_ids"][1, -1] = 9
-    shared = damro.generate(model, two, shared_prefix=True, **STRENGTHS, **GREEDY)
-    assert torch.equal(shared, damro.generate(model, two, strategy="lazy", **STRENGTHS, **GREEDY))
+    shared = generate(model, two, shared_prefix=True, **STRENGTHS, **GREEDY)
+    assert torch.equal(shared, generate(model, two, strategy="lazy", **STRENGTHS, **GREEDY))
 
 
 @EVERY_FAMILY
@@ -230,8 +231,8 @@ def test_images_by_the_name_that_the_image_processor_gives_them() -> None:
     legacy = {"pixel_values_images" if key == "pixel_values" else key: value for key, value in inputs.items()}
     for method in ("damro", "vcd"):
         options = STRENGTHS if method == "damro" else {}
-        expected = damro.generate(model, inputs, method=method, **options, **GREEDY)
-        assert torch.equal(damro.generate(model, legacy, method=method, **options, **GREEDY), expected)
+        expected = generate(model, inputs, method=method, **options, **GREEDY)
+        assert torch.equal(generate(model, legacy, method=method, **options, **GREEDY), expected)
 
 
 def test_several_images_in_one_prompt_of_llava_onevision() -> None:

@@ -13,7 +13,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from damro.decoding.branches.negative import NegativeBranch
 from damro.decoding.errors import InputsError, NonFiniteScoresError, ParameterError
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
-from damro.decoding.rules import ContrastRule, M3IDRule, ScoreRule
+from damro.decoding.rules import ContrastRule, ScoreRule
+from damro.methods.m3id import M3IDRule
 
 PROMPT = torch.tensor([[5, 6, 7], [0, 8, 9]])
 PAD, END = 0, 2

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import damro
 from damro.decoding.processor import RuleProcessor
-from damro.decoding.rules import M3IDRule
 from damro.errors import ParameterError
-from damro.generation import METHODS, MethodOptions, make_contrast
+from damro.methods import METHODS
+from damro.methods.m3id import M3IDRule
 from damro.methods.vcd import noise_levels
 from damro.processor import contrast_processor
 from damro.pruning import Pruning
 from tests.golden_cases import FAMILIES, IMAGE_TOKEN, Inputs, inputs_of, model_of, prompt_length, row_alone
 from tests.golden_models import make_processor
 from tests.test_methods_others import SENTENCE, disturbed_by_hand, own_logits, without_image
+from tests.told import contrast_of, generate
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 NEW = 8
@@ -89,7 +89,7 @@ def test_answers_are_those_of_the_equation(family: str, method: str) -> None:
     model, inputs, options = model_of(family), inputs_of(f"{family}_img0"), options_of(method, family)
     expected = by_hand(method, family, row_alone(inputs, 0))
     for strategy in ("fused", "lazy"):
-        answers = damro.generate(model, inputs, method=method, strategy=strategy, **options, **GREEDY)
+        answers = generate(model, inputs, method=method, strategy=strategy, **options, **GREEDY)
         assert written(answers, inputs) == [expected]
     plain = model.generate(**inputs, **GREEDY)
     assert written(plain, inputs) != [expected]
@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_equation(family: str, method: str) -> None:
 @pytest.mark.parametrize("method", sorted(OPTIONS))
 def test_the_processor_gives_the_same_answers(family: str, method: str) -> None:
     model, inputs, options = model_of(family), inputs_of(f"{family}_batch2"), options_of(method, family)
-    fused = damro.generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
+    fused = generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
     processor = contrast_processor(model, inputs, method=method, **options)
     assert isinstance(processor, RuleProcessor)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **GREEDY), fused)
@@ -112,10 +112,10 @@ def test_questions_about_one_image_are_answered_as_one_by_one(family: str, metho
     model, one, options = model_of(family), inputs_of(f"{family}_img0"), options_of(method, family)
     inputs = {key: torch.cat([value, value]) for key, value in one.items()}
     inputs["input_ids"][1, -1] = 9
-    together = damro.generate(model, inputs, method=method, shared_prefix=True, **options, **GREEDY)
+    together = generate(model, inputs, method=method, shared_prefix=True, **options, **GREEDY)
     for row in (0, 1):
         alone = row_alone(inputs, row)
-        answer = damro.generate(model, alone, method=method, strategy="lazy", **options, **GREEDY)
+        answer = generate(model, alone, method=method, strategy="lazy", **options, **GREEDY)
         assert written(together[row : row + 1], inputs) == written(answer, alone)
 
 
@@ -143,7 +143,7 @@ def test_sampling_draws_the_same_numbers(method: str) -> None:
     model, inputs, options = model_of("llava"), inputs_of("llava_batch2"), options_of(method, "llava")
     sampling = {"max_new_tokens": NEW, "do_sample": True, "temperature": 1.3}
     torch.manual_seed(5)
-    fused = damro.generate(model, inputs, method=method, strategy="fused", **options, **sampling)
+    fused = generate(model, inputs, method=method, strategy="fused", **options, **sampling)
     processor = contrast_processor(model, inputs, method=method, **options)
     torch.manual_seed(5)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **sampling), fused)
@@ -153,7 +153,7 @@ def test_beams_with_a_weight_that_grows() -> None:
     """The step is that of the history, not of the call: every beam is as long as its tokens."""
     model, inputs = model_of("llava"), inputs_of("llava_batch2")
     beams = GREEDY | {"num_beams": 3}
-    through = damro.generate(model, inputs, method="m3id", forgetting=0.5, **beams)
+    through = generate(model, inputs, method="m3id", forgetting=0.5, **beams)
     processor = contrast_processor(model, inputs, method="m3id", forgetting=0.5)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **beams), through)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **beams), through)  # nothing left over
@@ -182,9 +182,6 @@ def test_icd_disturbs_all_that_instructblip_reads_or_its_question_only() -> None
         torch.testing.assert_close(prompt.inputs_embeds[prompt.image_mask], queries, atol=1e-5, rtol=0)
         text = model.get_input_embeddings()(ids[ids != IMAGE_TOKEN])
         assert torch.equal(prompt.inputs_embeds[~prompt.image_mask], text)
-    for variant in ("reference", "corrected"):  # of DAMRO's code
-        again = contrast_processor(model, inputs, method="icd", variant=variant, **options).branch.prompt
-        assert torch.equal(again.inputs_embeds, both.inputs_embeds)
 
 
 def _vision(inputs: Inputs) -> Inputs:
@@ -193,9 +190,8 @@ def _vision(inputs: Inputs) -> Inputs:
 
 def test_a_pruned_prompt_is_contrasted_with_the_same_view() -> None:
     model, inputs = model_of("llava"), inputs_of("llava_batch2")
-    options = MethodOptions(pruning=Pruning(6), noise_step=700)
-    pruned = make_contrast(model, inputs, "vcd", options)
-    whole = make_contrast(model, inputs, "vcd", MethodOptions(noise_step=700))
+    pruned = contrast_of("vcd", model, inputs, pruning=Pruning(6), noise_step=700)
+    whole = contrast_of("vcd", model, inputs, noise_step=700)
     assert pruned.full.image_mask.sum(-1).tolist() == [6, 6]
     assert torch.equal(pruned.negative.inputs_embeds, whole.negative.inputs_embeds)
 
@@ -204,14 +200,14 @@ def test_a_pruned_prompt_is_contrasted_with_the_same_view() -> None:
     ("options", "message"),
     [
         ({"method": "opera"}, "method must be one of greedy, damro, .*, vcd, icd, m3id, got 'opera'"),
-        ({"method": "greedy"}, "method must be a contrast .*, got 'greedy'; it needs no processor"),
-        ({"method": "vcd", "steps": 3}, "options must be of alpha, .*, noise_step, .*, got steps"),
-        ({"method": "vcd", "pruning": None}, "options must be of .*, got pruning"),
+        ({"method": "greedy"}, "method must be a contrast, got 'greedy'; plain decoding needs no processor"),
+        ({"method": "vcd", "steps": 3}, "vcd must have parameters of alpha, .*, noise_step, .*, got 'steps'"),
+        ({"method": "vcd", "pruning": None}, "vcd must have parameters of .*, got 'pruning'"),
         ({"method": "vcd", "noise_step": 1000}, "noise_step must be a whole number from 0 to 999, got 1000"),
         ({"method": "vcd", "alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
-        ({"method": "vcd", "variant": "own"}, "variant must be one of reference, corrected, got 'own'"),
+        ({"method": "damro", "variant": "own"}, "variant must be one of reference, corrected, got 'own'"),
         ({"method": "icd"}, "processor must be given to tokenize the disturbance, got None; pass processor="),
-        ({"method": "m3id", "alpha": 1.0}, "alpha must be left out of 'm3id', .* got 1.0; forgetting says how fast"),
+        ({"method": "m3id", "alpha": 1.0}, "m3id must have parameters of forgetting, confidence, beta, got 'alpha'"),
         ({"method": "m3id", "confidence": 0.0}, r"confidence must be in \(0, 1\], got 0.0"),
     ],
 )

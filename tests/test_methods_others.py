@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,15 +11,20 @@ import torch
 from torch import Tensor
 
 from damro.decoding.errors import InputsError, ParameterError
-from damro.decoding.rules import Contrast, ContrastRule, M3IDRule, ScoreRule, icd_contrast, m3id_contrast, vcd_contrast
+from damro.decoding.rules import Contrast, ContrastRule, ScoreRule
 from damro.methods.icd import DISTURBANCE, disturb_question, disturb_text
+from damro.methods.m3id import M3IDRule
 from damro.methods.vcd import add_diffusion_noise, noise_levels
 from tests.golden_cases import FAMILIES, IMAGE_TOKEN, Inputs, inputs_of, model_of
 from tests.golden_models import make_processor
+from tests.told import contrast_of
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 SENTENCE = "What is a cat."  # four tokens of the test tokenizers, none unknown
 IDS = [6, 7, 10, 11]
+vcd_contrast = partial(contrast_of, "vcd")
+icd_contrast = partial(contrast_of, "icd")
+m3id_contrast = partial(contrast_of, "m3id")
 
 
 # The noise
@@ -324,7 +330,7 @@ def test_icd_needs_a_tokenizer_and_a_sentence() -> None:
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     with pytest.raises(ParameterError, match="processor must be given to tokenize the disturbance, got None; pass"):
         icd_contrast(model, inputs, processor=None)
-    with pytest.raises(ParameterError, match="disturbance must be a sentence of at least one token, got ''"):
+    with pytest.raises(ParameterError, match="disturbance must be a text that is not empty, got ''"):
         icd_contrast(model, inputs, processor=make_processor("llava"), disturbance="")
     model, inputs = model_of("instructblip"), inputs_of("instructblip_img0")
     with pytest.raises(ParameterError, match=r"processor.qformer_tokenizer must be given .*, got None"):

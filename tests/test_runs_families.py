@@ -9,12 +9,12 @@ from golden_models import word_tokenizer
 from transformers import BatchFeature, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from damro.eval.runs.engine import make_engine, tiles_of_images
-from damro.eval.runs.request import RunRequest
+from damro.eval.runs.engine import make_engine
 from damro.eval.samples import Sample, open_scene
-from damro.generation import generate
 from damro.loading import Loaded, prepare_inputs
+from damro.methods.patches import tiles_of_images
 from tests.family_models import PATCHES, family_model
+from tests.told import generate, request
 
 TOLD: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
 
@@ -40,9 +40,9 @@ def loaded() -> Loaded:
 @pytest.mark.parametrize("method", ["greedy", "damro", "random-k", "least-k", "no-image", "vcd", "m3id"])
 @pytest.mark.parametrize("keep", [None, 5])
 def test_video_llava_answers_about_images(loaded: Loaded, method: str, keep: int | None) -> None:
-    request = RunRequest("pope", "untrained", method=method, max_new_tokens=5, keep_tokens=keep, **TOLD)
+    asked_for = request("pope", "untrained", method=method, max_new_tokens=5, keep_tokens=keep, **TOLD)
     asked = [Sample(f"s/{n}", f"test_{n // 2:06d}.png", ("What is this?", "a cat.")[n % 2], {}) for n in range(3)]
-    found = make_engine(request, loaded, open_scene).answer(asked)
+    found = make_engine(asked_for, loaded, open_scene).answer(asked)
     assert [answered.error for answered in found] == [None] * 3
     expected = []
     for sample in asked:

@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from damro.decoding.errors import ParameterError
 from damro.eval.errors import DataFormatError, EvalError
-from damro.eval.methods import parse_method
 from damro.eval.mme.questions import load_questions
-from damro.eval.runs.request import RunRequest, differences, folder_name, load_run, to_record, to_request
-from damro.eval.samples import folder_opener, load_dataset, open_scene
+from damro.eval.runs.record import differences, folder_name, load_run, to_record
+from damro.eval.runs.request import RunRequest, to_request
+from damro.eval.samples import folder_opener, open_scene
+from damro.methods import parse
+from tests.told import dataset_of, request
 
 
 def test_tiny_questions_are_popes_on_scenes() -> None:
-    dataset = load_dataset(RunRequest("pope", "tiny", scenes=40))
+    dataset = dataset_of(request("pope", "tiny", scenes=40))
     splits = [sample.fields["split"] for sample in dataset.samples]
     assert set(splits) == {"tiny/random", "tiny/popular", "tiny/adversarial"}
     assert len({sample.sample_id for sample in dataset.samples}) == len(splits)
@@ -27,16 +30,16 @@ def test_tiny_questions_are_popes_on_scenes() -> None:
 
 
 def test_limit_is_for_each_split_and_one_split_is_enough() -> None:
-    dataset = load_dataset(RunRequest("pope", "tiny", scenes=40, limit=6, splits=("coco/popular", "random")))
+    dataset = dataset_of(request("pope", "tiny", scenes=40, limit=6, split=("coco/popular", "random")))
     assert [sample.fields["split"] for sample in dataset.samples].count("tiny/popular") == 6
     assert len(dataset.samples) == 12
 
 
 def test_the_shipped_splits_with_an_images_folder(tmp_path: Path) -> None:
-    one = load_dataset(RunRequest("pope", "m", images=str(tmp_path), splits=("coco/random_2910",)))
+    one = dataset_of(request("pope", "m", images=str(tmp_path), split=("coco/random_2910",)))
     assert len(one.samples) == 2910
     assert one.data["questions"]["coco/random_2910"]["file"] == "coco_random_2910.jsonl.gz"
-    three = load_dataset(RunRequest("pope", "m", images=str(tmp_path)))
+    three = dataset_of(request("pope", "m", images=str(tmp_path)))
     assert len(three.samples) == 9000
     # 18 questions about an image over the three splits, next to each other.
     assert [sample.image for sample in three.samples[:18]] == [three.samples[0].image] * 18
@@ -48,8 +51,8 @@ def test_chair_images_are_chosen_by_seed_or_by_list(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
 
     def ids(**options: object) -> list[int]:
-        request = RunRequest("chair", "m", images=str(tmp_path), **options)  # type: ignore[arg-type]
-        return [sample.fields["image_id"] for sample in load_dataset(request).samples]
+        asked = request("chair", "m", images=str(tmp_path), **options)
+        return [sample.fields["image_id"] for sample in dataset_of(asked).samples]
 
     assert sorted(ids()) == [42, 73, 74, 133]  # 999999999 is not annotated
     assert ids(limit=2) == ids(limit=2)
@@ -102,8 +105,8 @@ def test_mme_folders_of_both_layouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["magic", "greedy@1", "damro@", "damro@0", "damro@x", "damro@nan", ""])
 def test_unknown_methods_are_refused(text: str) -> None:
-    with pytest.raises(EvalError, match="method"):
-        parse_method(text)
+    with pytest.raises(ParameterError, match="method"):
+        parse(text)
 
 
 @pytest.mark.parametrize(

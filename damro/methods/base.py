@@ -75,8 +75,6 @@ class Scene:
             InputsError: no image, no image token, right padding before a causal model; different images that are
                 said to be one.
         """
-        from contextlib import nullcontext
-
         from damro.decoding.branches.prefix import encode_images
         from damro.decoding.families import check_inputs, family_of
         from damro.pruning import record_for
@@ -84,10 +82,7 @@ class Scene:
 
         check_inputs(model, inputs)
         tower = family_of(model).vision_tower(model, inputs)
-        with (
-            record_cls(tower, layers) if layers else nullcontext({}) as recorded,
-            record_for(self.pruning, model, inputs) as ranked,
-        ):
+        with record_cls(tower, layers) as recorded, record_for(self.pruning, model, inputs) as ranked:
             encoding = encode_images(model, inputs, shared=self.shared_image)
         return VisionRun(encoding, recorded, ranked)
 
@@ -132,7 +127,8 @@ class Method:
             UnsupportedModelError: a parameter comes from a preset, and the family has none.
         """
         draws = any(one.name == "seed" and one.default is None for one in parameters(type(self)))
-        return replace(self, seed=seed) if draws and getattr(self, "seed", None) is None else self
+        told: dict[str, Any] = {"seed": seed} if draws and getattr(self, "seed", None) is None else {}
+        return replace(self, **told)
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | VisualPrompt:
         """The two prompts and the rule that decode; a prompt alone decodes plainly.

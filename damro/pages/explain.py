@@ -27,7 +27,7 @@ from damro.inspection import (
 )
 from damro.inspection.decoder import resolve_layers
 from damro.loading import prepare_inputs
-from damro.methods.patches import Variant
+from damro.methods.damro import Variant
 from damro.methods.presets import Task
 from damro.processor import DAMROProcessor
 

@@ -15,6 +15,7 @@ from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import Contrast
 from damro.generation import generate
+from damro.methods import Scene, as_recipe
 from damro.pruning import Pruning
 from damro.speed.timing import Call, Clock, now, peak_memory
 

@@ -91,7 +91,7 @@ class Chair(Benchmark):
         }
         if self.vocabulary:
             data["vocabulary"] = {"file": Path(self.vocabulary).name, "sha256": digest_of_file(self.vocabulary)}
-            normalize_objects(dict(objects), set(images), self._words())  # what is no word is told before the run
+            self._normalize(objects, set(images))  # what is no word is told before the run
         return Dataset(self._captions(request, images), opener, data, {key: objects[key] for key in images})
 
     def truth(self, request: DataRequest) -> dict[str, list[str]]:
@@ -105,8 +105,7 @@ class Chair(Benchmark):
         words = self._words()
         matcher = load_matcher(scoring.matcher, words)
         captions = parse_captions([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
-        given: dict[ImageId, Sequence[str]] = dict(scoring.truth.items())
-        objects = normalize_objects(given, {caption.image_id for caption in captions}, words)
+        objects = self._normalize(scoring.truth, {caption.image_id for caption in captions})
         missing = [caption.image_id for caption in captions if caption.image_id not in objects]
         if missing:
             raise EvalError(f"objects must hold every captioned image, got none for {len(missing)} ({missing[0]}, ...)")
@@ -122,6 +121,10 @@ class Chair(Benchmark):
     def paper_differences(self, request: DataRequest) -> list[str]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
         return ["images: chosen here by the seed or given; which 500 the paper took is not told"]
+
+    def _normalize(self, truth: Mapping[str, Sequence[str]], wanted: set[str]) -> dict[str, frozenset[str]]:
+        given: dict[ImageId, Sequence[str]] = dict(truth.items())
+        return normalize_objects(given, wanted, self._words())
 
     def _words(self) -> Vocabulary:
         return load_vocabulary(self.vocabulary)

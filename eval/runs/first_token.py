@@ -81,9 +81,9 @@ class _OneLook(Scene):
     def look(self, model: PreTrainedModel, inputs: Mapping[str, Any], layers: Sequence[int] = ()) -> VisionRun:
         """See :meth:`damro.methods.base.Scene.look`."""
         family = family_of(model)
-        layers = {*layers, *(family.feature_layer(model, reference=reference) for reference in (True, False))}
-        if not layers <= set(self.kept["run"].recorded if "run" in self.kept else ()):
-            self.kept["run"] = super().look(model, inputs, sorted(layers))
+        wanted = {*layers, *(family.feature_layer(model, reference=reference) for reference in (True, False))}
+        if not wanted <= set(self.kept["run"].recorded if "run" in self.kept else ()):
+            self.kept["run"] = super().look(model, inputs, sorted(wanted))
         run: VisionRun = self.kept["run"]
         return run
 

@@ -16,8 +16,9 @@ FORMAT = 2
 """2: a method's parameters stand in its text, and a benchmark's under ``data``. Format 1 had a key for each."""
 
 _ALL_SPLITS = [split for split in POPE_SPLITS if split != "coco/random_2910"]
-_OF_METHODS = ("alpha", "beta", "top_k", "variant", "noise_step", "disturbance", "question_only", "forgetting")
-_OF_METHODS += ("confidence",)
+_OF_METHODS = (
+    *("alpha", "beta", "top_k", "variant", "noise_step", "disturbance", "question_only", "forgetting", "confidence"),
+)
 _OF_DATA = {"splits": "split", "questions": "questions", "objects": "objects", "image_ids": "image_ids"}
 
 
