@@ -6,7 +6,8 @@ from pathlib import Path
 import chair_reference as reference
 import pytest
 
-from damro.cli import score_chair, setup_nltk
+from damro.cli import setup_nltk
+from damro.eval.chair import command as score_chair
 from damro.eval.errors import DataFormatError, EvalError
 
 RECORDED = reference.CAPTIONS / "r9-llava-7b.jsonl.gz"

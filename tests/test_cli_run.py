@@ -15,7 +15,7 @@ from run_cli import call
 from damro.eval.errors import EvalError
 from damro.eval.mme import HALLUCINATION
 from damro.eval.runs.loop import FailedSampleError
-from damro.eval.runs.request import RunMismatchError
+from damro.eval.runs.record import RunMismatchError
 from damro.tiny.model import build_model, build_processor
 from damro.tiny.scenes import scene
 
@@ -74,8 +74,8 @@ def test_a_comparison_writes_records_scores_and_report(
     }
     pinned = json.loads((tmp_path / "damro/run.json").read_text())
     assert pinned["resolved"]["method"] == {
-        **{"name": "damro", "contrast": "damro", "temperature": 0.0, "top_p": 1.0},
-        **{"alpha": 2.0, "beta": 0.1, "top_k": 4},
+        **{"name": "damro", "method": "damro", "temperature": 0.0, "top_p": 1.0},
+        "parameters": {"alpha": 2.0, "beta": 0.1, "top_k": 4, "variant": "reference"},
     }
     assert pinned["resolved"]["model"]["fingerprint"].startswith("sha256 ")
     assert [len(record["outliers"][0]) for record in records(tmp_path / "damro")] == [4] * 10
@@ -144,9 +144,9 @@ def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("method", "asked", "parameters"),
     [
-        ("vcd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "noise_step": 500}),
+        ("vcd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "noise_step": 500, "seed": 42}),
         ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE, "question_only": False}),
-        ("m3id", [], {"alpha": None, "beta": None, "forgetting": 0.02, "confidence": 0.3}),
+        ("m3id", [], {"forgetting": 0.02, "confidence": 0.3}),
     ],
 )
 def test_other_methods_are_run_and_recorded(
@@ -158,11 +158,10 @@ def test_other_methods_are_run_and_recorded(
     recorded = json.loads((tmp_path / method / "run.json").read_text())["resolved"]["method"]
     assert recorded == {
         "name": method,
-        "contrast": method,
+        "method": method,
         "temperature": 0.0,
         "top_p": 1.0,
-        "top_k": None,
-        **parameters,
+        "parameters": parameters,
     }
 
 

@@ -16,7 +16,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from damro.cli import main
 from damro.errors import ParameterError, UnsupportedModelError
 from damro.eval.errors import EvalError
-from damro.eval.runs.request import RunMismatchError
+from damro.eval.runs.record import RunMismatchError
 from tests.family_models import QUERIES, family_model
 
 FAST = ["--max-new-tokens", "3", "--batch-size", "2", "--device", "cpu"]
@@ -72,16 +72,24 @@ def test_options_are_recorded_with_the_methods_that_have_them(world: Path, tmp_p
         "icd": {"disturbance": "What is a cat.", "question_only": False},
         "m3id": {"forgetting": 0.5, "confidence": 0.9},
     }
+    texts = {
+        "greedy": "greedy",
+        "vcd": "vcd:beta=0.2,noise_step=300",
+        "icd": 'icd:beta=0.2,disturbance="What is a cat."',
+        "m3id": "m3id:forgetting=0.5,confidence=0.9,beta=0.2",
+    }
     for method, own in expected.items():
         request, resolved = recorded(tmp_path / method)
-        defaults = {"variant": "reference", "question_only": False} | dict.fromkeys(NEW[2:])
-        assert {name: request[name] for name in NEW} == defaults | own
-        assert {name: resolved[name] for name in NEW if name in resolved} == own
-        assert request["beta"] == 0.2
+        assert request["method"] == texts[method]
+        parameters = resolved["parameters"]
+        assert {name: parameters[name] for name in NEW if name in parameters} == own
+        assert parameters.get("beta") == (None if method == "greedy" else 0.2)
         assert len(answers(tmp_path / method)) == 2
-    with pytest.raises(
-        RunMismatchError, match="request.noise_step: 300 -> 301; resolved.method.noise_step: 300 -> 301"
-    ):
+    message = (
+        'request.method: "vcd:beta=0.2,noise_step=300" -> "vcd:beta=0.2,noise_step=301"; '
+        "resolved.method.parameters.noise_step: 300 -> 301"
+    )
+    with pytest.raises(RunMismatchError, match=message):
         call(*pope(world, tmp_path, "--method", "vcd", "--noise-step", "301", "--beta", "0.2"))
 
 
@@ -114,10 +122,10 @@ def test_pruned_runs_are_compared_with_whole_ones(
 def test_the_variant_is_recorded_and_compared(world: Path, tmp_path: Path) -> None:
     arguments = pope(world, tmp_path, "--methods", "greedy", "damro", "icd", model="instructblip")
     call(*arguments, "--variant", "corrected", "--question-only")
-    assert recorded(tmp_path / "damro")[1]["variant"] == "corrected"
-    assert recorded(tmp_path / "icd")[1]["question_only"] is True
-    assert recorded(tmp_path / "greedy")[0]["variant"] == "reference"
-    with pytest.raises(RunMismatchError, match="request.variant: .corrected. -> .reference."):
+    assert recorded(tmp_path / "damro")[1]["parameters"]["variant"] == "corrected"
+    assert recorded(tmp_path / "icd")[1]["parameters"]["question_only"] is True
+    assert recorded(tmp_path / "greedy")[1]["parameters"] == {}
+    with pytest.raises(RunMismatchError, match="parameters.variant: .corrected. -> .reference."):
         call(*arguments)
 
 
@@ -144,8 +152,11 @@ def test_a_run_of_a_version_without_the_options_goes_on(world: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--methods", "greedy", "damro", "--noise-step", "3"], "--noise-step must come with vcd, got 3 with greedy, "),
-        (["--method", "vcd@1", "--disturbance", "x"], "--disturbance must come with icd, got 'x' with vcd@1"),
+        (
+            ["--methods", "greedy", "damro", "--noise-step", "3"],
+            "--noise-step must come with vcd, got '3' with greedy",
+        ),
+        (["--method", "vcd@1", "--disturbance", "x"], "--disturbance must come with icd, got 'x' with vcd"),
         (["--methods", "greedy", "damro", "--question-only"], "--question-only must come with icd"),
         (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id"),
         (["--method", "sample", "--confidence", "1"], "--confidence must come with m3id"),
@@ -154,7 +165,7 @@ def test_a_run_of_a_version_without_the_options_goes_on(world: Path, tmp_path: P
         (["--methods", "greedy", "damro", "--alpha", "-1"], "alpha must be a finite number >= 0, got -1.0"),
         (["--methods", "greedy", "damro", "--alpha", "nan"], "alpha must be a finite number >= 0, got nan"),
         (["--method", "random-k", "--beta", "0"], "beta must be in (0, 1], got 0.0"),
-        (["--method", "damro", "--top-k", "0"], "top_k must be at least 1, got 0"),
+        (["--method", "damro", "--top-k", "0"], "top_k must be a whole number of at least 1, got 0"),
         (["--method", "vcd", "--noise-step", "1000"], "noise_step must be a whole number from 0 to 999, got 1000"),
         (["--method", "m3id", "--forgetting", "-1"], "forgetting must be a finite number >= 0"),
         (["--method", "m3id", "--confidence", "0"], "confidence must be in (0, 1]"),
@@ -196,15 +207,19 @@ def test_what_does_not_fit_the_model_is_refused_before_the_first_record(
 @pytest.mark.parametrize(
     ("method", "given", "remedy"),
     [
-        ("damro", [], "told alpha, beta, top_k .* got none for 'blip-2'; give --alpha --beta --top-k"),
-        ("random-k@1", ["--alpha", "1"], "told beta, top_k .*; give --beta --top-k"),
-        ("no-image", ["--alpha", "1"], "told beta .*; give --beta"),
+        (
+            "damro",
+            [],
+            "told alpha, beta, top_k .* got none for 'blip-2'; pass alpha, beta, top_k, such as ",
+        ),
+        ("random-k@1", ["--alpha", "1"], "told beta, top_k .*; pass beta, top_k"),
+        ("no-image", ["--alpha", "1"], "told beta .*; pass beta, such as no-image:beta="),
     ],
 )
 def test_a_family_without_a_preset_has_to_be_told(
     method: str, given: list[str], remedy: str, world: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnsupportedModelError, match=f"{method} must be {remedy}"):
+    with pytest.raises(UnsupportedModelError, match=f"{method.partition('@')[0]} must be {remedy}"):
         call(*pope(world, tmp_path / "out", "--methods", "greedy", method, *given, model="blip-2"))
     assert not (tmp_path / "out").exists()
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from damro.eval.methods import parse_method
-from damro.eval.strengths import Strengths
 from PIL import Image
 from transformers import PaliGemmaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -22,6 +20,7 @@ from damro.eval.runs.engine import Engine
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.samples import Sample
 from damro.loading import prepare_inputs
+from damro.methods import Recipe
 from damro.processor import contrast_processor
 from tests.family_models import IMAGE, PATCHES, family_model
 from tests.golden_models import word_tokenizer
@@ -37,7 +36,7 @@ from tests.paligemma_cases import (
     parts,
     prompts_by_hand,
 )
-from tests.told import generate
+from tests.told import generate, told
 
 
 @BOTH
@@ -165,7 +164,7 @@ def processor_for() -> Any:
 def test_first_tokens_of_several_questions_at_once() -> None:
     model, processor, red = family_model("paligemma"), processor_for(), Image.new("RGB", (80, 60), "red")
     engines = {
-        name: Engine(model, processor, parse_method(name), Strengths(2.0, 1e-4, 4), 1, 0, lambda image: red)
+        name: Engine(model, processor, Recipe(told(name, alpha=2.0, beta=1e-4, top_k=4)), 1, 0, lambda image: red)
         for name in ("greedy", "damro", "no-image")
     }
     questions = ["What is this?", "What is a cat. a cat.", "is this? a"]

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from damro.cli import main
 from damro.eval.pope import load_questions
-from damro.eval.runs.request import RunRequest, to_record, write_run
+from damro.eval.runs.record import to_record, write_run
+from damro.eval.runs.request import RunRequest
 
 DATA = Path(__file__).parent / "data"
 QUESTIONS = 24
@@ -125,7 +126,13 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_recorded_run(folder: Path, asked: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
-    write_run(folder, to_record(RunRequest("pope", "tiny"), {"method": {"name": "greedy"}, "data": {}}))
+    write_run(
+        folder,
+        to_record(
+            RunRequest("pope", "tiny"),
+            {"method": {"name": "greedy", "method": "greedy", "temperature": 0, "parameters": {}}, "data": {}},
+        ),
+    )
     records = [
         {
             "id": fields["question_id"],

@@ -4,15 +4,18 @@ from typing import Any
 
 import pytest
 
-from damro.eval.chair.matchers import load_matcher
+from damro.eval.benchmark import find_benchmark
+from damro.eval.chair.benchmark import MEASURES as CAPTIONS
+from damro.eval.chair.benchmark import ChairScoring
 from damro.eval.errors import EvalError
+from damro.eval.pope.benchmark import MEASURES as ANSWERS
+from damro.eval.pope.benchmark import PopeScoring
 from damro.eval.report.comparison import Comparison, compare, load_runs
 from damro.eval.report.html import Page, caption_examples, pieces, render, write_report
 from damro.eval.report.plots import draw_bars, to_data_uri
 from damro.eval.report.published import load_published, put_beside
 from damro.eval.report.tables import notes, to_csv, to_json, to_markdown, to_terminal
 from damro.eval.report.verdict import CONTROLS, is_better, judge_controls, judge_sampling
-from damro.eval.scores import Scoring
 from damro.eval.statistics import Interval
 
 
@@ -38,11 +41,12 @@ def captions(text: str, count: int = 20) -> dict[str, dict[str, Any]]:
 def compare_captions(**texts: str) -> Comparison:
     runs = {name.replace("_", "-"): captions(text) for name, text in texts.items()}
     objects = {str(n): ["cat", "dog"] for n in range(20)}
-    return compare("chair", "m", runs, Scoring(matcher=load_matcher("builtin"), objects=objects))
+    return compare(find_benchmark("chair"), "m", runs, ChairScoring("builtin", truth=objects))
 
 
 def compare_answers(failed: int = 0) -> Comparison:
-    return compare("pope", "m", {"greedy": answers(4), "damro": answers(6, failed=failed)}, Scoring())
+    runs = {"greedy": answers(4), "damro": answers(6, failed=failed)}
+    return compare(find_benchmark("pope"), "m", runs, PopeScoring())
 
 
 def test_comparison_is_on_what_all_answered() -> None:
@@ -119,7 +123,8 @@ def all_methods(damro: str, control: str) -> Comparison:
 
 def all_answers(damro: int, control: int) -> Comparison:
     runs = {name: answers(control) for name in ("greedy", *CONTROLS)}
-    return compare("pope", "m", {"greedy": runs.pop("greedy"), "damro": answers(damro), **runs}, Scoring())
+    runs = {"greedy": runs.pop("greedy"), "damro": answers(damro), **runs}
+    return compare(find_benchmark("pope"), "m", runs, PopeScoring())
 
 
 def test_the_verdict_follows_the_intervals() -> None:
@@ -147,14 +152,14 @@ def test_sampling_is_judged_beside_cooler_sampling() -> None:
 
 
 def test_an_interval_that_holds_zero_is_no_improvement() -> None:
-    assert not is_better("accuracy", Interval(0.01, -0.001, 0.02, 0.95, 2000))
-    assert not is_better("chair_i", Interval(0.01, 0.005, 0.02, 0.95, 2000))
-    assert not is_better("recall", None)
+    assert not is_better(ANSWERS["accuracy"], Interval(0.01, -0.001, 0.02, 0.95, 2000))
+    assert not is_better(CAPTIONS["chair_i"], Interval(0.01, 0.005, 0.02, 0.95, 2000))
+    assert not is_better(ANSWERS["recall"], None)
 
 
 def test_published_figures_beside_runs() -> None:
-    run = {"request": {"benchmark": "pope"}, "resolved": {"model": {"family": "llava"}, "method": {"contrast": None}}}
-    damro = {**run, "resolved": {**run["resolved"], "method": {"contrast": "damro"}}}
+    run = {"request": {"benchmark": "pope"}, "resolved": {"model": {"family": "llava"}, "method": {"method": "greedy"}}}
+    damro = {**run, "resolved": {**run["resolved"], "method": {"method": "damro"}}}
     rows = put_beside(compare_answers(), {"greedy": run, "damro": damro})
     assert [(row.method, row.metric, row.published) for row in rows[:2]] == [
         ("greedy", "precision", 0.8863),
@@ -178,8 +183,8 @@ def test_published_figures_are_consistent() -> None:
 
 def write_run(folder: Path, method: str, data: str = "a", benchmark: str = "pope") -> Path:
     folder.mkdir(parents=True)
-    resolved = {"method": {"name": method}, "data": data}
-    run = {"format": 1, "request": {"benchmark": benchmark, "model": "m"}, "resolved": resolved}
+    resolved = {"method": {"name": method, "method": method, "temperature": 0.0, "parameters": {}}, "data": data}
+    run = {"format": 2, "request": {"benchmark": benchmark, "model": "m"}, "resolved": resolved}
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "records.jsonl").write_text("".join(json.dumps({"id": k, **v}) + "\n" for k, v in answers(4).items()))
     return folder
@@ -187,9 +192,9 @@ def write_run(folder: Path, method: str, data: str = "a", benchmark: str = "pope
 
 def test_runs_are_loaded_under_names_of_their_own(tmp_path: Path) -> None:
     one, two = write_run(tmp_path / "one", "greedy"), write_run(tmp_path / "two", "damro")
-    assert list(load_runs([one, two])[2]) == ["greedy", "damro"]
+    assert list(load_runs([one, two]).runs) == ["greedy", "damro"]
     again = write_run(tmp_path / "again", "greedy")
-    assert list(load_runs([one, again])[2]) == ["greedy (one)", "greedy (again)"]
+    assert list(load_runs([one, again]).runs) == ["greedy (one)", "greedy (again)"]
     with pytest.raises(EvalError, match="same questions and truth"):
         load_runs([one, write_run(tmp_path / "other", "greedy", data="b")])
     with pytest.raises(EvalError, match="of one benchmark"):

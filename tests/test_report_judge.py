@@ -11,7 +11,7 @@ from run_cli import call
 
 from damro.eval.errors import EvalError
 from damro.eval.report.judge import JUDGEMENTS, JudgeReplyError, judge_runs, parse_grades
-from damro.eval.runs.request import RunMismatchError
+from damro.eval.runs.record import RunMismatchError
 
 PINNED = {"format": 1, "request": {"judge": "a"}, "resolved": {}}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from damro.eval.report.published import protocol_differences
-from damro.eval.runs.request import RunRequest, to_record
+from damro.eval.runs.record import to_record
+from damro.eval.runs.request import RunRequest
 
 RESOLVED: dict[str, Any] = {
     "generation": {"max_new_tokens": 1024},
@@ -15,11 +16,12 @@ RESOLVED: dict[str, Any] = {
 
 def told(**method: Any) -> list[str]:
     request = RunRequest("pope", "somebody/llava")
-    return protocol_differences(to_record(request, {**RESOLVED, "method": {"temperature": 1, "top_p": 1, **method}}))
+    resolved = {**RESOLVED, "method": {"temperature": 1, "top_p": 1, "parameters": {}, **method}}
+    return protocol_differences(to_record(request, resolved))
 
 
 def test_pruning_and_another_variant_are_told() -> None:
     usual = told()
     assert len(usual) == 1 and usual[0].startswith("sampling: a random stream a sample")
     assert told(keep_tokens=192) == [*usual, "pruning: 192 patches of a tile; the paper keeps all"]
-    assert told(variant="corrected") == [*usual, "variant: corrected; the paper's is the released code"]
+    assert told(parameters={"variant": "corrected"}) == [*usual, "variant: corrected; the paper's is the released code"]

@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 
-from damro.eval.chair.matchers import load_matcher
+from damro.eval.benchmark import Group, Records, Scoring, answered_in_all, find_benchmark
+from damro.eval.benchmark import score_run as score_any
+from damro.eval.chair.benchmark import ChairScoring
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.mme import load_answers
 from damro.eval.pope import load_questions
-from damro.eval.pope.labels import load_labels
-from damro.eval.scores import Scoring, answered_in_all, score_run
+from damro.eval.pope.benchmark import PopeScoring
 
 DATA = Path(__file__).parent / "data"
+
+
+def score_run(benchmark: str, records: Records, scoring: Scoring, keep: set[str] | None = None) -> list[Group]:
+    return score_any(find_benchmark(benchmark), records, scoring, keep)
 
 
 def recorded_run() -> dict[str, dict[str, Any]]:
@@ -45,7 +50,7 @@ def pope_records(verdicts: str) -> dict[str, dict[str, Any]]:
 
 
 def test_recorded_answers_have_the_published_counts_and_intervals_around_them() -> None:
-    (group,) = score_run("pope", recorded_run(), Scoring())
+    (group,) = score_run("pope", recorded_run(), PopeScoring())
     result = group.to_dict()
     assert [result[key] for key in ("tp", "fp", "tn", "fn", "n")] == [1182, 117, 1383, 318, 3000]
     assert len(group.counts) == 500
@@ -58,7 +63,7 @@ def test_recorded_answers_have_the_published_counts_and_intervals_around_them() 
 
 
 def test_metrics_of_counts_are_the_scorers() -> None:
-    (group,) = score_run("pope", pope_records("tttfffnnmm" * 3), Scoring())
+    (group,) = score_run("pope", pope_records("tttfffnnmm" * 3), PopeScoring())
     for name, interval in group.intervals().items():
         assert interval is not None
         assert interval.estimate == pytest.approx(group.scores[name])
@@ -66,7 +71,7 @@ def test_metrics_of_counts_are_the_scorers() -> None:
 
 def test_a_difference_is_paired_by_image() -> None:
     before, after = pope_records("tnfm" * 20), pope_records("tnnm" * 20)
-    (one,), (two,) = (score_run("pope", run, Scoring()) for run in (before, after))
+    (one,), (two,) = (score_run("pope", run, PopeScoring()) for run in (before, after))
     value, low, high = two.to_dict(one)["difference"]["accuracy"]
     assert value == pytest.approx(0.25)  # every fourth answer is right now
     # Images alternate between no gain and one of two: sd .25 over 40 images, so 1.96 * .25 / sqrt(40) = .077.
@@ -80,18 +85,18 @@ def test_failed_samples_are_left_out_of_both_sides() -> None:
     before, after = pope_records("tnxmtn"), pope_records("tntmxn")
     keep = answered_in_all([before, after])
     assert keep == {"s/0", "s/1", "s/3", "s/5"}
-    (one,), (two,) = (score_run("pope", run, Scoring(), keep) for run in (before, after))
+    (one,), (two,) = (score_run("pope", run, PopeScoring(), keep) for run in (before, after))
     assert one.scores["n"] == two.scores["n"] == 4
-    assert score_run("pope", before, Scoring())[0].scores["n"] == 5
+    assert score_run("pope", before, PopeScoring())[0].scores["n"] == 5
 
 
 def test_nothing_answered_is_an_error_that_tells_why() -> None:
     with pytest.raises(EvalError, match="got none; the first of 4 failed with: broken"):
-        score_run("pope", pope_records("xxxx"), Scoring())
+        score_run("pope", pope_records("xxxx"), PopeScoring())
 
 
 def test_an_undefined_metric_is_null_and_not_zero() -> None:
-    (group,) = score_run("pope", pope_records("nnnn"), Scoring())
+    (group,) = score_run("pope", pope_records("nnnn"), PopeScoring())
     result = group.to_dict(group)
     assert result["precision"] is result["ci"]["precision"] is result["difference"]["precision"] is None
     assert result["accuracy"] == 1
@@ -100,7 +105,7 @@ def test_an_undefined_metric_is_null_and_not_zero() -> None:
 def test_one_run_under_every_rule() -> None:
     records = pope_records("tn")
     records["s/1"]["answer"] = "NO"  # the official rule takes it for a yes, OPERA's for a no
-    groups = {group.name: group.scores for group in score_run("pope", records, Scoring(rules=("pope", "opera")))}
+    groups = {group.name: group.scores for group in score_run("pope", records, PopeScoring(rules=("pope", "opera")))}
     assert (groups["s"]["rule"], groups["s"]["fp"]) == ("pope", 1)
     assert (groups["s (opera)"]["rule"], groups["s (opera)"]["fp"]) == ("opera", 0)
 
@@ -108,7 +113,7 @@ def test_one_run_under_every_rule() -> None:
 def test_splits_and_all_of_them() -> None:
     records = recorded_run()
     again = {f"again/{key}": {**fields, "split": "again"} for key, fields in records.items() if fields["label"] == "no"}
-    groups = score_run("pope", {**records, **again}, Scoring())
+    groups = score_run("pope", {**records, **again}, PopeScoring())
     assert [group.name for group in groups] == ["coco/adversarial", "again", "all splits"]
     assert [group.scores["fp"] for group in groups] == [117, 117, 234]
     assert len(groups[2].counts) == 500
@@ -118,7 +123,7 @@ def test_corrected_labels(tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
     lines = [("0.jpg", "Is there 0?", "no"), ("0.jpg", "Is there 1?", "ambiguous")]
     file.write_text("\n".join(json.dumps(dict(zip(("image", "text", "label"), line, strict=True))) for line in lines))
-    (group,) = score_run("pope", pope_records("tntn"), Scoring(labels=load_labels(file)))
+    (group,) = score_run("pope", pope_records("tntn"), PopeScoring(labels=str(file)))
     assert {key: group.scores[key] for key in ("tp", "fp", "tn", "n", "labels_changed", "excluded_by_labels")} == {
         "tp": 1,
         "fp": 1,
@@ -127,17 +132,17 @@ def test_corrected_labels(tmp_path: Path) -> None:
         "labels_changed": 1,
         "excluded_by_labels": 1,
     }
-    (only,) = score_run("pope", pope_records("tntn"), Scoring(labels=load_labels(file, complete=True)))
+    (only,) = score_run("pope", pope_records("tntn"), PopeScoring(labels=str(file), labels_complete=True))
     assert (only.scores["n"], only.scores["fp"]) == (1, 1)
     with pytest.raises(EvalError, match="got none of 2"):
         score_run(
             "pope",
             other_image() | {"x": pope_records("t")["s/0"] | {"image": "x.jpg"}},
-            Scoring(labels=load_labels(file)),
+            PopeScoring(labels=str(file)),
         )
     file.write_text(file.read_text() + "\n" + json.dumps({"image": "0.jpg", "text": "Is there 0?", "label": "yes"}))
     with pytest.raises(DataFormatError, match="line 3: a question must have one label"):
-        load_labels(file)
+        score_run("pope", pope_records("tntn"), PopeScoring(labels=str(file)))
 
 
 def other_image() -> dict[str, dict[str, Any]]:
@@ -148,7 +153,7 @@ def test_captions() -> None:
     texts = {"1": "A cat and a dog.", "2": "A dog sits. The dog runs.", "3": "Nothing here."}
     records = {key: {"image_id": int(key), "answer": text} for key, text in texts.items()}
     objects = {"1": ["cat"], "2": ["dog", "cat"], "3": ["bus"]}
-    scoring = Scoring(matcher=load_matcher("builtin"), objects=objects)
+    scoring = ChairScoring("builtin", truth=objects)
     (group,) = score_run("chair", records, scoring)
     # Mentions cat, dog*, dog, dog; one of three captions hallucinates; unique cat, dog*, dog; recalled 2 of 4 objects.
     expected = {"chair_s": 1 / 3, "chair_i": 1 / 4, "chair_i_unique": 1 / 3, "recall": 2 / 4, "mean_length": 13 / 3}
@@ -159,7 +164,7 @@ def test_captions() -> None:
         assert interval.estimate == pytest.approx(value)
     assert [record.hallucinated[0].word for record in group.captions if record.hallucinated] == ["dog"]
     with pytest.raises(EvalError, match=r"got none for 1 \(3"):
-        score_run("chair", records, Scoring(matcher=load_matcher("builtin"), objects={"1": ["cat"], "2": []}))
+        score_run("chair", records, ChairScoring("builtin", truth={"1": ["cat"], "2": []}))
 
 
 def test_mme_leaves_out_an_image_of_which_one_question_failed() -> None:

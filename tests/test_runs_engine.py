@@ -13,18 +13,20 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from damro.decoding.generate import decode
 from damro.errors import UnsupportedModelError
 from damro.eval.errors import EvalError
-from damro.eval.methods import OTHERS
 from damro.eval.runs.drawing import SeededSampling
-from damro.eval.runs.engine import Engine, load, make_engine, tiles_of_images
+from damro.eval.runs.engine import Engine, load, make_engine
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.request import RunRequest
 from damro.eval.samples import Sample, open_scene
-from damro.generation import generate
 from damro.loading import Loaded, prepare_inputs
+from damro.methods.patches import tiles_of_images
+from damro.pruning import Pruning
 from damro.tiny.model import build_model, build_processor
+from tests.told import generate, request
 
 QUESTIONS = ["Is there a cat in the image?", "Is there an orange on the left in the image? Yes, no.", "Is there a dog?"]
+OTHERS = ["vcd", "icd", "m3id"]
 METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "random-k@1", *OTHERS]
 
 
@@ -43,8 +45,8 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
 
 
 def make(loaded: Loaded, method: str, **options: Any) -> Engine:
-    request = RunRequest("pope", "untrained", method=method, max_new_tokens=6, top_k=4, **options)
-    return make_engine(request, loaded, open_scene)
+    asked = request("pope", "untrained", method=method, max_new_tokens=6, top_k=4, **options)
+    return make_engine(asked, loaded, open_scene)
 
 
 def samples(count: int = 6) -> list[Sample]:
@@ -126,7 +128,7 @@ def test_the_variant_reaches_the_method(loaded: Loaded) -> None:
 def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
     found = {method: make(loaded, method).answer(samples(2))[0].outliers for method in METHODS}
     assert found["greedy"] is found["sample"] is found["no-image"] is None
-    every = replace_top_k(make(loaded, "damro"), 64).answer(samples(2))[0].outliers
+    every = with_top_k(make(loaded, "damro"), 64).answer(samples(2))[0].outliers
     assert found["damro"] == [every[0][:4]]
     assert set(found["least-k"][0]) == set(every[0][-4:])
     drawn = [tuple(answered.outliers[0]) for answered in make(loaded, "random-k").answer(samples(6))]
@@ -135,13 +137,9 @@ def test_methods_choose_the_patches_they_say(loaded: Loaded) -> None:
     assert make(loaded, "random-k", seed=1).answer(samples(1))[0].outliers != found["random-k"]
 
 
-def replace_top_k(engine: Engine, top_k: int) -> Engine:
-    return replace_strengths(engine, replace(engine.strengths, top_k=top_k))
-
-
-def replace_strengths(engine: Engine, strengths: Any) -> Engine:
-    engine.strengths = strengths
-    return engine
+def with_top_k(engine: Engine, top_k: int) -> Engine:
+    method: Any = engine.recipe.method
+    return replace(engine, recipe=engine.recipe._replace(method=replace(method, top_k=top_k)))
 
 
 def test_contrast_of_strength_zero_over_all_tokens_is_greedy(loaded: Loaded) -> None:
@@ -225,14 +223,14 @@ def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
 
 
 def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) -> None:
-    engines = {name: make(loaded, name) for name in METHODS if name not in OTHERS}
+    engines = {name: make(loaded, name) for name in METHODS}
+    engines["corrected"] = make(loaded, "damro", variant="corrected")
     asked = [Sample(f"s/{n}", "test_000003.png", QUESTIONS[n % 3], {}) for n in range(5)]
     together = answer_in_one_token(engines, asked)
     for name, engine in engines.items():
         engine.config.max_new_tokens = 1
         assert together[name] == engine.answer(asked)
     assert len({tuple(answered.text for answered in answers) for answers in together.values()}) > 1
-    with pytest.raises(EvalError, match="engines must be of DAMRO, its controls or no contrast, got 'vcd'"):
-        answer_in_one_token({"vcd": make(loaded, "vcd")}, asked)
-    with pytest.raises(EvalError, match="must keep all tokens and do as released, 'damro' does not"):
-        answer_in_one_token({"damro": make(loaded, "damro", variant="corrected")}, asked)
+    engines["greedy"].pruning = Pruning(3)
+    with pytest.raises(EvalError, match="engines must be pruned alike to share a prompt, 'sample' is not"):
+        answer_in_one_token(engines, asked)
