@@ -141,7 +141,8 @@ class Parameter:
                 value = self.kind(text)
         except (ValueError, KeyError):
             raise error(f"{self.name} must be {self.rule}, got {text!r}") from None
-        self.check((value,) if self.several else value, error)
+        value = (value,) if self.several else value
+        self.check(value, error)
         return value
 
 
