@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ from damro import tiny
 from damro.cli import build_parser
 from damro.decoding.families import FAMILIES
 from damro.decoding.rules import ContrastRule
+from damro.eval.benchmark import BENCHMARKS
 from damro.eval.pope.rules import RULES, parse_answer
 from damro.loading import load_model, prepare_inputs
 from damro.methods import METHODS
 from damro.methods.presets import preset
+from damro.parameters import parameters
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -28,7 +31,9 @@ NEEDS_A_DOWNLOAD = "## The same on LLaVA-1.5-7B"
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """The blocks of a language, files that they include in their place."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(r'--8<-- "(.+?)"', lambda match: (DOCS.parent / match[1]).read_text(), block) for block in found]
 
 
 def rows(page: str, header: str) -> list[list[str]]:
@@ -151,7 +156,13 @@ def test_every_command_is_on_its_page() -> None:
 
 def test_the_tables_name_what_there_is() -> None:
     assert [row[0] for row in rows("add-a-family.md", "`config.model_type`")] == list(FAMILIES)
-    assert {row[0] for row in rows("method.md", "name")} == set(METHODS) - {"blur"}
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    for kind, owners in (("methods", METHODS), ("benchmarks", BENCHMARKS)):
+        table = tables["on_page_markdown"](f"<!-- table: {kind} -->").splitlines()[2:]
+        assert [line.split("|")[1].strip(" `") for line in table] == list(owners)
+        for line, owner in zip(table, owners.values(), strict=True):
+            assert all(f"`{one.name}=" in line for one in parameters(owner))
+    assert "<!-- table: methods -->" in (DOCS / "method.md").read_text()
 
 
 def test_the_presets_are_those_of_the_code() -> None:
