@@ -24,6 +24,7 @@ from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError, ParameterError
 from damro.images import ImageError as ImageError
 from damro.images import load_image as load_image
+from damro.images import to_rgb
 from damro.vision.dinov2_small import MissingExtraError
 from damro.vision.vit import BARE_VITS, is_bare_vit
 
@@ -196,7 +197,7 @@ def prepare_inputs(
 
     Args:
         processor: the model's.
-        images: `B` images.
+        images: `B` images, of any mode, see :func:`damro.images.to_rgb`.
         prompts: `B` questions or instructions, see :func:`format_prompt`; for a bare ViT, which reads none, empty.
         model: if given, the tensors go to its device and pixels to its dtype.
 
@@ -213,7 +214,7 @@ def prepare_inputs(
     bos = processor.tokenizer.bos_token
     written = bos is not None and all(text.startswith(bos) for text in texts)
     inputs: BatchFeature = processor(
-        images=list(images),
+        images=[to_rgb(image) for image in images],
         text=texts,
         return_tensors="pt",
         padding=True,
@@ -235,7 +236,7 @@ def _prepare_images(
         )
     if not images:
         raise InputsError("images must be at least one, got none")
-    inputs: BatchFeature = processor(images=list(images), return_tensors="pt")
+    inputs: BatchFeature = processor(images=[to_rgb(image) for image in images], return_tensors="pt")
     return inputs if model is None else inputs.to(model.device, model.dtype)
 
 
