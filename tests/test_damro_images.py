@@ -137,7 +137,9 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_whatever_a_decoder_throws_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Orientation, and a number of bits as a fraction, which Pillow reads and cannot write back: struct.error.
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x02\0\x05\0\0\0\x01\0\0\0\x26" + bytes(4)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x02\0\x05\0\0\0\x01\0\0\0\x26" + bytes(
+        4
+    )
     picture().save(tmp_path / "exif.jpg", exif=exif + struct.pack(">II", 3, 2))
     header = b"DDS " + struct.pack("<4I", 124, 0x1007, 8, 8) + bytes(56) + struct.pack("<I", 32) + bytes(48)
     (tmp_path / "odd.dds").write_bytes(header + bytes(192))  # no known pixel format: NotImplementedError
