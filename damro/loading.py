@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from damro.chat import format_prompt as format_prompt
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError, ParameterError
 from damro.images import ImageError as ImageError
@@ -30,19 +31,6 @@ from damro.vision.vit import BARE_VITS, is_bare_vit
 
 _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
-# What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
-# and BLIP-2 put the image columns in front by themselves. LLaVA-NeXT on another language model than Vicuna ships a
-# template. PaliGemma's processor writes a beginning and an end of the prompt; its task words ("answer en") are part of
-# the prompt.
-_FORMATS = {
-    "LlavaProcessor": _VICUNA,
-    "LlavaNextProcessor": _VICUNA,
-    "InstructBlipProcessor": "{prompt}",
-    "VideoLlavaProcessor": _VICUNA,
-    "Blip2Processor": "Question: {prompt} Answer:",
-    "PaliGemmaProcessor": "{image}{prompt}",
-}
 
 
 class ModelLoadError(DecodingError):
@@ -250,30 +238,3 @@ def _pad_qformer_right(inputs: BatchFeature) -> None:
     order = mask.argsort(dim=-1, descending=True, stable=True)
     for key in ("qformer_input_ids", "qformer_attention_mask"):
         inputs[key] = inputs[key].gather(-1, order)
-
-
-def format_prompt(processor: Any, prompt: str) -> str:
-    """The text the model was trained to read for a question about one image.
-
-    The processor's chat template decides; without one, the family's usual format. A prompt that holds the image
-    token is taken to be formatted already.
-
-    Raises:
-        InputsError: if there is neither a template nor a usual format.
-    """
-    image_token = str(getattr(processor, "image_token", "<image>"))
-    if image_token in prompt:
-        return prompt
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return text
-    kind = type(processor).__name__
-    if kind not in _FORMATS:
-        raise InputsError(
-            f"processor must have a chat template or be one of {', '.join(_FORMATS)}, got {kind}; "
-            "write the whole prompt yourself, with the image token in it"
-        )
-    return _FORMATS[kind].replace("{image}", image_token).replace("{prompt}", prompt)

@@ -11,7 +11,7 @@ from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
 
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
-from damro.loading import ModelLoadError, format_prompt, load_model, prepare_inputs
+from damro.loading import ModelLoadError, load_model, prepare_inputs
 from damro.vision.dinov2_small import MissingExtraError
 
 
@@ -82,21 +82,6 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     make_processor("llava").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="model must be of a supported family"):
         load_model(tmp_path)
-
-
-def test_prompt_formats() -> None:
-    llava = make_processor("llava")
-    assert format_prompt(llava, "What?") == "USER: <image>\nWhat? ASSISTANT:"
-    assert format_prompt(llava, "A <image> as I say") == "A <image> as I say"
-    assert format_prompt(make_processor("instructblip"), "What {prompt}?") == "What {prompt}?"
-    llava.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}"
-        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    assert format_prompt(llava, "What?") == "[user]<image>What?[assistant]"
-    with pytest.raises(InputsError, match="processor must have a chat template or be one of LlavaProcessor"):
-        format_prompt(types.SimpleNamespace(image_token="<image>"), "What?")
 
 
 def test_a_template_that_writes_the_first_token_gets_no_second_one() -> None:
