@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from damro.vision.vit import BARE_VITS, is_bare_vit
 
 _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_UNREAD = ("pooler.", "mask_token")
+_SHOWN = 3
 
 
 class ModelLoadError(DecodingError):
@@ -66,7 +68,8 @@ def load_model(
         quantization: "4bit" or "8bit" weights, where bitsandbytes is installed.
 
     Raises:
-        ModelLoadError: if it does not load; the message holds transformers' own.
+        ModelLoadError: if it does not load (the message holds transformers' own), lacks a weight, has one of another
+            shape, or one that is not finite.
         UnsupportedModelError: if its family is not supported.
         MissingExtraError: if "dinov2-small" lacks the extra, or quantization lacks bitsandbytes.
         ParameterError: if `dtype` or `quantization` is unknown, or an embedded model is to be quantized.
@@ -77,30 +80,78 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
     if str(name_or_path) in _EMBEDDED:
-        return _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        loaded = _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        _check_finite(name_or_path, loaded.model)
+        return loaded
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
         kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
         make_model, make_processor = _classes(kind)
-        model = make_model.from_pretrained(
+        model, found = make_model.from_pretrained(
             name_or_path,
             dtype=dtype,
             device_map=device,
             attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name all of them; none is let through
             **options,
             **quantized,
         )
         processor = make_processor.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can make transformers raise anything
         raise ModelLoadError(
             f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
-            f"{error}; 'tiny' needs no download"
+            f"{str(error) or type(error).__name__}; 'tiny' needs no download"
         ) from error
+    _check_complete(name_or_path, found, bare=is_bare_vit(model))
+    _check_finite(name_or_path, model)
     if is_bare_vit(model):
         return Loaded(model.eval(), processor)
     family_of(model)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _check_complete(name: str | os.PathLike[str], found: Mapping[str, Any], *, bare: bool) -> None:
+    """Refuses a model some of whose weights transformers drew at random, where it only warns.
+
+    Args:
+        name: of the checkpoint.
+        found: what ``from_pretrained`` tells of the loading; weights that are tied or ignored by design are not in it.
+        bare: of a ViT, what attention does not read may be missing: a pooler, the mask token of its training.
+    """
+    wrong = [f"{key} (missing)" for key in sorted(found["missing_keys"])]
+    if bare:
+        wrong = [key for key in wrong if not any(part in key for part in _UNREAD)]
+    wrong += [
+        f"{key} (of shape {tuple(given)}, must be {tuple(wanted)})"
+        for key, given, wanted in sorted(found["mismatched_keys"])
+    ]
+    if wrong:
+        raise ModelLoadError(
+            f"model must be a checkpoint that holds every weight, got {str(name)!r} with {len(wrong)} missing or "
+            f"mismatched: {_first(wrong)}; give a checkpoint whose config.json and weights belong together"
+        )
+
+
+def _check_finite(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
+    """Refuses NaN and infinity in weights; copies none."""
+    wrong = []
+    for key, weight in model.named_parameters():
+        # Offloaded weights are not there yet; those of 8 bits and less have no infinity or are quantized.
+        if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2 or not weight.numel():
+            continue
+        if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):  # NaN passes through both
+            wrong.append(key)
+    if wrong:
+        raise ModelLoadError(
+            f"model must have finite weights, got NaN or infinity in {len(wrong)} of {str(name)!r}: {_first(wrong)}; "
+            "copy the checkpoint again, or load it with dtype='float32' if it overflows another"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _quantization_options(quantization: str | None, *, embedded: bool) -> dict[str, Any]:
