@@ -138,8 +138,9 @@ def _check_finite(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
     """Refuses NaN and infinity in weights; copies none."""
     wrong = []
     for key, weight in model.named_parameters():
-        # Offloaded weights are not there yet; those of 8 bits and less have no infinity or are quantized.
-        if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2 or not weight.numel():
+        # Offloaded weights are not there yet; quantized ones are whole numbers, of 8 bits, or a class of their own.
+        plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.element_size() > 1
+        if weight.is_meta or not plain or not weight.numel():
             continue
         if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):  # NaN passes through both
             wrong.append(key)
