@@ -32,6 +32,9 @@ MAP = "viridis"
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"  # Okabe and Ito's palette
 _FORMATS = (".png", ".svg", ".pdf")
 _OPACITY = 0.6
+_AS_IT_IS: dict[str, Any] = {
+    "parse_math": False
+}  # names, words and titles: a dollar sign in them would begin a formula
 _TITLE_WIDTH = 60  # characters; matplotlib's own wrapping upsets the constrained layout
 
 
@@ -71,8 +74,8 @@ def draw_overlay(
             across.numpy(), down.numpy(), object_mask.float().numpy(),
             levels=[0.5], colors="white", linestyles="dashed", linewidths=1.5,
         )  # fmt: skip
-    axes.set_title(fill(title, _TITLE_WIDTH))
-    figure.colorbar(shown, ax=axes, label=label)
+    axes.set_title(fill(title, _TITLE_WIDTH), **_AS_IT_IS)
+    figure.colorbar(shown, ax=axes).set_label(label, **_AS_IT_IS)
     return figure
 
 
@@ -115,9 +118,9 @@ def draw_strip(
             axes.set_axis_off()
             continue
         shown = _paint_map(axes, image, maps[number], interpolation, limits)
-        axes.set_title(_literal(captions[number]), fontsize=9)
-    figure.suptitle(fill(title, 18 * across))
-    figure.colorbar(shown, ax=grid, label=label, shrink=0.8)
+        axes.set_title(_short(captions[number]), fontsize=9, **_AS_IT_IS)
+    figure.suptitle(fill(title, 18 * across), **_AS_IT_IS)
+    figure.colorbar(shown, ax=grid, shrink=0.8).set_label(label, **_AS_IT_IS)
     return figure
 
 
@@ -149,7 +152,8 @@ def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figur
             if column == 0:
                 mark = "*" if number == inspection.layer else ""
                 axes.set_ylabel(f"layer {number}{mark}", fontsize=8)
-    figure.suptitle(f"{SOURCE_NAMES[inspection.source]} by layer and head, {model} (* ranks the patches)")
+    title = f"{SOURCE_NAMES[inspection.source]} by layer and head, {model} (* ranks the patches)"
+    figure.suptitle(title, **_AS_IT_IS)
     figure.colorbar(shown, ax=grid, label="share of attention (log scale)", shrink=0.8)
     return figure
 
@@ -184,12 +188,12 @@ def draw_probabilities(steps: ContrastInspection, step: int, words: Sequence[str
     chosen, vetoed = int(steps.tokens[step]), steps.vetoed[step].tolist()
     labels = []
     for token, word, out in zip(candidates, words, vetoed, strict=True):
-        labels.append(_literal(word) + (" (chosen)" if token == chosen else " (taken out)" if out else ""))
-    axes.set_yticks(range(len(words)), labels)
+        labels.append(_short(word) + (" (chosen)" if token == chosen else " (taken out)" if out else ""))
+    axes.set_yticks(range(len(words)), labels, **_AS_IT_IS)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("probability")
-    axes.set_title(fill(title, _TITLE_WIDTH))
+    axes.set_title(fill(title, _TITLE_WIDTH), **_AS_IT_IS)
     axes.legend(loc="lower right")
     return figure
 
@@ -254,6 +258,6 @@ def _outline_patches(axes: Axes, image: Image.Image, values: Tensor, patches: Se
         )  # fmt: skip
 
 
-def _literal(text: str) -> str:
-    """Text that matplotlib draws as it stands, cut to a label's length: a dollar sign would begin a formula."""
-    return shorten(text, 24, placeholder="...").replace("$", r"\$")
+def _short(text: str) -> str:
+    """Text cut to a label's length."""
+    return shorten(text, 24, placeholder="...")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import stat
 
 from PIL import Image, ImageOps
 
 from damro.decoding.errors import DecodingError
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0
+_WHITE = (255, 255, 255, 255)
 
 
 class ImageError(DecodingError):
@@ -15,18 +19,79 @@ class ImageError(DecodingError):
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Opens an image, upright and in RGB.
+    """Opens an image, upright and in RGB, see :func:`to_rgb`.
 
     Pillow's limit on the number of pixels stays in force.
 
     Raises:
-        ImageError: if there is no such file, it is no image, it is cut short, or it has too many pixels.
+        ImageError: if there is no such file, it is no regular one, no image, cut short, has too many pixels, or is of
+            a kind whose numbers say not what is white.
     """
+    shown = repr(os.fspath(path))
     try:
-        with Image.open(Path(path)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
+            raise OSError("no regular file")
+        with Image.open(path) as image:
+            _check_tiff(image)
+            return to_rgb(ImageOps.exif_transpose(image))
+    except ImageError as error:
+        raise ImageError(f"{error} ({shown})") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image must be of a size that Pillow allows, got {str(path)!r}: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise ImageError(f"image must be a file that Pillow can open, got {str(path)!r}: {reason}") from error
+        raise ImageError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
+    except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB with 8 bits a channel, as every model's processor expects it.
+
+    Of 16 bits the upper 8 are kept; Pillow's own conversion clips instead, which leaves a white sheet. What is
+    transparent is laid on white.
+
+    Args:
+        image: any mode of Pillow's.
+
+    Raises:
+        ImageError: if it holds floats or numbers beyond 16 bits: what is white in it, nothing says.
+
+    Example:
+        >>> [to_rgb(Image.new(*kind)).getpixel((0, 0)) for kind in (("I;16", (1, 1), 40000), ("LA", (1, 1), (9, 0)))]
+        [(156, 156, 156), (255, 255, 255)]
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _narrow(image)
+    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, _WHITE), above)
+    return image.convert("RGB")
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits in 8, and in LA where one of its values is transparent."""
+    wide = image if image.mode == "F" else image.convert("I")
+    low, high = wide.getextrema()
+    # In 32 bits, small numbers may be those of 8 bits or a dark picture's of 16.
+    fits = low >= 0 and high <= 0xFFFF and (image.mode != "I" or high > 0xFF)  # type: ignore[operator]
+    if image.mode == "F" or not fits:
+        raise ImageError(
+            f"image must have 8 or 16 bits a channel, got Pillow's mode {image.mode!r} with values from {low:g} to "
+            f"{high:g}, which say not what is white; scale it and save it with 8 bits"
+        )
+    grey = wide.point([value >> 8 for value in range(0x10000)], "L")
+    clear = image.info.get("transparency")
+    if clear is not None:
+        grey.putalpha(wide.point([0 if value == clear else 255 for value in range(0x10000)], "L"))
+    grey.info.pop("transparency", None)
+    return grey
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Refuses what Pillow gives out as 16 bits from black to white, and is not."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (8,))
+    if max(bits) == 12 or (max(bits) == 16 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO):
+        raise ImageError(
+            f"image must have 8 or 16 bits a channel with white as the highest, got a TIFF of {max(bits)} bits "
+            f"(photometric interpretation {tags.get(_PHOTOMETRIC)}); save it as PNG"
+        )

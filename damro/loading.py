@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -20,28 +20,19 @@ from transformers import (
     PreTrainedModel,
 )
 
+from damro.chat import format_prompt as format_prompt
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError, ParameterError
 from damro.images import ImageError as ImageError
 from damro.images import load_image as load_image
+from damro.images import to_rgb
 from damro.vision.dinov2_small import MissingExtraError
 from damro.vision.vit import BARE_VITS, is_bare_vit
 
 _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
-# What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
-# and BLIP-2 put the image columns in front by themselves. LLaVA-NeXT on another language model than Vicuna ships a
-# template. PaliGemma's processor writes a beginning and an end of the prompt; its task words ("answer en") are part of
-# the prompt.
-_FORMATS = {
-    "LlavaProcessor": _VICUNA,
-    "LlavaNextProcessor": _VICUNA,
-    "InstructBlipProcessor": "{prompt}",
-    "VideoLlavaProcessor": _VICUNA,
-    "Blip2Processor": "Question: {prompt} Answer:",
-    "PaliGemmaProcessor": "{image}{prompt}",
-}
+_UNREAD = ("pooler.", "mask_token")
+_SHOWN = 3
 
 
 class ModelLoadError(DecodingError):
@@ -77,7 +68,8 @@ def load_model(
         quantization: "4bit" or "8bit" weights, where bitsandbytes is installed.
 
     Raises:
-        ModelLoadError: if it does not load; the message holds transformers' own.
+        ModelLoadError: if it does not load (the message holds transformers' own), lacks a weight, has one of another
+            shape, or one that is not finite.
         UnsupportedModelError: if its family is not supported.
         MissingExtraError: if "dinov2-small" lacks the extra, or quantization lacks bitsandbytes.
         ParameterError: if `dtype` or `quantization` is unknown, or an embedded model is to be quantized.
@@ -88,30 +80,79 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
     if str(name_or_path) in _EMBEDDED:
-        return _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        loaded = _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        _check_finite(name_or_path, loaded.model)
+        return loaded
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
         kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
         make_model, make_processor = _classes(kind)
-        model = make_model.from_pretrained(
+        model, found = make_model.from_pretrained(
             name_or_path,
             dtype=dtype,
             device_map=device,
             attn_implementation=attn_implementation,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name all of them; none is let through
             **options,
             **quantized,
         )
         processor = make_processor.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can make transformers raise anything
         raise ModelLoadError(
             f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
-            f"{error}; 'tiny' needs no download"
+            f"{str(error) or type(error).__name__}; 'tiny' needs no download"
         ) from error
+    _check_complete(name_or_path, found, bare=is_bare_vit(model))
+    _check_finite(name_or_path, model)
     if is_bare_vit(model):
         return Loaded(model.eval(), processor)
     family_of(model)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _check_complete(name: str | os.PathLike[str], found: Mapping[str, Any], *, bare: bool) -> None:
+    """Refuses a model some of whose weights transformers drew at random, where it only warns.
+
+    Args:
+        name: of the checkpoint.
+        found: what ``from_pretrained`` tells of the loading; weights that are tied or ignored by design are not in it.
+        bare: of a ViT, what attention does not read may be missing: a pooler, the mask token of its training.
+    """
+    wrong = [f"{key} (missing)" for key in sorted(found["missing_keys"])]
+    if bare:
+        wrong = [key for key in wrong if not any(part in key for part in _UNREAD)]
+    wrong += [
+        f"{key} (of shape {tuple(given)}, must be {tuple(wanted)})"
+        for key, given, wanted in sorted(found["mismatched_keys"])
+    ]
+    if wrong:
+        raise ModelLoadError(
+            f"model must be a checkpoint that holds every weight, got {str(name)!r} with {len(wrong)} missing or "
+            f"mismatched: {_first(wrong)}; give a checkpoint whose config.json and weights belong together"
+        )
+
+
+def _check_finite(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
+    """Refuses NaN and infinity in weights; copies none."""
+    wrong = []
+    for key, weight in model.named_parameters():
+        # Offloaded weights are not there yet; quantized ones are whole numbers, of 8 bits, or a class of their own.
+        plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.element_size() > 1
+        if weight.is_meta or not plain or not weight.numel():
+            continue
+        if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):  # NaN passes through both
+            wrong.append(key)
+    if wrong:
+        raise ModelLoadError(
+            f"model must have finite weights, got NaN or infinity in {len(wrong)} of {str(name)!r}: {_first(wrong)}; "
+            "copy the checkpoint again, or load it with dtype='float32' if it overflows another"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _quantization_options(quantization: str | None, *, embedded: bool) -> dict[str, Any]:
@@ -196,7 +237,7 @@ def prepare_inputs(
 
     Args:
         processor: the model's.
-        images: `B` images.
+        images: `B` images, of any mode, see :func:`damro.images.to_rgb`.
         prompts: `B` questions or instructions, see :func:`format_prompt`; for a bare ViT, which reads none, empty.
         model: if given, the tensors go to its device and pixels to its dtype.
 
@@ -213,7 +254,7 @@ def prepare_inputs(
     bos = processor.tokenizer.bos_token
     written = bos is not None and all(text.startswith(bos) for text in texts)
     inputs: BatchFeature = processor(
-        images=list(images),
+        images=[to_rgb(image) for image in images],
         text=texts,
         return_tensors="pt",
         padding=True,
@@ -235,7 +276,7 @@ def _prepare_images(
         )
     if not images:
         raise InputsError("images must be at least one, got none")
-    inputs: BatchFeature = processor(images=list(images), return_tensors="pt")
+    inputs: BatchFeature = processor(images=[to_rgb(image) for image in images], return_tensors="pt")
     return inputs if model is None else inputs.to(model.device, model.dtype)
 
 
@@ -249,30 +290,3 @@ def _pad_qformer_right(inputs: BatchFeature) -> None:
     order = mask.argsort(dim=-1, descending=True, stable=True)
     for key in ("qformer_input_ids", "qformer_attention_mask"):
         inputs[key] = inputs[key].gather(-1, order)
-
-
-def format_prompt(processor: Any, prompt: str) -> str:
-    """The text the model was trained to read for a question about one image.
-
-    The processor's chat template decides; without one, the family's usual format. A prompt that holds the image
-    token is taken to be formatted already.
-
-    Raises:
-        InputsError: if there is neither a template nor a usual format.
-    """
-    image_token = str(getattr(processor, "image_token", "<image>"))
-    if image_token in prompt:
-        return prompt
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return text
-    kind = type(processor).__name__
-    if kind not in _FORMATS:
-        raise InputsError(
-            f"processor must have a chat template or be one of {', '.join(_FORMATS)}, got {kind}; "
-            "write the whole prompt yourself, with the image token in it"
-        )
-    return _FORMATS[kind].replace("{image}", image_token).replace("{prompt}", prompt)

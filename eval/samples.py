@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -90,13 +91,13 @@ def folder_opener(folder: Path) -> OpenImage:
     """
     if not folder.is_dir():
         raise EvalError(f"--images must be a folder, got {str(folder)!r}: give the folder that holds the images")
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
 
     def open_image(name: str) -> Image.Image:
         from damro.images import load_image
 
         check_inside(name)
-        path = (root / name).resolve()  # a link may leave the folder where the name does not
+        path = Path(os.path.realpath(root / name))  # a link may leave the folder where the name does not
         if not path.is_relative_to(root):
             raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
         return load_image(path)

@@ -181,6 +181,31 @@ def test_hand_worked_captions(matcher: str, caption: str, expected: list[str], r
     assert found == expected
 
 
+@pytest.mark.parametrize("matcher", ["nltk", "builtin", "plain"])
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("There is no dog in the image.", ["dog"]),
+        ("A bench without a person.", ["bench", "person"]),
+        ("The man wears an orange shirt.", ["person", "orange"]),
+        ("The bus is orange and white.", ["bus", "orange"]),
+        ("They train for the race.", ["train"]),
+        ("The dog is being trained.", ["dog", "train"]),
+        ("The bride's long train trails behind her.", ["person", "train"]),
+        ("The ship will sink.", ["boat", "sink"]),
+        ("Two men are walking.", []),
+    ],
+)
+def test_what_chair_cannot_see(matcher: str, caption: str, expected: list[str], request: pytest.FixtureRequest) -> None:
+    """The examples of docs/protocol.md; "plain" is the pipeline of the usual scripts."""
+    assert caption in " ".join((ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").split())
+    if matcher == "plain":
+        request.getfixturevalue("wordnet_data")
+        assert reference.plain_objects(caption) == expected
+    else:
+        assert names(request.getfixturevalue("tagged") if matcher == "nltk" else ClosedMatcher(), caption) == expected
+
+
 @pytest.mark.parametrize("name", reference.CAPTION_FILES)
 def test_builtin_scores_stay_near_those_of_nltk(name: str) -> None:
     truth = read_objects()

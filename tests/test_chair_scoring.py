@@ -100,6 +100,31 @@ def test_text_keys(key: str) -> None:
     assert parse_captions([{"image_id": 1, key: "A cat."}]) == [Caption("1", "A cat.")]
 
 
+@pytest.mark.parametrize("key", ["caption", "answer", "output", "response"])
+def test_text_beside_a_caption_is_the_question(key: str) -> None:
+    record = {"image": "COCO_val2014_000000000042.jpg", "text": "Describe this image.", key: "A dog on a shoe rack."}
+    assert parse_captions([record]) == [Caption("42", "A dog on a shoe rack.")]
+    assert parse_captions([dict(reversed(record.items())), record | {"image": 43}])[0].text == "A dog on a shoe rack."
+    result = score([record], read_objects(), matcher="builtin")
+    assert (result.n_mentions, result.n_hallucinated) == (1, 0)
+
+
+@pytest.mark.parametrize(("one", "other"), [("caption", "output"), ("answer", "response"), ("caption", "answer")])
+def test_two_possible_captions_are_refused(one: str, other: str) -> None:
+    record = {"image_id": 1, other: "A cat.", "text": "Describe this image.", one: "A dog."}
+    with pytest.raises(DataFormatError, match=f"^caption 1: must have one caption, got '{one}' and '{other}'; keep"):
+        score([record], TRUTH)
+
+
+def test_questions_are_no_captions() -> None:
+    asked: list[dict[str, Any]] = [{"image_id": image, "text": "Describe this image."} for image in (1, 2)]
+    for records in (asked, [asked[0] | {"answer": "A man."}, asked[1]]):  # no answer at all; the second one's lacking
+        with pytest.raises(DataFormatError, match="must differ .* got 'Describe this image.' in all 2 records"):
+            score(records, TRUTH)
+    same = [{"image_id": image, "caption": "A cat."} for image in (1, 2)]
+    assert score(same, TRUTH, matcher="builtin").n_hallucinated == 1
+
+
 def test_ids_of_one_image_meet_whatever_their_form() -> None:
     records: list[dict[str, Any]] = [
         {"image": "COCO_val2014_000000000042.jpg", "caption": "A dog."},

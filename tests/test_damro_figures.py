@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_models import golden_inputs, load_golden
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from damro.decoding.rules import contrast_scores
@@ -70,7 +71,7 @@ def test_strip_has_one_panel_a_word_on_one_scale() -> None:
     maps = torch.stack([MAP, MAP * 2, MAP / 2])
     figure = draw_strip(PICTURE, maps, ["A", "cat", "$5"], title="words", columns=2)
     panels = figure.axes[:4]
-    assert [axes.get_title() for axes in panels] == ["A", "cat", r"\$5", ""]
+    assert [axes.get_title() for axes in panels] == ["A", "cat", "$5", ""]
     assert [axes.axison for axes in panels] == [True, True, True, False]
     for axes, one in zip(panels, maps, strict=False):
         laid = axes.get_images()[1]
@@ -124,6 +125,23 @@ def test_probability_bars() -> None:
         draw_probabilities(steps, 1, ["dog", "cat", "<b>"], title="")
     with pytest.raises(InputsError, match="words must spell the 3 candidates, got 1"):
         draw_probabilities(steps, 0, ["dog"], title="")
+
+
+def test_names_words_and_titles_are_drawn_as_they_stand() -> None:
+    """matplotlib would read a formula between two dollar signs, and fail over one that is none."""
+    odd = r"$\frac$ \$5 $x_1$"
+    full = torch.tensor([[0.5, 0.4]]).log()
+    steps = compare_steps(torch.tensor([1]), full, full, contrast_scores(full, full, 1.0, 0.5), 2)
+    seen = inspect_vit(load_golden("llava"), golden_inputs("llava", "img0"), layers=[2])
+    for figure, times in (
+        (draw_overlay(PICTURE, MAP, title=odd, label=odd), 2),
+        (draw_strip(PICTURE, MAP[None], [odd], title=odd, label=odd), 3),
+        (draw_heads(seen, model=odd), 1),
+        (draw_probabilities(steps, 0, [odd, "cat"], title=odd), 2),
+    ):
+        figure.canvas.draw()
+        texts = [text for text in figure.findobj(Text) if odd in " ".join(text.get_text().split())]
+        assert len(texts) >= times and not any(text.get_parse_math() for text in texts)
 
 
 def test_figures_are_written_in_three_formats(tmp_path: Path) -> None:

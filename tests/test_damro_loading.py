@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import math
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,22 @@ import pytest
 import torch
 from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from damro import tiny
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
-from damro.loading import ModelLoadError, format_prompt, load_model, prepare_inputs
+from damro.loading import ModelLoadError, load_model, prepare_inputs
 from damro.vision.dinov2_small import MissingExtraError
+from damro.vision.vit import is_bare_vit
 
 
 def picture(width: int = 80, height: int = 60) -> Image.Image:
@@ -72,6 +87,95 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         load_model("tiny", dtype="int7")
 
 
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A golden checkpoint after a change to its weights."""
+    save_golden("llava", folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+HEAD, NORM = "lm_head.weight", "model.language_model.norm.weight"
+SAVED = {HEAD: "language_model.lm_head.weight", NORM: "language_model.model.norm.weight"}  # as files have it
+
+
+def test_a_checkpoint_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    folder = changed(tmp_path / "one", lambda weights: [weights.pop(SAVED[name]) for name in (HEAD, NORM)])
+    with pytest.raises(ModelLoadError, match=rf"every weight, got '.*one' with 2 .*: {HEAD} \(missing\), {NORM} \(m"):
+        load_model(folder, device="cpu")
+    foreign = changed(tmp_path / "foreign", lambda weights: (weights.clear(), weights.update(other=torch.ones(2))))
+    with pytest.raises(ModelLoadError, match=r"with \d\d+ missing or mismatched: .* \(missing\), \.\.\.; give"):
+        load_model(foreign, device="cpu")
+    narrow = changed(tmp_path / "narrow", lambda weights: weights.update({SAVED[NORM]: torch.ones(3)}))
+    with pytest.raises(ModelLoadError, match=rf"with 1 .*: {NORM} \(of shape \(3,\), must be \(\d+,\)\); give"):
+        load_model(narrow, device="cpu")
+
+
+def test_weights_that_are_tied_are_not_missing() -> None:
+    for family in ("llava", "llava_next", "instructblip"):
+        saved = load_file(tiny.path(family) / "model.safetensors")
+        assert not any(key.endswith(HEAD) for key in saved)
+        assert load_model(tiny.path(family), device="cpu").model.config.model_type == family
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
+    folder = changed(tmp_path, lambda weights: weights[SAVED[HEAD]].view(-1)[7].fill_(value))
+    with pytest.raises(
+        ModelLoadError, match=rf"must have finite weights, got NaN or infinity in 1 of '.*': {HEAD}; copy"
+    ):
+        load_model(folder, device="cpu")
+
+
+def test_a_weight_that_overflows_in_the_dtype_asked_for_is_refused(tmp_path: Path) -> None:
+    folder = changed(tmp_path, lambda weights: weights[SAVED[HEAD]].view(-1)[7].fill_(1e6))
+    assert load_model(folder, device="cpu", dtype="float32")
+    with pytest.raises(ModelLoadError, match="finite weights.* or load it with dtype='float32'"):
+        load_model(folder, device="cpu", dtype="float16")
+
+
+def test_a_broken_weight_of_the_embedded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny.load()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3, 5] = math.nan
+    monkeypatch.setattr("damro.tiny.load", lambda: (model, processor))
+    with pytest.raises(ModelLoadError, match="infinity in 1 of 'tiny'"):
+        load_model("tiny", device="cpu")
+
+
+def test_a_vit_may_lack_what_attention_does_not_read(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {"image_size": 28, "patch_size": 14}
+    ViTForImageClassification(ViTConfig(**small, **size)).save_pretrained(tmp_path / "vit")  # it has no pooler
+    Dinov2Model(Dinov2Config(**small, **size, use_mask_token=False)).save_pretrained(tmp_path / "dino")
+    config = json.loads((tmp_path / "dino" / "config.json").read_text())
+    (tmp_path / "dino" / "config.json").write_text(json.dumps({**config, "use_mask_token": True}))
+    CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 9}, vision_config=small | size)).save_pretrained(
+        tmp_path / "clip"
+    )
+    for name in ("vit", "dino", "clip"):
+        CLIPImageProcessorPil().save_pretrained(tmp_path / name)
+        assert is_bare_vit(load_model(tmp_path / name, device="cpu").model)
+    file = tmp_path / "vit" / "model.safetensors"
+    weights = load_file(file)
+    del weights["vit.embeddings.cls_token"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"with 1 missing or mismatched: embeddings.cls_token \(missing\);"):
+        load_model(tmp_path / "vit", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor_config.json"])
+def test_a_damaged_file_is_a_load_error(tmp_path: Path, name: str) -> None:
+    save_golden("llava", tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        ModelLoadError, match="model must be a folder or a Hub name that transformers can load, got .*: .+"
+    ):
+        load_model(tmp_path, device="cpu")
+
+
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     from transformers import BlipConfig, BlipForConditionalGeneration
 
@@ -82,21 +186,6 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
     make_processor("llava").save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="model must be of a supported family"):
         load_model(tmp_path)
-
-
-def test_prompt_formats() -> None:
-    llava = make_processor("llava")
-    assert format_prompt(llava, "What?") == "USER: <image>\nWhat? ASSISTANT:"
-    assert format_prompt(llava, "A <image> as I say") == "A <image> as I say"
-    assert format_prompt(make_processor("instructblip"), "What {prompt}?") == "What {prompt}?"
-    llava.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{% for c in m.content %}"
-        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    assert format_prompt(llava, "What?") == "[user]<image>What?[assistant]"
-    with pytest.raises(InputsError, match="processor must have a chat template or be one of LlavaProcessor"):
-        format_prompt(types.SimpleNamespace(image_token="<image>"), "What?")
 
 
 def test_a_template_that_writes_the_first_token_gets_no_second_one() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden_models import load_golden, make_processor, save_golden
@@ -21,9 +22,10 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 from damro import DAMROProcessor
 from damro.errors import InputsError, ParameterError
 from damro.figures import draw_overlay
-from damro.images import ImageError
+from damro.images import ImageError, load_image
 from damro.loading import prepare_inputs
 from damro.pages.app import answer_request, build_app, stream_answer, write_recipe
+from damro.tiny import scene
 from tests.family_models import (
     encoder_processor,
     family_model,
@@ -146,6 +148,22 @@ def test_a_family_without_a_preset_opens_and_says_so(name: str) -> None:
     received = name == "paligemma"
     assert parts["map"].label == f"{'attention received' if received else '[CLS] attention'} and outlier patches"
     assert ("ranked by the attention they receive, which is not the paper's method" in head) == received
+
+
+def test_the_model_is_given_the_pixels_of_the_scene_and_of_the_upload(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    part = opened(*loaded)[1]["image"]
+    for number in (0, 3):  # the scene that the page opens with, and one that was chosen, go the way of every output
+        picture = scene("test", number).image
+        path = part.preprocess(part.postprocess(picture))
+        assert (np.asarray(load_image(path)) == np.asarray(picture)).all()
+    assert (np.asarray(load_image(part.value["path"])) == np.asarray(scene("test", 0).image)).all()
+    grey = np.asarray(scene("test", 0).image.convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    Image.fromarray(grey).save(tmp_path / "grey.jpg", quality=60)
+    Image.fromarray(np.stack([grey] * 4, -1)).save(tmp_path / "clear.png")
+    for name in ("sixteen.png", "grey.jpg", "clear.png"):
+        uploaded = part.preprocess(part.data_model(path=str(tmp_path / name), orig_name=name))
+        assert Path(uploaded).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_leaving_stops_the_generation(loaded: tuple[Any, Any], photo: Path) -> None:

@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import console_errors, open_chromium, requested_urls
 from golden_models import load_golden, make_processor
 from gradio_server import serving
 from PIL import Image
+
+from damro.loading import prepare_inputs
+from damro.tiny import scene
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -75,10 +79,20 @@ def test_upload_ask_and_move_a_slider(browser: Any, tmp_path: Path) -> None:
     assert "alpha=0" in find("id", "code").text
 
 
-def test_a_scene_can_be_chosen(browser: Any) -> None:
+def test_a_scene_can_be_chosen_and_is_what_the_model_is_given(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = browser.find_element("css selector", "#image img").get_attribute("src")
     browser.find_elements("css selector", "#scenes button img")[3].click()
     wait_for(browser, lambda: browser.find_element("css selector", "#image img").get_attribute("src") != shown)
+    given: list[Image.Image] = []
+
+    def prepare(processor: Any, images: list[Image.Image], *others: Any) -> Any:
+        given.extend(images)
+        return prepare_inputs(processor, images, *others)
+
+    monkeypatch.setattr("damro.pages.app.prepare_inputs", prepare)
+    browser.find_element("id", "ask").click()
+    wait_for(browser, lambda: given)
+    assert (np.asarray(given[0]) == np.asarray(scene("test", 3).image)).all()
 
 
 def test_nothing_left_the_machine_and_nothing_was_complained_about(browser: Any) -> None:

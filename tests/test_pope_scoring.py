@@ -23,6 +23,7 @@ from damro.eval.pope import (
     score,
     score_pairs,
 )
+from damro.eval.resources import pope_questions_path
 
 RECORDED = Path(__file__).parent / "data" / "pope"
 
@@ -200,6 +201,23 @@ def test_nothing_to_join_by():
         align([question(1, "cat")], [answer(None, "Yes")])
     with pytest.raises(AlignmentError, match="got 0 answers"):
         align([question(1, "cat")], [])
+
+
+@pytest.mark.parametrize("split", ["coco/adversarial", "coco/random_2910"])
+def test_questions_are_no_answers(split):
+    path = pope_questions_path(split)
+    with pytest.raises(AlignmentError, match=r"what the model said, got (\d+) of \1 that are the question \(COCO_val"):
+        score(load_questions(split), load_answers(path))
+
+
+def test_a_question_left_without_its_answer_is_named():
+    records = [{"question_id": n, "image": "a.jpg", "text": question(n, "cat").text} for n in (1, 2)]
+    asked = [question(1, "cat"), question(2, "cat")]
+    with pytest.raises(AlignmentError, match=r"got 1 of 2 that are the question \(a.jpg: Is there a cat in the image"):
+        align(asked, [records[0] | {"answer": "Yes"}, records[1]])
+    # A model that repeats its question said so.
+    echoed = [records[0] | {"answer": "Yes"}, records[1] | {"answer": asked[1].text}]
+    assert [text for _, text in align(asked, echoed)] == ["Yes", asked[1].text]
 
 
 def test_questions_put_together_from_several_files_join_by_pair():

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error that the user can mend (its message goes to stderr), or 130 after Ctrl-C.
     """
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         return int(args.run(args))
     except (DecodingError, EvalError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
         print(f"damro: {error}", file=sys.stderr)

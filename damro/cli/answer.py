@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     flags = given_flags(args, dict(METHODS))
     recipe = parse(args.method, flags)
     check_used(flags, [type(recipe.method)])
-    from damro.loading import load_image, load_model, prepare_inputs
+    from damro.images import load_image
+    from damro.loading import load_model, prepare_inputs
     from damro.pruning import Pruning
 
     pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)

@@ -64,12 +64,15 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
         gradio.Markdown(introduce(name, kind, source))
         with gradio.Row():
             with gradio.Column():
+                # The model is given the very file that was uploaded: Gradio converts none whose mode it is not told,
+                # and the scenes travel as PNG instead of its lossy WebP.
                 image = gradio.Image(
-                    value=scenes[0], type="filepath", sources=["upload", "clipboard"], label="Image",
-                    height=300, elem_id="image",
+                    value=scenes[0], type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+                    label="Image", height=300, elem_id="image",
                 )  # fmt: skip
                 gallery = gradio.Gallery(
                     scenes,
+                    format="png",
                     label="Embedded scenes",
                     columns=_SCENES // 2,
                     height=250,

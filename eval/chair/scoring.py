@@ -20,7 +20,7 @@ from damro.eval.chair.vocabulary import Vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 
 CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
-"""Keys under which a record may hold its caption; the first present one is taken."""
+"""Keys under which a record may hold its caption; ``text`` beside another of them is the question."""
 
 
 class Caption(NamedTuple):
@@ -131,17 +131,20 @@ class ChairScore:
 def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]]) -> list[Caption]:
     """Captions from records with ``image_id`` (or ``image``, a file name) and the text under one of `CAPTION_KEYS`.
 
+    As in POPE's answers, ``text`` is the question where there is a caption under another key.
+
     Args:
         records: Mappings, or pairs of (where it stands, mapping) as `damro.eval.records.read_records` gives them;
             errors then name the place.
 
     Raises:
-        DataFormatError: When a record has no image or no text, or one of the wrong type.
+        DataFormatError: When a record has no image or no text, one of the wrong type, or two that may be the caption
+            (one may be the reference); or when ``text`` is the same in all records and nothing else is a caption.
 
     >>> parse_captions([{"image_id": 7, "caption": "A cat."}])
     [Caption(image_id='7', text='A cat.')]
     """
-    captions = []
+    captions, texts, bare = [], [], 0
     for number, record in enumerate(records, start=1):
         where, fields = record if isinstance(record, tuple) else (f"caption {number}", record)
         if not isinstance(fields, Mapping):
@@ -149,15 +152,35 @@ def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str,
         image = fields.get("image_id", fields.get("image"))
         if image is None:
             raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
-        key = next((key for key in CAPTION_KEYS if key in fields), None)
-        if key is None or not isinstance(fields[key], str):
-            got = f"has {', '.join(map(repr, fields))}" if key is None else f"got {fields[key]!r:.80} under {key!r}"
-            raise DataFormatError(f"{where}: must have its text under one of {', '.join(CAPTION_KEYS)}; {got}")
         try:
+            key = _caption_key(fields)
             captions.append(Caption(image_key(image), fields[key]))
         except DataFormatError as error:
             raise DataFormatError(f"{where}: {error}") from None
+        texts.append(fields.get("text"))
+        bare += key == "text"
+    if bare and len(texts) > 1 and all(text == texts[0] for text in texts):
+        raise DataFormatError(
+            f"captions: must differ where they stand under 'text', got {texts[0]!r:.80} in all {len(texts)} records, "
+            "which looks like the question; give the captions, or put them under 'caption'"
+        )
     return captions
+
+
+def _caption_key(fields: Mapping[str, Any]) -> str:
+    """The key under which a record holds its caption."""
+    keys = [key for key in CAPTION_KEYS if key in fields and key != "text"] or ["text"]
+    if len(keys) > 1:
+        names = " and ".join(map(repr, keys))
+        raise DataFormatError(f"must have one caption, got {names}; keep the model's, another may be the reference")
+    if not isinstance(fields.get(keys[0]), str):
+        has = (
+            f"got {fields[keys[0]]!r:.80} under {keys[0]!r}"
+            if keys[0] in fields
+            else f"has {', '.join(map(repr, fields))}"
+        )
+        raise DataFormatError(f"must have its text under one of {', '.join(CAPTION_KEYS)}; {has}")
+    return keys[0]
 
 
 def score(

@@ -144,7 +144,8 @@ def align(
         answers: `Answer`s, or records of their format.
 
     Raises:
-        AlignmentError: Answers are missing, doubled or unknown, or cannot be joined; names the first few and the count.
+        AlignmentError: Answers are missing, doubled or unknown, cannot be joined, or are the questions themselves;
+            names the first few and the count.
         DataFormatError: A record is malformed.
         EvalError: There are no questions.
 
@@ -205,11 +206,27 @@ def _join(
             f"every question must have one answer, got {len(answers)} answers to {len(questions)} questions: "
             f"{'; '.join(parts)}. Give the answers to these questions"
         )
-    texts: dict[str, list[str]] = defaultdict(list)
+    given_to: dict[str, list[Answer]] = defaultdict(list)
     for key, answer in zip(answer_keys, answers, strict=True):
-        texts[key].append(answer.text)
-    turns = {key: iter(said) for key, said in texts.items()}
-    return [(question, next(turns[key])) for key, question in zip(question_keys, questions, strict=True)]
+        given_to[key].append(answer)
+    turns = {key: iter(said) for key, said in given_to.items()}
+    pairs = [(question, next(turns[key])) for key, question in zip(question_keys, questions, strict=True)]
+    _check_answered(pairs)
+    return [(question, answer.text) for question, answer in pairs]
+
+
+def _check_answered(pairs: list[tuple[Question, Answer]]) -> None:
+    # A model may repeat its question; but where nothing else is the question, the text is no answer.
+    asked = [
+        _pair(question.image, question.text)
+        for question, answer in pairs
+        if answer.question is None and _plain(answer.text) == _plain(question.text)
+    ]
+    if asked:
+        raise AlignmentError(
+            f"an answer must be what the model said, got {len(asked)} of {len(pairs)} that are the question "
+            f"({_first(asked)}): give the model's answers, not the questions"
+        )
 
 
 def _by_id(questions: list[Question]) -> dict[str | None, Question]:

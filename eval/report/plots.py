@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from damro.eval.report.comparison import Row
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart: the baseline, the method, controls, sampling.
 _COLOURS = {"baseline": "#7f7f7f", "damro": "#0072b2", "control": "#e69f00", "sampling": "#56b4e9"}
+_AS_IT_IS: dict[str, Any] = {
+    "parse_math": False
+}  # names of methods, splits and runs: a dollar sign in them would begin a formula
 
 
 def colour_of(method: str) -> str:
@@ -49,7 +52,7 @@ def draw_bars(panels: Sequence[Sequence[Row]], title: str) -> Figure:
         _draw_panel(axes[place], rows, named=place % columns == 0)
     for spare in axes[len(panels) :]:
         spare.set_axis_off()
-    figure.suptitle(title)
+    figure.suptitle(title, **_AS_IT_IS)
     return figure
 
 
@@ -63,10 +66,10 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
         reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.barh(place, value, color=colour_of(row.method), height=0.7)
         axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.method for row in rows] if named else [""] * len(rows))
+    axes.set_yticks(range(len(rows)), [row.method for row in rows] if named else [""] * len(rows), **_AS_IT_IS)
     axes.invert_yaxis()
-    axes.set_title(f"{rows[0].group}", fontsize=9)
-    axes.set_xlabel(rows[0].measure.title, fontsize=9)
+    axes.set_title(f"{rows[0].group}", fontsize=9, **_AS_IT_IS)
+    axes.set_xlabel(rows[0].measure.title, fontsize=9, **_AS_IT_IS)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 

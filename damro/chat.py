@@ -1,0 +1,105 @@
+"""The text that a model was trained to read around a question about one image. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from damro.decoding.errors import InputsError
+
+_VICUNA = "USER: {image}\n{prompt} ASSISTANT:"
+# What each family was trained on, for processors that come without a chat template. The processors of InstructBLIP
+# and BLIP-2 put the image columns in front by themselves. LLaVA-NeXT on another language model than Vicuna ships a
+# template. PaliGemma's processor writes a beginning and an end of the prompt; its task words ("answer en") are part of
+# the prompt.
+_FORMATS = {
+    "LlavaProcessor": _VICUNA,
+    "LlavaNextProcessor": _VICUNA,
+    "InstructBlipProcessor": "{prompt}",
+    "VideoLlavaProcessor": _VICUNA,
+    "Blip2Processor": "Question: {prompt} Answer:",
+    "PaliGemmaProcessor": "{image}{prompt}",
+}
+_MARK = "<image>"  # where the image stands, in data sets; also the image token of most families
+_PLACE = "\ue000"  # of the question, in a format: a character that no prompt holds
+
+
+def format_prompt(processor: Any, prompt: str) -> str:
+    r"""The text the model was trained to read for a question about one image.
+
+    The processor's chat template decides; without one, the family's usual format. An image token and a line break or
+    a space in front of the question, as data sets write it, is left out, since the format has the image in its place.
+    What begins or ends as the format does is taken to be formatted already and stays as it is.
+
+    Args:
+        processor: the model's.
+        prompt: the question, or the whole text around it with the image token in it.
+
+    Raises:
+        InputsError: if the image token stands elsewhere in the prompt, or if there is neither a template nor a usual
+            format.
+
+    Example:
+        >>> from damro import tiny
+        >>> processor = tiny.load()[1]
+        >>> [format_prompt(processor, prompt) for prompt in ("What?", "<image>\nWhat?", "USER: <image> What?")]
+        ['USER: <image>\nWhat? ASSISTANT:', 'USER: <image>\nWhat? ASSISTANT:', 'USER: <image> What?']
+    """
+    marks = _marks_of(processor)
+    marked = any(mark in prompt for mark in marks)
+    if not _has_format(processor):
+        if marked:
+            return prompt
+        raise InputsError(
+            f"processor must have a chat template or be one of {', '.join(_FORMATS)}, got {type(processor).__name__}; "
+            "write the whole prompt yourself, with the image token in it"
+        )
+    if _is_formatted(processor, prompt, marked):
+        return prompt
+    question = prompt
+    for mark in marks:
+        if prompt.startswith(mark):
+            question = prompt.removeprefix(mark)
+            question = question[question.startswith(("\n", " ")) :]
+            break
+    if any(mark in question for mark in marks):
+        raise InputsError(
+            f"prompt must hold the image token in front or not at all, got {prompt!r}; leave it out, since the model's "
+            f"format puts the image in its place, or write the whole text as {_write(processor, '...')!r} stands"
+        )
+    return _write(processor, question)
+
+
+def _has_format(processor: Any) -> bool:
+    return bool(getattr(processor, "chat_template", None)) or type(processor).__name__ in _FORMATS
+
+
+def _marks_of(processor: Any) -> tuple[str, ...]:
+    """What stands for the image in a prompt: the model's own token, and the data sets'."""
+    return tuple(dict.fromkeys((str(getattr(processor, "image_token", _MARK)), _MARK)))
+
+
+def _write(processor: Any, question: str) -> str:
+    """The question in the model's format."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text: str = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return text
+    return _FORMATS[type(processor).__name__].replace("{image}", _marks_of(processor)[0]).replace("{prompt}", question)
+
+
+def _is_formatted(processor: Any, prompt: str, marked: bool) -> bool:
+    """Whether a prompt is the whole text: between what the format puts around it; with an image in it, either will do.
+
+    In front, the format is looked at up to the image alone ("USER: <image> What?" is formatted), without the token that
+    begins a text.
+    """
+    before, _, after = _write(processor, _PLACE).partition(_PLACE)
+    first = str(getattr(getattr(processor, "tokenizer", None), "bos_token", None) or "")
+    before, prompt, after = before.removeprefix(first), prompt.removeprefix(first).rstrip(), after.strip()
+    heads = [(before.partition(mark)[0], mark) for mark in _marks_of(processor) if mark in before]
+    begins = any(head.strip() and prompt.startswith(head + mark) for head, mark in heads)
+    ends = bool(after) and prompt.endswith(after)
+    whole = ends and bool(before.strip()) and prompt.startswith(before)
+    return whole or (marked and (begins or ends))
