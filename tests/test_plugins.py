@@ -90,7 +90,8 @@ class Example(LlavaForConditionalGeneration):
     config_class = ExampleConfig
 
 known, processor = load_model("tiny", device="cpu")
-model = Example(ExampleConfig(**known.config.to_dict())).eval()
+told = {key: value for key, value in known.config.to_dict().items() if key != "model_type"}
+model = Example(ExampleConfig(**told)).eval()
 model.load_state_dict(known.state_dict())
 model.generation_config = known.generation_config
 inputs = prepare_inputs(processor, [scene("test", 0).image], ["Describe this image."], known)

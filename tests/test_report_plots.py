@@ -1,5 +1,6 @@
 from matplotlib.text import Text
 
+from damro.eval.pope.benchmark import MEASURES
 from damro.eval.report.comparison import Row
 from damro.eval.report.plots import draw_bars, to_data_uri
 from damro.eval.statistics import Interval
@@ -8,7 +9,7 @@ from damro.eval.statistics import Interval
 def test_names_in_a_chart_are_drawn_as_they_stand() -> None:
     """matplotlib would read a formula between two dollar signs, and fail over one that is none."""
     odd = r"$\frac$"
-    row = Row(f"{odd}.jsonl", odd, "accuracy", Interval(0.5, 0.4, 0.6, 0.95, 2000), None)
+    row = Row(f"{odd}.jsonl", odd, "accuracy", MEASURES["accuracy"], Interval(0.5, 0.4, 0.6, 0.95, 2000), None)
     figure = draw_bars([[row]], f"POPE, {odd}")
     assert to_data_uri(figure).startswith("data:image/png;base64,iVBOR")
     texts = [text for text in figure.findobj(Text) if odd in text.get_text()]
