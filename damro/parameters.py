@@ -109,10 +109,11 @@ class Parameter:
         """Raises an error of the given type unless the value is one that the parameter may have."""
         if value is None and self.optional:
             return
-        values = value if self.several and isinstance(value, tuple) else (value,)
-        if (self.several and not isinstance(value, tuple)) or not all(map(self._holds, values)):
+        several = self.several and isinstance(value, tuple)
+        wrong = [one for one in (value if several else (value,)) if not self._holds(one)]
+        if wrong or several != self.several:
             hint = f"; {self.range.hint}" if self.range is not None and self.range.hint else ""
-            raise error(f"{self.name} must be {self.rule}{' each' * self.several}, got {value!r}{hint}")
+            raise error(f"{self.name} must be {self.rule}{' each' * self.several}, got {(wrong or [value])[0]!r}{hint}")
 
     def _holds(self, value: Any) -> bool:
         if self.choices:

@@ -6,7 +6,7 @@ importing any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -23,7 +23,7 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: what one of them is called in messages.
         error: the type of error that an unknown or a taken name raises.
         places: names to ``"module:attribute"``, or to a module as a whole.
-        check: sees each object when it is first looked up, and raises if it is none of this kind.
+        base: what each of them is a subclass of, with its name as the attribute `name`; None takes any object.
 
     Example:
         >>> shapes = Registry("example.shapes", "shape", ValueError, {"pi": "math:pi"})
@@ -43,12 +43,12 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: str,
         error: type[Exception],
         places: Mapping[str, str],
-        check: Callable[[str, T], None] = lambda name, found: None,
+        base: type | None = None,
     ) -> None:
         self.group = group
         self._kind = kind
         self._error = error
-        self._check = check
+        self._base = base
         self._places: dict[str, str | EntryPoint] = dict(places)
         self._found: dict[str, T] = {}
         self._plugins_read = False
@@ -105,6 +105,14 @@ class Registry(Mapping[str, T], Generic[T]):
         """How many there are."""
         self._read_plugins()
         return len(self._places)
+
+    def _check(self, name: str, found: Any) -> None:
+        base = self._base
+        if base is None or (isinstance(found, type) and issubclass(found, base) and vars(found).get("name") == name):
+            return
+        raise self._error(
+            f"{self._kind} {name!r} must be a subclass of {base.__module__}.{base.__name__} with that name, got {found!r}"
+        )
 
     def _read_plugins(self) -> None:
         if self._plugins_read:

@@ -134,10 +134,13 @@ def test_a_run_of_a_version_without_the_options_goes_on(world: Path, tmp_path: P
     call(*arguments)
     file = tmp_path / "damro/run.json"
     record = json.loads(file.read_text())
-    for name in NEW:
-        del record["request"][name]
-        assert name not in record["resolved"]["method"]
-    file.write_text(json.dumps(record))
+    request, resolved = record["request"], record["resolved"]
+    del request["keep_tokens"]
+    request |= {"method": "damro", "top_k": 4, "splits": [], **request.pop("data")}
+    strengths = {"alpha": 2.0, "beta": 0.1, "top_k": 4}
+    resolved["method"] = {"name": "damro", "contrast": "damro", "temperature": 0.0, "top_p": 1.0, **strengths}
+    assert not set(NEW) & {*request, *resolved["method"]}
+    file.write_text(json.dumps({**record, "format": 1}))
     before = answers(tmp_path / "damro")
     records = tmp_path / "damro/records.jsonl"
     records.write_text(records.read_text().splitlines(keepends=True)[0])
@@ -234,3 +237,66 @@ def test_a_family_without_a_preset_is_run(world: Path, tmp_path: Path) -> None:
     assert call(*pope(world, tmp_path, "--methods", "vcd", "m3id", model="blip-2")) == 0
     with pytest.raises(ParameterError, match="top_k must be a whole number from 1 to the 16 patches"):
         call(*pope(world, tmp_path / "out", "--method", "damro", *told[:4], "--top-k", "17", model="blip-2"))
+
+
+def test_the_same_method_under_other_parameters_is_a_sweep(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["greedy", "damro:alpha=0.5", "damro:alpha=2,top_k=4", "damro:alpha=0.5@1"]
+    capsys.readouterr()
+    assert call(*pope(world, tmp_path, "--methods", *methods, "--beta", "0.3", "--json")) == 0
+    labels = ["greedy", "damro:alpha=0.5,top_k=none", "damro:alpha=2,top_k=4", "damro@1"]
+    assert list(json.loads(capsys.readouterr().out)["methods"]) == labels
+    folders = ["greedy", "damro_alpha=0.5", "damro_alpha=2,top_k=4", "damro_alpha=0.5@1"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(folders)
+    asked = [recorded(tmp_path / folder)[0]["method"] for folder in folders]
+    assert asked[1:3] == ["damro:alpha=0.5,beta=0.3", "damro:alpha=2,beta=0.3,top_k=4"]
+    # Recorded runs are told apart the same way, by what they resolved to.
+    assert call("compare", *(str(tmp_path / folder) for folder in folders), "--json") == 0
+    names = list(json.loads(capsys.readouterr().out)["methods"])
+    assert names == ["greedy", "damro:alpha=0.5,top_k=10", "damro:alpha=2,top_k=4", "damro@1"]
+    for same in (["damro", "damro"], ["damro:alpha=1", "damro:alpha=1.0"], ["vcd", "vcd:noise_step=500"]):
+        with pytest.raises(EvalError, match="--methods must be different, got"):
+            call(*pope(world, tmp_path / "same", "--methods", *same))
+    with pytest.raises(EvalError, match="--methods must be different, got damro damro:alpha=1"):
+        call(*pope(world, tmp_path / "same", "--methods", "damro", "damro:alpha=1", "--alpha", "1"))
+
+
+def test_an_option_of_another_benchmark_is_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="pope must have parameters of split, questions, got 'objects'"):
+        call(*pope(world, tmp_path / "out", "--objects", "objects.json"))
+    with pytest.raises(EvalError, match="scoring of pope must have parameters of rules, labels, .*, got 'matcher'"):
+        call(*pope(world, tmp_path / "out", "--matcher", "builtin"))
+    with pytest.raises(EvalError, match="rules must be one of pope, opera, .* each, got 'pop'"):
+        call(*pope(world, tmp_path / "out", "--rules", "pop"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_any_images_with_any_words(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From files alone: pictures of any name, objects that COCO does not know, their words."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("kitchen.png", "yard 7.jpg", "unknown.png"):
+        Image.new("RGB", (56, 56), "red").save(images / name)
+    (tmp_path / "objects.json").write_text(json.dumps({"kitchen": ["kettle"], "yard 7.jpg": ["hedge", "garden gnome"]}))
+    (tmp_path / "words.txt").write_text("kettle, teapot\nhedge\ngarden gnome, gnome\n")
+    files = ["--objects", str(tmp_path / "objects.json"), "--vocabulary", str(tmp_path / "words.txt")]
+    command = ["run", "chair", "--model", str(world / "llava"), "--images", str(images), *files, "--out", str(tmp_path)]
+    capsys.readouterr()
+    assert call(*command, *FAST, "--max-new-tokens", "4", "--matcher", "builtin", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["captions"]
+    assert (found["n_captions"], found["n_truth"]) == (2, 3)
+    file = tmp_path / "greedy/records.jsonl"
+    records = {record["image_id"]: record for record in answers(tmp_path / "greedy")}
+    assert set(records) == {"kitchen", "yard 7.jpg"}
+    records["kitchen"]["answer"] = "Two teapots by a hedge and a dog."
+    records["yard 7.jpg"]["answer"] = "Garden gnomes."
+    file.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
+    assert call("compare", str(tmp_path / "greedy"), "--matcher", "builtin", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["captions"]
+    # Mentions teapots, hedge*, gnomes, in one of two captions a hallucinated one; of 3 objects 2 are named.
+    assert (found["n_mentions"], found["n_hallucinated"]) == (3, 1)
+    assert (found["chair_s"], found["recall"]) == (0.5, pytest.approx(2 / 3))
+    (tmp_path / "words.txt").write_text("kettle\n")
+    assert main([*command[:-1], str(tmp_path / "again"), *FAST, "--matcher", "builtin"]) == 2
+    assert "objects: must be names or their synonyms (words.txt), got 'hedge'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,11 +80,15 @@ def test_what_is_added_in_this_process_can_be_taken_out_again() -> None:
 
 
 def test_what_is_none_of_the_kind_is_refused() -> None:
-    def check(name: str, found: Any) -> None:
-        if not isinstance(found, float):
-            raise ParameterError(f"shape {name!r} must be a number, got {found!r}")
+    class Good(Path):
+        name = "good"
 
-    shapes: Registry[Any] = Registry("no such group", "shape", ParameterError, PLACES, check)
-    assert shapes.find("pi") > 3
-    with pytest.raises(ParameterError, match="shape 'json' must be a number"):
-        shapes.find("json")
+    shapes: Registry[Any] = Registry("no such group", "shape", ParameterError, {"list": "builtins:list"}, Path)
+    shapes.add("good", Good)
+    assert shapes.find("good") is Good
+    with pytest.raises(
+        ParameterError, match="shape 'list' must be a subclass of pathlib.*Path with that name, got .*list"
+    ):
+        shapes.find("list")
+    with pytest.raises(ParameterError, match="shape 'better' must be a subclass of"):
+        shapes.add("better", Good)

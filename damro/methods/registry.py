@@ -6,14 +6,6 @@ from damro.decoding.errors import ParameterError
 from damro.methods.base import Method
 from damro.registry import Registry
 
-
-def _check(name: str, found: type[Method]) -> None:
-    if not (isinstance(found, type) and issubclass(found, Method) and found.name == name):
-        raise ParameterError(
-            f"method {name!r} must be a subclass of damro.methods.Method with that name, got {found!r}"
-        )
-
-
 METHODS: Registry[type[Method]] = Registry(
     "damro.methods",
     "method",
@@ -28,6 +20,6 @@ METHODS: Registry[type[Method]] = Registry(
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
     },
-    _check,
+    Method,
 )
 """The methods by name."""

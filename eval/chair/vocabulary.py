@@ -101,9 +101,8 @@ def _pairs(doubles: Mapping[str, str], qualifiers: Mapping[str, list[str]]) -> d
     return pairs
 
 
-@functools.cache
 def load_vocabulary(path: str | None = None) -> Vocabulary:
-    """The shipped vocabulary, or one of a file; read once, then kept.
+    """The shipped vocabulary, which is read once and kept, or one of a file.
 
     A file is ``.json`` with ``{name: [synonym, ...]}``, or text with a line ``name, synonym, ...`` an object. Words are
     one or two each. Regular English plurals are added; others have to stand there as synonyms.
@@ -118,8 +117,11 @@ def load_vocabulary(path: str | None = None) -> Vocabulary:
     >>> len(vocabulary.names), vocabulary.name_of["puppy"], vocabulary.forms["skiing"].verb
     (80, 'dog', 'ski')
     """
-    if path is not None:
-        return _of_file(path)
+    return _shipped() if path is None else _of_file(path)
+
+
+@functools.cache
+def _shipped() -> Vocabulary:
     data = read_json(data_path("chair_synonyms.json"))
     name_of = {word: name for name, synonyms in data["objects"].items() for word in (name, *synonyms)}
     inflections = read_json(data_path("chair_inflections.json"))

@@ -99,7 +99,7 @@ def _compare(benchmark: str, scenes: int, loaded: Loaded, tell: Progress) -> Com
     dataset = request.asked.load(request.data_request)
     open_image = functools.cache(dataset.open_image)  # every method looks at every scene
     engines = {name: make_engine(replace(request, method=name), loaded, open_image) for name in METHODS}
-    answer = _answer_questions if benchmark == "pope" else _write_captions
+    answer = _answer_questions if MAX_NEW_TOKENS[benchmark] == 1 else _write_captions
     runs = answer(engines, dataset, tell)
     scoring = request.asked.scoring(**_SCORED[benchmark], truth=dataset.truth)
     return compare(request.asked, "tiny", runs, scoring)

@@ -11,7 +11,7 @@ from damro.eval.errors import EvalError
 from damro.eval.records import read_json
 from damro.eval.report.comparison import Comparison
 from damro.eval.resources import data_path
-from damro.eval.runs.request import to_request
+from damro.eval.runs.request import TINY, to_request
 from damro.eval.statistics import Interval
 
 _PAPER_MODELS = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "instructblip": "InstructBLIP"}
@@ -112,7 +112,7 @@ def protocol_differences(run: Mapping[str, Any]) -> list[str]:
     """
     request, resolved = run["request"], run["resolved"]
     method, lines = resolved["method"], []
-    if request["model"] == "tiny":
+    if request["model"] == TINY:
         lines.append("model: 'tiny', trained on rendered scenes; the paper's are the 7B checkpoints")
     if not method["temperature"]:
         lines.append("decoding: greedy; the paper samples at temperature 1")
