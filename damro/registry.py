@@ -110,9 +110,8 @@ class Registry(Mapping[str, T], Generic[T]):
         base = self._base
         if base is None or (isinstance(found, type) and issubclass(found, base) and vars(found).get("name") == name):
             return
-        raise self._error(
-            f"{self._kind} {name!r} must be a subclass of {base.__module__}.{base.__name__} with that name, got {found!r}"
-        )
+        place = f"{base.__module__}.{base.__name__}"
+        raise self._error(f"{self._kind} {name!r} must be a subclass of {place} with that name, got {found!r}")
 
     def _read_plugins(self) -> None:
         if self._plugins_read:

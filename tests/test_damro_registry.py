@@ -86,9 +86,7 @@ def test_what_is_none_of_the_kind_is_refused() -> None:
     shapes: Registry[Any] = Registry("no such group", "shape", ParameterError, {"list": "builtins:list"}, Path)
     shapes.add("good", Good)
     assert shapes.find("good") is Good
-    with pytest.raises(
-        ParameterError, match="shape 'list' must be a subclass of pathlib.*Path with that name, got .*list"
-    ):
+    with pytest.raises(ParameterError, match="'list' must be a subclass of pathlib.*Path with that name, got .*list"):
         shapes.find("list")
     with pytest.raises(ParameterError, match="shape 'better' must be a subclass of"):
         shapes.add("better", Good)
