@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from damro.decoding.errors import ParameterError
 from damro.decoding.generate import Strategy, decode
 from damro.methods import METHODS, Method, Recipe, Scene, as_recipe
-from damro.parameters import parameters
+from damro.parameters import parameters, show
 from damro.pruning import Pruning
 
 
@@ -96,10 +96,11 @@ def sampling_options(recipe: Recipe, generate_kwargs: Mapping[str, Any] = Mappin
 def _refuse_parameters(recipe: Recipe, generate_kwargs: Mapping[str, Any]) -> None:
     """Raises ParameterError for a parameter of a method among the keywords, which ``generate`` would not know."""
     stock = vars(GenerationConfig())  # type: ignore[no-untyped-call]
+    owners = [type(recipe.method), *METHODS.values()]
     for name in generate_kwargs:
-        if name not in stock and any(one.name == name for owner in METHODS.values() for one in parameters(owner)):
-            value, told = generate_kwargs[name], recipe.method.name
+        having = [owner.name for owner in owners if any(one.name == name for one in parameters(owner))]
+        if having and name not in stock:
+            told = f"{having[0]}:{name}={show(generate_kwargs[name])}"
             raise ParameterError(
-                f"{name} must be told with the method, as in method='{told}:{name}={value}', got it as a keyword of "
-                "generate"
+                f"{name} must be told with the method, as in method='{told}', got it as a keyword of generate"
             )

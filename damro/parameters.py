@@ -96,7 +96,7 @@ class Parameter:
     def rule(self) -> str:
         """What a value must be."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}{' or None' * self.optional}"
         if self.kind is bool:
             return "true or false"
         if self.kind is str:

@@ -1,7 +1,8 @@
 """What a benchmark is: samples to ask, answers to score, and metrics that describe themselves.
 
 A benchmark is a frozen dataclass: its fields are its parameters (a question file, splits, a vocabulary), from which
-command line flags and what a run records are read. Importing this module imports no torch.
+command line flags and what a run records are read. Importing this module imports neither torch nor numpy: commands
+that score recorded answers start at once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from damro.eval.errors import EvalError
-from damro.eval.samples import Dataset
-from damro.eval.statistics import Array, Interval, Metric, bootstrap_metrics
 from damro.parameters import build, check_fields
 from damro.registry import Registry
+
+if TYPE_CHECKING:
+    from damro.eval.samples import Dataset
+    from damro.eval.statistics import Array, Interval, Metric
 
 Records = Mapping[str, Mapping[str, Any]]
 """The records of a run by sample id."""
@@ -50,6 +51,8 @@ def share(part: Callable[[Array], Array], whole: Callable[[Array], Array]) -> Me
     """Return the metric that divides one sum of columns by another; NaN where there is nothing to divide by."""
 
     def metric(means: Array) -> Array:
+        import numpy as np
+
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(part(means) / whole(means))
 
@@ -78,6 +81,8 @@ class Group:
 
     def intervals(self) -> dict[str, Interval | None]:
         """Return each metric with its 95 % interval."""
+        from damro.eval.statistics import bootstrap_metrics
+
         return bootstrap_metrics(list(self.counts.values()), self._metrics())
 
     def differences(self, baseline: Group) -> dict[str, Interval | None]:
@@ -88,6 +93,8 @@ class Group:
         """
         if self.counts.keys() != baseline.counts.keys():
             raise EvalError(f"{self.name}: runs must be compared on the same images, got different ones")
+        from damro.eval.statistics import bootstrap_metrics
+
         below = [baseline.counts[image] for image in self.counts]
         return bootstrap_metrics(list(self.counts.values()), self._metrics(), baseline=below)
 

@@ -12,6 +12,7 @@ from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import contrast_scores
 from damro.methods.patches import outlier_view
 from tests.family_models import Inputs
+from tests.told import generate
 
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
@@ -25,7 +26,7 @@ def stock(model: Any, inputs: Inputs, seed: int = 0, own: Any = None, **options:
 
 def fast(model: Any, inputs: Inputs, strategy: Any = "fused", seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    return damro.generate(model, inputs, strategy=strategy, **STRENGTHS, **options)
+    return generate(model, inputs, strategy=strategy, **STRENGTHS, **options)
 
 
 def uncached(model: Any, prompt: VisualPrompt, history: Tensor) -> Tensor:

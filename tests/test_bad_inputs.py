@@ -213,7 +213,7 @@ def test_features_from_the_embeddings(entry):
 @EVERY_FAMILY
 @pytest.mark.parametrize("top_k", [0, -1, True, 2.5, 17, "4", math.nan])
 def test_top_k(family, top_k):
-    message = "top_k must be a whole number from 1 to the 16 patches of a tile, got"
+    message = "top_k must be a whole number (from 1 to the 16 patches of a tile|of at least 1), got"
     rejected(ParameterError, message, DAMROProcessor, model_of(family), inputs_of(f"{family}_img0"), top_k=top_k)
 
 

@@ -9,7 +9,6 @@ import torch
 from golden_cases import FAMILIES, Inputs, inputs_of, model_of, row_alone
 from torch import Tensor, nn
 
-import damro
 from damro import outlier_view
 from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.prefix import encode_shared, prefill_shared, shared_columns
@@ -17,6 +16,7 @@ from damro.decoding.errors import InputsError
 from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
 from damro.speed.timing import counted
+from tests.told import generate
 
 LENGTHS = (3, 6, 1)
 
@@ -45,10 +45,10 @@ def written(ids: Tensor, prompt: Inputs) -> list[list[int]]:
 def test_answers_are_those_of_asking_one_by_one(family: str, method: str) -> None:
     model, inputs = model_of(family), questions(family)
     options: dict[str, Any] = {"method": method, "alpha": 1.0, "top_k": 3, "max_new_tokens": 4, "do_sample": False}
-    together = written(damro.generate(model, inputs, shared_prefix=True, **options), inputs)
+    together = written(generate(model, inputs, shared_prefix=True, **options), inputs)
     for row, answer in enumerate(together):
         alone = row_alone(inputs, row)
-        assert written(damro.generate(model, alone, **options), alone) == [answer]
+        assert written(generate(model, alone, **options), alone) == [answer]
     assert len({tuple(answer) for answer in together}) > 1
 
 
@@ -61,7 +61,7 @@ def test_the_vision_tower_sees_the_image_once(family: str) -> None:
         lambda module, args, kwargs: images.append(len((args or tuple(kwargs.values()))[0])), with_kwargs=True
     )
     with counted(tower) as passes:
-        damro.generate(model, inputs, top_k=3, shared_prefix=True, max_new_tokens=2)
+        generate(model, inputs, top_k=3, shared_prefix=True, max_new_tokens=2)
     handle.remove()
     assert len(passes) == 1
     assert images == [5 if family == "llava_next" else 1]  # LLaVA-NeXT: a base tile and four more
@@ -131,7 +131,7 @@ def test_different_images_cannot_be_shared() -> None:
     inputs["pixel_values"] = inputs["pixel_values"].clone()
     inputs["pixel_values"][2, 0, 0, 0] += 1
     with pytest.raises(InputsError, match="same image"):
-        damro.generate(model, inputs, shared_prefix=True)
+        generate(model, inputs, shared_prefix=True)
     inputs["pixel_values"] = inputs["pixel_values"][:1].repeat(2, 1, 1, 1)
     with pytest.raises(InputsError, match="got 2 pixel_values"):
         encode_shared(model, inputs)

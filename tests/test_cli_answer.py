@@ -8,9 +8,10 @@ import pytest
 from golden_models import FAMILIES, save_golden
 from PIL import Image
 
-from damro import DAMROProcessor, generate
+from damro import DAMROProcessor
 from damro.cli import main
 from damro.loading import load_image, load_model, prepare_inputs
+from tests.told import generate
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +106,15 @@ def test_every_method_answers_as_generate_does(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--noise-step", "3"], "--noise-step must come with vcd, got 3 with damro"),
+        (["--noise-step", "3"], "--noise-step must come with vcd, got '3' with damro"),
         (["--method", "vcd", "--disturbance", "no"], "--disturbance must come with icd, got 'no' with vcd"),
-        (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id, got 1.0 with icd"),
-        (["--method", "icd", "--confidence", "1"], "--confidence must come with m3id, got 1.0 with icd"),
-        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .* or icd, got 1.0 with m3id"),
+        (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id, got '1' with icd"),
+        (["--method", "icd", "--confidence", "1"], "--confidence must come with m3id, got '1' with icd"),
+        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .* or icd, got '1' with m3id"),
         (["--method", "vcd", "--variant", "corrected"], "--variant must come with .*, got 'corrected' with vcd"),
         (["--method", "vcd", "--noise-step", "5000"], "noise_step must be a whole number from 0 to 999, got 5000"),
         (["--alpha", "-1"], "alpha must be a finite number >= 0, got -1.0"),
-        (["--keep-tokens", "0"], "keep_tokens must be at least 1, got 0"),
+        (["--keep-tokens", "0"], "keep_tokens must be a whole number of at least 1, or None, got 0"),
     ],
 )
 def test_what_is_refused_before_the_model_is_loaded(

@@ -29,6 +29,7 @@ from tests.paligemma_cases import (
     parts,
     prompts_by_hand,
 )
+from tests.told import generate
 
 # Prompts
 
@@ -93,9 +94,9 @@ def test_an_image_token_outside_of_the_vocabulary() -> None:
     other = PaliGemmaForConditionalGeneration(config).eval()
     other.load_state_dict(model.state_dict())
     far = inputs | {"input_ids": inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, 500)}
-    answers = damro.generate(other, far, **STRENGTHS, **GREEDY)
+    answers = generate(other, far, **STRENGTHS, **GREEDY)
     width = inputs["input_ids"].shape[1]
-    assert torch.equal(answers[:, width:], damro.generate(model, inputs, **STRENGTHS, **GREEDY)[:, width:])
+    assert torch.equal(answers[:, width:], generate(model, inputs, **STRENGTHS, **GREEDY)[:, width:])
 
 
 # Looking inside
@@ -145,13 +146,13 @@ def test_a_suffix_is_not_continued() -> None:
     model, inputs = parts("paligemma", 1)
     inputs["token_type_ids"][0, -2:] = 1
     with pytest.raises(InputsError, match="token_type_ids must be 0 .*; leave suffix= out of the call"):
-        damro.generate(model, inputs, **STRENGTHS)
+        generate(model, inputs, **STRENGTHS)
 
 
 def test_drafts_would_be_read_as_part_of_the_prompt() -> None:
     model, inputs = parts("paligemma", 1)
     with pytest.raises(ParameterError, match="prompt_lookup_num_tokens must .* prompt is not causal, got 3; decode"):
-        damro.generate(model, inputs, prompt_lookup_num_tokens=3, **STRENGTHS)
+        generate(model, inputs, prompt_lookup_num_tokens=3, **STRENGTHS)
 
 
 def test_flash_attention_takes_no_such_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,4 +169,4 @@ def test_pruning_ranks_by_cls() -> None:
     with pytest.raises(NoClsTokenError, match=r"must have a \[CLS\] token"):
         prune(model, inputs, keep_tokens=4)
     with pytest.raises(NoClsTokenError, match=r"must have a \[CLS\] token"):
-        damro.generate(model, inputs, keep_tokens=4, **STRENGTHS)
+        generate(model, inputs, keep_tokens=4, **STRENGTHS)

@@ -32,7 +32,8 @@ NEEDS_A_DOWNLOAD = "## The same on LLaVA-1.5-7B"
 
 def blocks(text: str, language: str) -> list[str]:
     """The blocks of a language, files that they include in their place."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fence = {"python": r"(?:python|\ \{ \.py \.run[^\n]*\})"}.get(language, language)
+    found = re.findall(rf"^```{fence}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [re.sub(r'--8<-- "(.+?)"', lambda match: (DOCS.parent / match[1]).read_text(), block) for block in found]
 
 

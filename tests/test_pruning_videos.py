@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import damro
 from damro.decoding.families import family_of
 from damro.errors import UnsupportedModelError
 from damro.pruning import Pruning, prune
 from damro.vision.features import patch_features
 from tests.family_models import FRAMES, PATCHES, VIDEO, Inputs, family_inputs, family_model
+from tests.told import generate
 
 NAME = "video_llava_video"
 COLUMNS = 1 + PATCHES  # of a frame: [CLS] and its patches
@@ -66,7 +66,7 @@ def test_the_tower_of_images_is_not_asked() -> None:
     runs: list[str] = []
     towers = {"images": model.model.image_tower, "videos": model.model.video_tower}
     handles = [tower.register_forward_hook(lambda *_, name=name: runs.append(name)) for name, tower in towers.items()]
-    damro.generate(model, inputs, alpha=1.0, beta=0.1, top_k=3, keep_tokens=5, **GREEDY)
+    generate(model, inputs, alpha=1.0, beta=0.1, top_k=3, keep_tokens=5, **GREEDY)
     for handle in handles:
         handle.remove()
     assert runs == ["videos"]
@@ -78,10 +78,10 @@ def test_decoding_reads_the_pruned_prompt(strategy: str) -> None:
     prompt = prune(model, inputs, 5)
     stock = model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **GREEDY)
     start = inputs["input_ids"].shape[1]
-    plain = damro.generate(model, inputs, method="greedy", keep_tokens=5, strategy=strategy, **GREEDY)
+    plain = generate(model, inputs, method="greedy", keep_tokens=5, strategy=strategy, **GREEDY)
     assert torch.equal(plain[:, start:], stock)
     # alpha 0 with every token plausible is plain decoding over the same prompt
-    even = damro.generate(model, inputs, alpha=0.0, beta=1e-30, top_k=3, keep_tokens=5, strategy=strategy, **GREEDY)
+    even = generate(model, inputs, alpha=0.0, beta=1e-30, top_k=3, keep_tokens=5, strategy=strategy, **GREEDY)
     assert torch.equal(even, plain)
 
 
@@ -90,8 +90,8 @@ def test_questions_about_one_video() -> None:
     both = {key: value[:1].repeat(2, *[1] * (value.ndim - 1)) for key, value in inputs.items()}
     both["input_ids"][1, -1] = 9
     options = {"alpha": 1.0, "beta": 0.1, "top_k": 3, "keep_tokens": Pruning(5, "correlation"), **GREEDY}
-    shared = damro.generate(model, both, shared_prefix=True, **options)
-    assert torch.equal(shared, damro.generate(model, both, strategy="lazy", **options))
+    shared = generate(model, both, shared_prefix=True, **options)
+    assert torch.equal(shared, generate(model, both, strategy="lazy", **options))
 
 
 def test_features_are_those_of_the_tower_of_videos() -> None:
@@ -117,4 +117,4 @@ def test_videos_of_a_family_that_reads_images_are_refused(images: bool) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         prune(model, inputs, 3)
     with pytest.raises(UnsupportedModelError, match=message):
-        damro.generate(model, inputs, method="greedy", **GREEDY)
+        generate(model, inputs, method="greedy", **GREEDY)

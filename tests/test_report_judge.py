@@ -135,7 +135,14 @@ def test_the_command_asks_a_server(
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         request = {"benchmark": "chair", "model": "m", "images": str(tmp_path / "images")}
-        run = {"format": 1, "request": request, "resolved": {"method": {"name": name}, "data": {}}}
+        run = {
+            "format": 2,
+            "request": request,
+            "resolved": {
+                "method": {"name": name, "method": "greedy", "temperature": 0.0, "parameters": {}},
+                "data": {},
+            },
+        }
         (tmp_path / name / "run.json").write_text(json.dumps(run))
         lines = [json.dumps({"id": key, **fields}) for key, fields in records(name, 2).items()]
         (tmp_path / name / "records.jsonl").write_text("\n".join(lines) + "\n")

@@ -22,11 +22,9 @@ def told(method: str | None = "damro", **options: Any) -> Method:
 
 
 def generate(model: Any, inputs: Any, *, method: str | None = "damro", **options: Any) -> Any:
-    chosen = told(method, **options)
-    known = {one.name for one in parameters(type(chosen))}
-    return damro.generate(
-        model, inputs, chosen, **{name: value for name, value in options.items() if name not in known}
-    )
+    known = {one.name for owner in METHODS.values() for one in parameters(owner)}
+    rest = {name: value for name, value in options.items() if name not in known}
+    return damro.generate(model, inputs, told(method, **options), **rest)
 
 
 def contrast_of(

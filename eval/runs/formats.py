@@ -29,8 +29,8 @@ def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
         DataFormatError: It lacks what that format has.
         ParameterError: It names a method that there is none of, or a value out of range.
     """
-    if record.get("format") == FORMAT or "benchmark" not in record["request"]:
-        return {**record, "format": FORMAT}
+    if record.get("format") == FORMAT or "benchmark" not in record["request"]:  # a judge's record has none
+        return dict(record)
     try:
         return _from_1(record)
     except (KeyError, TypeError, AttributeError) as error:
