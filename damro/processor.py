@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
 from damro.decoding.families import family_of
-from damro.decoding.generate import as_list
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
 from damro.decoding.rules import Contrast
+from damro.decoding.settings import check_padding, end_tokens
 from damro.errors import ParameterError
 from damro.generation import METHODS, MethodOptions, make_contrast
 from damro.methods.patches import Choose, Variant, outlier_view, rule_for
@@ -54,7 +54,7 @@ class DAMROProcessor(ContrastiveProcessor):
 
     Raises:
         UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None.
-        InputsError: no image, no image token, right padding before a causal model.
+        InputsError: no image, no image token, right padding before a causal model, no telling what is padding.
         ParameterError: alpha, beta or top_k out of range.
     """
 
@@ -70,14 +70,15 @@ class DAMROProcessor(ContrastiveProcessor):
         variant: Variant = "reference",
         choose: Choose | None = None,
     ) -> None:
+        check_padding(model, inputs)
         view = outlier_view(
             model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
         )
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
-        rule, (ends, pad) = rule_for(model, alpha, beta, task), _end_tokens(model)
+        rule, (ends, pad) = rule_for(model, alpha, beta, task), end_tokens(family_of(model).decoder(model), {})
         branch = negative_branch(model, view.contrast.negative)
-        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad)
+        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, assumed=True)
 
 
 def contrast_processor(
@@ -100,23 +101,17 @@ def contrast_processor(
     Raises:
         ParameterError: an unknown method or option, or one out of range.
         UnsupportedModelError: the family, or a ViT without [CLS].
-        InputsError: no image, no image token, right padding before a causal model.
+        InputsError: no image, no image token, right padding before a causal model, no telling what is padding.
     """
     known = [field.name for field in fields(MethodOptions) if field.name not in ("pruning", "shared_image")]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ParameterError(f"options must be of {', '.join(known)}, got {', '.join(unknown)}")
+    check_padding(model, inputs)
     contrast = make_contrast(model, inputs, method, MethodOptions(**options))
     if not isinstance(contrast, Contrast):
         contrasts = ", ".join(name for name in METHODS if name != "greedy")
         raise ParameterError(f"method must be a contrast ({contrasts}), got {method!r}; it needs no processor")
     branch = negative_branch(model, contrast.negative)
-    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model))
-
-
-def _end_tokens(model: PreTrainedModel) -> tuple[list[int], int | None]:
-    """The tokens that end a row, and what ``generate`` pads with."""
-    decoder: Any = family_of(model).decoder(model)
-    config = decoder.generation_config  # the one generate reads: for InstructBLIP its language model's
-    ends = as_list(config.eos_token_id)
-    return ends, ends[0] if config.pad_token_id is None and ends else config.pad_token_id  # as generate does
+    ends, pad = end_tokens(family_of(model).decoder(model), {})
+    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, ends, pad, assumed=True)

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from damro.decoding.errors import ParameterError
 
+MAX_ALPHA = 1e30
+"""Times any logit of a language model this is still a float32."""
+
 
 def check_strengths(alpha: float, beta: float) -> None:
     """Checks the two parameters of contrastive decoding.
 
     Raises:
-        ParameterError: unless `alpha` is finite and >= 0 and `beta` is in (0, 1].
+        ParameterError: unless `alpha` is in [0, 1e30], beyond which scores overflow, and `beta` is in (0, 1].
 
     Example:
         >>> check_strengths(1.0, 0.1)
@@ -27,6 +30,10 @@ def check_strengths(alpha: float, beta: float) -> None:
     if not (is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
         raise ParameterError(
             f"alpha must be a finite number >= 0, got {alpha!r}; 0 switches the contrast off, 0.5 to 2 is usual"
+        )
+    if alpha > MAX_ALPHA:
+        raise ParameterError(
+            f"alpha must be at most {MAX_ALPHA}, where scores overflow, got {alpha!r}; 0.5 to 2 is usual"
         )
     if not (is_number(beta) and 0 < beta <= 1):
         raise ParameterError(

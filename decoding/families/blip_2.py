@@ -15,6 +15,7 @@ from damro.decoding.families.instructblip import (
     column_patches,
     decoder,
     full_prompt,
+    is_resized,
     vision_tower,
 )
 from damro.decoding.prompts import VisualPrompt
@@ -43,7 +44,7 @@ def feature_layer(model: LVLM, *, reference: bool) -> int:
 def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     """Runs the ViT, the Q-Former and the projection once."""
     pixels = inputs["pixel_values"]
-    outputs = model.get_image_features(pixels, return_dict=True)
+    outputs = model.get_image_features(pixels, interpolate_pos_encoding=is_resized(model, pixels), return_dict=True)
     features = list(outputs.pooler_output)
     rows = rows_of_images(model, inputs, features)
     return Encoding(outputs, features, rows, (1,) * len(features), patch_grid(model.config, pixels))

@@ -79,4 +79,4 @@ def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> V
 def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
     """Keeps the columns of some patches of each image; what is left is read in both directions, too."""
     prompt = full_prompt(model, inputs, encoding)
-    return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask)))
+    return prompt.keep(patch_columns(encoding, patches, len(prompt.image_mask)))
