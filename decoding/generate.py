@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput
 
 from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
@@ -17,7 +17,7 @@ from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.errors import ParameterError
 from damro.decoding.families import family_of, unwrap
-from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
 from damro.decoding.finite import FiniteScores
 from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
@@ -87,33 +87,40 @@ def decode(
         raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
     model = unwrap(model)
     decoder: Any = family_of(model).decoder(model)
-    full = contrast if isinstance(contrast, VisualPrompt) else contrast.full
+    contrasts = isinstance(contrast, Contrast)
+    full = contrast.full if isinstance(contrast, Contrast) else contrast
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
     if decoder is not model:
         generate_kwargs.pop("interpolate_pos_encoding", None)
-    check_call(decoder, generate_kwargs, contrasts=isinstance(contrast, Contrast))
+    check_call(decoder, generate_kwargs, contrasts=contrasts)
     check_mask(model, inputs, generate_kwargs, full)
     serves = own_loop_serves(decoder, generate_kwargs)
-    rule: LogitsProcessor
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
-    finite = FiniteScores()
-    if serves and strategy == "fused" and (shared_prefix or isinstance(contrast, Contrast)):
+    rule: LogitsProcessor | None = None
+    if serves and strategy == "fused" and (shared_prefix or contrasts):
         call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
-        rule = call["custom_generate"].step or finite
+        rule = call["custom_generate"].step
     else:
-        rule = (
-            _lazy_processor(model, decoder, prompt_ids, contrast, generate_kwargs)
-            if isinstance(contrast, Contrast)
-            else finite
-        )
+        if isinstance(contrast, Contrast):
+            rule = _lazy_processor(model, decoder, prompt_ids, contrast, generate_kwargs)
         seen = setting(decoder, generate_kwargs, "return_dict_in_generate")
         if serves and not seen and not is_encoder_decoder(decoder):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call["past_key_values"] = roomy_cache()
-    call["logits_processor"] = [rule, *own_processors(generate_kwargs)]
-    if rule is finite:
+    return _run(decoder, call, rule)
+
+
+def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> Any:
+    """Calls ``generate``, with the contrast in front of the call's own processors, or with a look at plain scores.
+
+    Raises:
+        NonFiniteScoresError: see :func:`decode`.
+    """
+    finite = FiniteScores()
+    call["logits_processor"] = [finite if rule is None else rule, *own_processors(call)]
+    if rule is None:
         call["stopping_criteria"] = [*(call.get("stopping_criteria") or ()), finite.stop]
     output = decoder.generate(**call)
     finite.check()
@@ -166,25 +173,19 @@ def _prompt_arguments(
     check_prompt(decoder, generate_kwargs, full, pruned=pruned, tokens=decoder is model)
     if pruned:
         arguments |= _limits_of_pruned(decoder, input_ids.shape[1], generate_kwargs)
-    elif not _takes_columns(decoder):
-        # PaliGemma wants a tensor of equally many columns an image. As images of one column they suit any prompt.
-        return arguments | _image_arguments(full.inputs_embeds[full.image_mask].unsqueeze(1))
-    elif decoder is model and any(asks(decoder, generate_kwargs, name) for name in (*DRAFTING, *OF_TOKENS)):
+    elif not _takes_columns(decoder) or (
+        decoder is model and any(asks(decoder, generate_kwargs, name) for name in (*DRAFTING, *OF_TOKENS))
+    ):
         # Given columns, the loops that check drafts do not feed those of their first round, and chunks of a prompt are
         # cut from tokens; given tokens and image features all is well. InstructBLIP, whose own generate gives columns,
         # cannot be helped.
-        return arguments | _image_arguments([full.inputs_embeds[full.image_mask]])
+        return arguments | encoder_outputs(model, input_ids, full, as_list=family_of(model).POOLED_AS_LIST)
     return arguments | {"inputs_embeds": full.inputs_embeds}
 
 
 def _takes_columns(decoder: Any) -> bool:
     """Whether ``generate`` takes `inputs_embeds`, found out as it does itself."""
     return "inputs_embeds" in inspect.signature(decoder.prepare_inputs_for_generation).parameters
-
-
-def _image_arguments(features: Any) -> dict[str, Any]:
-    """What tells ``generate`` the columns of the images, beside tokens that say where they stand."""
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
 
 def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.prompts import VisualPrompt, scatter_features
@@ -60,6 +61,10 @@ class Family(Protocol):
 
     DEFAULT_HEADS: str
     """How the released DAMRO code joins the heads of this family: "merged" or "mean"."""
+
+    POOLED_AS_LIST: bool
+    """Whether the model takes image features that are computed already (`mm_encoder_outputs`) as a list with a tensor
+    an image, or as one tensor."""
 
     def vision_tower(self, model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
         """The ViT; of a model with one for images and one for videos, that which reads `inputs`."""
@@ -118,6 +123,23 @@ def image_columns(model: LVLM, ids: Tensor) -> Tensor:
     mask: Tensor = ids == model.config.image_token_id
     video = getattr(model.config, "video_token_id", None)
     return mask if video is None else mask | (ids == video)
+
+
+def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: bool) -> dict[str, Any]:
+    """What tells ``generate`` the columns of images (or videos) beside tokens `(B, L)` that say where they stand.
+
+    Args:
+        model: the model.
+        ids: the tokens of the prompts.
+        prompt: the same prompts, embedded; none of its columns may have been left out.
+        as_list: see :class:`Family`.
+    """
+    features = prompt.inputs_embeds[prompt.image_mask]
+    # A tensor has equally many columns an image. As images of one column they suit any prompt.
+    rows = list(features.split(prompt.image_mask.sum(dim=-1).tolist()))
+    pooled: Any = rows if as_list else features.unsqueeze(1)
+    modality = "image" if bool((ids == model.config.image_token_id).any()) else "video"
+    return {"mm_encoder_outputs": {modality: BaseModelOutputWithPooling(pooler_output=pooled)}}
 
 
 def leading_columns(columns: int, grid: tuple[int, int]) -> int:

@@ -12,6 +12,7 @@ from damro.decoding.families.base import LVLM, Encoding, patch_grid, rows_of_ima
 from damro.decoding.families.instructblip import (
     DEFAULT_HEADS,
     PIXELS,
+    POOLED_AS_LIST,
     column_patches,
     decoder,
     full_prompt,
@@ -23,6 +24,7 @@ from damro.decoding.prompts import VisualPrompt
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",

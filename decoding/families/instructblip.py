@@ -15,6 +15,7 @@ from damro.decoding.prompts import VisualPrompt
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
 PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "mean"
+POOLED_AS_LIST = True
 
 
 def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:

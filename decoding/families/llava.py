@@ -24,6 +24,7 @@ from damro.decoding.prompts import VisualPrompt
 REQUIRED_INPUTS: tuple[str, ...] = ()
 PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "merged"
+POOLED_AS_LIST = True
 full_prompt = embed_prompt
 
 

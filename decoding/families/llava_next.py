@@ -20,12 +20,13 @@ from damro.decoding.families.base import (
     rows_of_images,
     tile_columns,
 )
-from damro.decoding.families.llava import PIXELS, decoder, feature_layer, patch_columns, vision_tower
+from damro.decoding.families.llava import PIXELS, POOLED_AS_LIST, decoder, feature_layer, patch_columns, vision_tower
 from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",

@@ -21,6 +21,7 @@ from damro.decoding.prompts import VisualPrompt
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -34,6 +35,7 @@ __all__ = [
 # Without them the model itself reads some prompts in both directions and others from left to right.
 REQUIRED_INPUTS: tuple[str, ...] = ("token_type_ids",)
 DEFAULT_HEADS = "mean"
+POOLED_AS_LIST = False
 
 
 def decoder(model: LVLM) -> nn.Module:

@@ -25,6 +25,7 @@ from damro.decoding.prompts import VisualPrompt
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -39,6 +40,7 @@ VIDEO = "pixel_values_videos"
 # The second is what the image processor of transformers 5.23 still calls them.
 IMAGES = ("pixel_values", "pixel_values_images")
 PIXELS: tuple[str, ...] = (*IMAGES, VIDEO)
+POOLED_AS_LIST = False
 full_prompt = embed_prompt
 
 

@@ -21,6 +21,7 @@ from damro.decoding.families.llava import (
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -30,3 +31,5 @@ __all__ = [
     "prompt_of_patches",
     "vision_tower",
 ]
+
+POOLED_AS_LIST = False
