@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor, RwkvConfig, RwkvForCausalLM
 
 from damro import DAMROProcessor, generate
 from damro.decoding.branches.fused import can_branch
@@ -19,7 +19,8 @@ from tests.llava_models import llava_inputs, llava_of
 from tests.stateless import StatelessDAMRO
 
 STRENGTHS: dict[str, Any] = {"alpha": 2.0, "beta": 0.1, "top_k": 4}
-NEW = 10
+DECISIVE = STRENGTHS | {"beta": 0.7}  # so that some steps could do without the second prompt
+NEW = 12
 # Of the prompts, 22 columns with all patches and 10 with four, only the first is longer than 16.
 LONGROPE = {
     "model_type": "phi3", "max_position_embeddings": 64, "original_max_position_embeddings": 16,
@@ -66,7 +67,7 @@ class StepByStep(LogitsProcessor):
         new = input_ids[:, self._prompt :]
         fed = self._model.get_input_embeddings()(new[:, -1:]) if new.shape[1] else self._embeds
         negative = self._model(inputs_embeds=fed, past_key_values=self._cache).logits[:, -1]
-        return contrast_scores(scores, negative, STRENGTHS["alpha"], STRENGTHS["beta"])
+        return contrast_scores(scores, negative, DECISIVE["alpha"], DECISIVE["beta"])
 
 
 @pytest.mark.parametrize("text", [LONGROPE, DYNAMIC], ids=["longrope", "dynamic"])
@@ -79,10 +80,12 @@ def test_positions_that_depend_on_the_longest_prompt(text: dict[str, Any]) -> No
     first, fused, lazy, stock = (llava_of(text) for _ in range(4))
     expected = first.generate(**inputs, logits_processor=[StepByStep(first, inputs)], **options)
     outputs = [
-        generate(fused, inputs, strategy="fused", **STRENGTHS, **options),
-        generate(lazy, inputs, strategy="lazy", **STRENGTHS, **options),
-        stock.generate(**inputs, logits_processor=DAMROProcessor(stock, inputs, **STRENGTHS), **options),
+        generate(fused, inputs, strategy="fused", **DECISIVE, **options),
+        generate(lazy, inputs, strategy="lazy", **DECISIVE, **options),
+        stock.generate(**inputs, logits_processor=DAMROProcessor(stock, inputs, **DECISIVE), **options),
     ]
+    survivors = torch.stack([scores.isfinite().sum() for scores in expected.scores])
+    assert bool((survivors == 1).any()) and bool((survivors > 1).any())
     for output in outputs:
         assert torch.equal(output.sequences, expected.sequences)
         for got, right in zip(output.scores, expected.scores, strict=True):
@@ -109,3 +112,8 @@ def test_recurrent_states_are_refused_where_a_second_prompt_is_followed(name: st
             generate(model, inputs, strategy=strategy, max_new_tokens=2, **STRENGTHS)
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert torch.equal(generate(model, inputs, method="greedy", max_new_tokens=4, do_sample=False), plain)
+
+
+def test_a_model_with_a_memory_of_its_own_keeps_no_columns() -> None:
+    """RWKV has no use for a cache of transformers, which would hold columns for it, too."""
+    assert not keeps_columns(RwkvForCausalLM(RwkvConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)))

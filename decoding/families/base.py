@@ -136,7 +136,7 @@ def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: 
     """
     features = prompt.inputs_embeds[prompt.image_mask]
     # A tensor has equally many columns an image. As images of one column they suit any prompt.
-    rows = list(features.split(prompt.image_mask.sum(dim=-1).tolist()))
+    rows = list(torch.split(features, prompt.image_mask.sum(dim=-1).tolist()))
     pooled: Any = rows if as_list else features.unsqueeze(1)
     modality = "image" if bool((ids == model.config.image_token_id).any()) else "video"
     return {"mm_encoder_outputs": {modality: BaseModelOutputWithPooling(pooler_output=pooled)}}
