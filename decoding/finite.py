@@ -34,7 +34,10 @@ class FiniteScores(LogitsProcessor):
         """Scores `(R, V)` as they are, but for rows that hold NaN or infinity."""
         # -inf throughout is a matter of settings, and no fault of the model.
         unusable = ~(scores.amax(dim=-1, keepdim=True) < torch.inf)
-        self._broken = unusable.any() if self._broken is None else self._broken | unusable.any()
+        broken = unusable.any()
+        self._broken = broken if self._broken is None else self._broken | broken
+        if broken.device.type == "cpu" and not broken:  # where asking costs less than a copy
+            return scores
         return scores.masked_fill(unusable, 0.0)
 
     def check(self) -> None:

@@ -116,4 +116,4 @@ def test_recurrent_states_are_refused_where_a_second_prompt_is_followed(name: st
 
 def test_a_model_with_a_memory_of_its_own_keeps_no_columns() -> None:
     """RWKV has no use for a cache of transformers, which would hold columns for it, too."""
-    assert not keeps_columns(RwkvForCausalLM(RwkvConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)))
+    assert not keeps_columns(RwkvForCausalLM(RwkvConfig(vocab_size=8, hidden_size=8, num_hidden_layers=2)))
