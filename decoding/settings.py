@@ -46,7 +46,6 @@ _NEUTRAL = {"encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0
 _OF_INPUTS = (
     "attention_mask",
     "decoder_attention_mask",
-    "decoder_input_ids",
     "decoder_inputs_embeds",
     "decoder_position_ids",
     "encoder_outputs",
@@ -207,11 +206,11 @@ def check_prompt(decoder: Any, call: Mapping[str, Any], full: VisualPrompt, *, p
     # The first round's drafts would be read as part of a prompt that is read in both directions; so would the rest of
     # the prompt not be, behind a chunk. Loops that check drafts crop the cache to the length of the tokens.
     if full.bidirectional:
-        _refuse(decoder, call, (*DRAFTING, "prefill_chunk_size"), "not causal", "leave it out")
+        _refuse(decoder, call, (*DRAFTING, "prefill_chunk_size"), "not causal", "decode without it")
     if pruned:
-        _refuse(decoder, call, (*DRAFTING, *OF_TOKENS), "pruned", "keep all tokens, or leave it out")
+        _refuse(decoder, call, (*DRAFTING, *OF_TOKENS), "pruned", "keep all tokens, or decode without it")
     if not tokens:
-        _refuse(decoder, call, OF_TOKENS, "given as columns, as this model's language model is", "leave it out")
+        _refuse(decoder, call, OF_TOKENS, "given as columns, as this model's language model is", "decode without it")
 
 
 def _refuse(decoder: Any, call: Mapping[str, Any], names: tuple[str, ...], prompt: str, remedy: str) -> None:
