@@ -1,8 +1,21 @@
 """The errors of the analyzer."""
 
-from damro.decoding.errors import DecodingError, InputsError, ParameterError, UnsupportedModelError
+from damro.decoding.errors import (
+    DecodingError,
+    InputsError,
+    NonFiniteScoresError,
+    ParameterError,
+    UnsupportedModelError,
+)
 
-__all__ = ["DecodingError", "InputsError", "NoClsTokenError", "ParameterError", "UnsupportedModelError"]
+__all__ = [
+    "DecodingError",
+    "InputsError",
+    "NoClsTokenError",
+    "NonFiniteScoresError",
+    "ParameterError",
+    "UnsupportedModelError",
+]
 
 
 class NoClsTokenError(UnsupportedModelError):

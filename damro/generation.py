@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from damro.decoding.errors import ParameterError
 from damro.decoding.generate import Strategy, decode
+from damro.decoding.settings import with_mask
 from damro.methods import METHODS, Method, Recipe, Scene, as_recipe
 from damro.parameters import parameters, show
 from damro.pruning import Pruning
@@ -67,8 +68,9 @@ def generate(
     _refuse_parameters(recipe, generate_kwargs)
     pruning = keep_tokens if isinstance(keep_tokens, Pruning | None) else Pruning(keep_tokens)
     scene = Scene(shared_prefix, pruning, processor)
-    contrast = recipe.method.prepare(model, inputs, scene)
     call = sampling_options(recipe, generate_kwargs) | generate_kwargs
+    inputs = with_mask(model, inputs, call)
+    contrast = recipe.method.prepare(model, inputs, scene)
     return decode(model, inputs, contrast, strategy=strategy, shared_prefix=shared_prefix, **call)
 
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
 from damro.decoding.families import family_of
-from damro.decoding.generate import as_list
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
 from damro.decoding.rules import Contrast, ContrastRule
+from damro.decoding.settings import check_padding, end_tokens
 from damro.errors import ParameterError
 from damro.methods import Method, Scene, as_recipe
 from damro.methods.damro import Variant
@@ -55,7 +55,7 @@ class DAMROProcessor(ContrastiveProcessor):
 
     Raises:
         UnsupportedModelError: the family, or one without a preset where alpha, beta or top_k is None.
-        InputsError: no image, no image token, right padding before a causal model.
+        InputsError: no image, no image token, right padding before a causal model, no telling what is padding.
         ParameterError: alpha, beta or top_k out of range.
     """
 
@@ -71,15 +71,16 @@ class DAMROProcessor(ContrastiveProcessor):
         variant: Variant = "reference",
         choose: Choose | None = None,
     ) -> None:
+        check_padding(model, inputs)
         view = outlier_view(
             model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
         )
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
-        rule, (ends, pad) = view.contrast.rule, _end_tokens(model)
+        rule, (ends, pad) = view.contrast.rule, end_tokens(family_of(model).decoder(model), {})
         assert isinstance(rule, ContrastRule)
         branch = negative_branch(model, view.contrast.negative)
-        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad)
+        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, assumed=True)
 
 
 def contrast_processor(
@@ -107,7 +108,7 @@ def contrast_processor(
     Raises:
         ParameterError: an unknown method or parameter, or one out of range.
         UnsupportedModelError: the family, or one without a preset where "damro" or a control needs it.
-        InputsError: no image, no image token, right padding before a causal model.
+        InputsError: no image, no image token, right padding before a causal model, no telling what is padding.
     """
     recipe = as_recipe(method)
     if recipe.temperature:
@@ -116,16 +117,10 @@ def contrast_processor(
         )
     asked = {**given(recipe.method), **parameters}
     chosen = build(type(recipe.method), asked, ParameterError, recipe.method.name)
+    check_padding(model, inputs)
     contrast = chosen.prepare(model, inputs, Scene(processor=processor))
     if not isinstance(contrast, Contrast):
         raise ParameterError(f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor")
     branch = negative_branch(model, contrast.negative)
-    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model))
-
-
-def _end_tokens(model: PreTrainedModel) -> tuple[list[int], int | None]:
-    """The tokens that end a row, and what ``generate`` pads with."""
-    decoder: Any = family_of(model).decoder(model)
-    config = decoder.generation_config  # the one generate reads: for InstructBLIP its language model's
-    ends = as_list(config.eos_token_id)
-    return ends, ends[0] if config.pad_token_id is None and ends else config.pad_token_id  # as generate does
+    ends, pad = end_tokens(family_of(model).decoder(model), {})
+    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, ends, pad, assumed=True)

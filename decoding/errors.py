@@ -18,4 +18,4 @@ class ParameterError(DecodingError):
 
 
 class NonFiniteScoresError(DecodingError):
-    """The model produced NaN scores."""
+    """The model produced NaN or infinity: next-token scores, or attention of its vision tower."""

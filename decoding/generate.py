@@ -9,43 +9,34 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput
 
 from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
-from damro.decoding.branches.fused import Branches, Prefill, can_branch, prefill
+from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.errors import ParameterError
-from damro.decoding.families import family_of
-from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.families import family_of, unwrap
+from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
+from damro.decoding.finite import FiniteScores
 from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
 from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import Contrast
+from damro.decoding.settings import (
+    DRAFTING,
+    OF_TOKENS,
+    asks,
+    check_call,
+    check_mask,
+    check_prompt,
+    end_tokens,
+    own_loop_serves,
+    own_processors,
+    setting,
+)
 
 Strategy = Literal["auto", "fused", "lazy"]
-
-_STOCK_ONLY = (
-    "assistant_early_exit",
-    "assistant_model",
-    "cache_implementation",
-    "constraints",
-    "dola_layers",
-    "force_words_ids",
-    "output_attentions",
-    "output_hidden_states",
-    "past_key_values",
-    "penalty_alpha",
-    "prefill_chunk_size",
-    "prompt_lookup_num_tokens",
-    "stop_strings",
-    "use_mtp",
-)
-"""Settings that ask for another loop than plain search, or for something that only the stock loop returns."""
-
-
-_DRAFTING = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp")
-"""Settings that ask for a loop which checks several drafted tokens at once."""
 
 
 @torch.no_grad()
@@ -64,7 +55,8 @@ def decode(
     pass over the weights. "lazy" runs stock ``generate`` with a processor that skips the negative pass where the
     rule can do without. Both give the same tokens, up to the rounding of sums that batch size changes.
     "auto" takes :func:`choose_strategy`'s choice. Beam search, assisted and prompt-lookup decoding, returned
-    attentions or hidden states, and stop strings are the stock loops' business: they are always "lazy".
+    attentions or hidden states, stop strings, a loop or a cache of the caller's own are the stock loops' business: they
+    are always "lazy", and so are language models whose attention does not suit several prompts in one batch.
 
     Args:
         model: the LVLM.
@@ -75,42 +67,64 @@ def decode(
         shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
             at the whole prompt from everywhere, reads each. Implies "fused".
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
-            `logits_processor`s stand behind the contrast.
+            `logits_processor`s stand behind the contrast. `interpolate_pos_encoding` is of no further use: vision
+            towers that can do so have interpolated where the image asks for it.
 
     Returns:
         What ``model.generate`` returns: `(R, P + T)` token ids, or a ``ModelOutput``. Without `past_key_values`
         when fused.
 
     Raises:
-        ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if drafts of several tokens are
-            asked for with a pruned prompt or one that is not causal.
-        NonFiniteScoresError: if the model produced NaN.
+        ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if ``generate`` is asked
+            for what is not to be had with these prompts, such as drafts of several tokens with a pruned one.
+        InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call.
+        UnsupportedModelError: if a second prompt is to be followed by a language model with recurrent layers.
+        NonFiniteScoresError: if the model produced NaN or infinity.
     """
     if strategy not in get_args(Strategy):
         raise ParameterError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
     if shared_prefix and strategy == "lazy":
         raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
+    model = unwrap(model)
     decoder: Any = family_of(model).decoder(model)
-    full = contrast if isinstance(contrast, VisualPrompt) else contrast.full
+    contrasts = isinstance(contrast, Contrast)
+    full = contrast.full if isinstance(contrast, Contrast) else contrast
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
-    serves = _own_loop_serves(decoder, generate_kwargs)
-    rule: LogitsProcessor | None = None
+    if decoder is not model:
+        generate_kwargs.pop("interpolate_pos_encoding", None)
+    check_call(decoder, generate_kwargs, contrasts=contrasts)
+    check_mask(model, inputs, generate_kwargs, full)
+    serves = own_loop_serves(decoder, generate_kwargs)
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
-    prompt_ids = returned_prompt(model, inputs, _setting(decoder, generate_kwargs, "decoder_start_token_id"))
-    if serves and strategy == "fused" and (shared_prefix or isinstance(contrast, Contrast)):
+    prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
+    rule: LogitsProcessor | None = None
+    if serves and strategy == "fused" and (shared_prefix or contrasts):
         call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
         if isinstance(contrast, Contrast):
             rule = _lazy_processor(model, decoder, prompt_ids, contrast, generate_kwargs)
-        seen = _setting(decoder, generate_kwargs, "return_dict_in_generate")
+        seen = setting(decoder, generate_kwargs, "return_dict_in_generate")
         if serves and not seen and not is_encoder_decoder(decoder):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call["past_key_values"] = roomy_cache()
-    if rule is not None:
-        call["logits_processor"] = [rule, *(call.get("logits_processor") or ())]
-    return decoder.generate(**call)
+    return _run(decoder, call, rule)
+
+
+def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> Any:
+    """Calls ``generate``, with the contrast in front of the call's own processors, or with a look at plain scores.
+
+    Raises:
+        NonFiniteScoresError: see :func:`decode`.
+    """
+    finite = FiniteScores()
+    call["logits_processor"] = [finite if rule is None else rule, *own_processors(call)]
+    if rule is None:
+        call["stopping_criteria"] = [*(call.get("stopping_criteria") or ()), finite.stop]
+    output = decoder.generate(**call)
+    finite.check()
+    return output
 
 
 def _loop_arguments(
@@ -152,21 +166,20 @@ def _prompt_arguments(
 ) -> dict[str, Any]:
     """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
     if is_encoder_decoder(decoder):
+        check_prompt(decoder, generate_kwargs, full, pruned=False, tokens=False)
         return {"inputs_embeds": full.inputs_embeds, "attention_mask": full.attention_mask}
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": full.attention_mask, **full.reading()}
-    if full.bidirectional:
-        # The first round's drafts would be read as part of the prompt, in both directions.
-        _refuse_drafts(decoder, generate_kwargs, "not causal", "decode without drafts")
     pruned = full.inputs_embeds.shape[1] != input_ids.shape[1]
+    check_prompt(decoder, generate_kwargs, full, pruned=pruned, tokens=decoder is model)
     if pruned:
         arguments |= _limits_of_pruned(decoder, input_ids.shape[1], generate_kwargs)
-    elif not _takes_columns(decoder):
-        # PaliGemma wants a tensor of equally many columns an image. As images of one column they suit any prompt.
-        return arguments | _image_arguments(full.inputs_embeds[full.image_mask].unsqueeze(1))
-    elif decoder is model and any(_setting(decoder, generate_kwargs, name) for name in _DRAFTING):
-        # Given columns, the loops that check drafts do not feed those of their first round; given tokens and image
-        # features they do. InstructBLIP, whose own generate gives columns, cannot be helped.
-        return arguments | _image_arguments([full.inputs_embeds[full.image_mask]])
+    elif not _takes_columns(decoder) or (
+        decoder is model and any(asks(decoder, generate_kwargs, name) for name in (*DRAFTING, *OF_TOKENS))
+    ):
+        # Given columns, the loops that check drafts do not feed those of their first round, and chunks of a prompt are
+        # cut from tokens; given tokens and image features all is well. InstructBLIP, whose own generate gives columns,
+        # cannot be helped.
+        return arguments | encoder_outputs(model, input_ids, full, as_list=family_of(model).POOLED_AS_LIST)
     return arguments | {"inputs_embeds": full.inputs_embeds}
 
 
@@ -175,71 +188,23 @@ def _takes_columns(decoder: Any) -> bool:
     return "inputs_embeds" in inspect.signature(decoder.prepare_inputs_for_generation).parameters
 
 
-def _image_arguments(features: Any) -> dict[str, Any]:
-    """What tells ``generate`` the columns of the images, beside tokens that say where they stand."""
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
-
-
 def _limits_of_pruned(decoder: Any, prompt_length: int, generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for a prompt with fewer columns than `input_ids`: limits of length as numbers of new tokens.
 
     ``generate`` would take the columns from `max_length` and `min_length`, and then compare with the length of
-    `input_ids`. Its loops that check drafts crop the cache to the length of `input_ids`.
+    `input_ids`.
     """
-    _refuse_drafts(decoder, generate_kwargs, "pruned", "keep all tokens, or decode without drafts")
     limits: dict[str, Any] = {}
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        length = _setting(decoder, generate_kwargs, total)
-        if length and _setting(decoder, generate_kwargs, new) is None:
+        length = setting(decoder, generate_kwargs, total)
+        if length and setting(decoder, generate_kwargs, new) is None:
             limits |= {total: None, new: max(length - prompt_length, 0)}
     return limits
-
-
-def _refuse_drafts(decoder: Any, generate_kwargs: Mapping[str, Any], prompt: str, remedy: str) -> None:
-    """Raises ParameterError if a loop is asked for that checks drafts, which such a prompt does not bear."""
-    for name in _DRAFTING:
-        if _setting(decoder, generate_kwargs, name):
-            raise ParameterError(
-                f"{name} must be left out where the prompt is {prompt}, got "
-                f"{_setting(decoder, generate_kwargs, name)!r}; {remedy}"
-            )
-
-
-def _own_loop_serves(decoder: Any, generate_kwargs: Mapping[str, Any]) -> bool:
-    """Whether the call is greedy search or sampling with nothing that only the stock loops offer."""
-    asked = [name for name in _STOCK_ONLY if _setting(decoder, generate_kwargs, name)]
-    beams = _setting(decoder, generate_kwargs, "num_beams") or 1
-    cached = _setting(decoder, generate_kwargs, "use_cache") is not False
-    return not asked and beams == 1 and cached and (is_encoder_decoder(decoder) or can_branch(decoder))
-
-
-def _setting(decoder: Any, generate_kwargs: Mapping[str, Any], name: str) -> Any:
-    """A setting by the precedence of ``generate``: keyword, then the config passed, then the model's own."""
-    for source in (generate_kwargs.get("generation_config"), decoder.generation_config):
-        if generate_kwargs.get(name) is None and getattr(source, name, None) is not None:
-            return getattr(source, name)
-    return generate_kwargs.get(name)
 
 
 def _lazy_processor(
     model: PreTrainedModel, decoder: Any, prompt_ids: Tensor, contrast: Contrast, generate_kwargs: Mapping[str, Any]
 ) -> RuleProcessor:
     """The processor that runs the negative pass where it is needed."""
-    ends = as_list(_setting(decoder, generate_kwargs, "eos_token_id"))
-    pad = _setting(decoder, generate_kwargs, "pad_token_id")
-    if pad is None and ends:
-        pad = ends[0]  # as generate does
-    branch = negative_branch(model, contrast.negative, _setting(decoder, generate_kwargs, "decoder_start_token_id"))
-    return RuleProcessor(branch, prompt_ids, contrast.rule, ends, pad)
-
-
-def as_list(token_ids: int | list[int] | None) -> list[int]:
-    """The end tokens of a generation config, which may be none, one or several.
-
-    Example:
-        >>> as_list(None), as_list(2), as_list([2, 7])
-        ([], [2], [2, 7])
-    """
-    if token_ids is None:
-        return []
-    return [token_ids] if isinstance(token_ids, int) else list(token_ids)
+    branch = negative_branch(model, contrast.negative, setting(decoder, generate_kwargs, "decoder_start_token_id"))
+    return RuleProcessor(branch, prompt_ids, contrast.rule, *end_tokens(decoder, generate_kwargs))

@@ -40,6 +40,8 @@ class RuleProcessor(LogitsProcessor):
         eos_token_ids: tokens that end a row; a row that holds nothing but padding after one is finished and does
             not call for the negative pass.
         pad_token_id: what ``generate`` fills finished rows with.
+        assumed: the call of ``generate`` may name other end and padding tokens than these. A row is then finished only
+            if this processor had ruled its padding out, so that nothing but the end of the row can have put it there.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class RuleProcessor(LogitsProcessor):
         rule: ScoreRule,
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
+        assumed: bool = False,
     ) -> None:
         self.branch = branch
         self.rule = rule
         self._prompt_ids = prompt_ids
         self._eos = tuple(eos_token_ids)
         self._pad = pad_token_id
+        self._assumed = assumed
+        self._last: tuple[Tensor, Tensor] | None = None  # the last histories and whether they could not be padded
 
     def __iter__(self) -> Iterator[Self]:
         """Iterates over itself: ``generate`` takes a list of processors, and one is a list of one."""
@@ -84,7 +89,8 @@ class RuleProcessor(LogitsProcessor):
         if step == 0:
             # Chunks of the history then fall as in the first call, so that a second one repeats it to the last bit.
             self.branch.restart()
-        needed = (self.rule.needed(full, step) & ~self._finished(history).unsqueeze(-1)).any(dim=0)  # (V,)
+        finished = self._finished(history)
+        needed = (self.rule.needed(full, step) & ~finished.unsqueeze(-1)).any(dim=0)  # (V,)
         # NaN makes the best score NaN, overflow makes it infinite.
         broken = ~full.amax(dim=-1).isfinite()
         # The whole prompt, at every step: another prompt that is longer would pass for this one with a history.
@@ -95,10 +101,12 @@ class RuleProcessor(LogitsProcessor):
             raise self._not_mine(input_ids)
         if unusable:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
-        negative = self._negative(history, needed, count) if count else None
+        negative = self._negative(history, needed, count) if count or not self.branch.may_wait else None
         contrasted = self.rule(full, negative, step)
         if negative is not None and bool(contrasted.isnan().any()):
             raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
+        if self._assumed and self._pad is not None:
+            self._last = history, finished | contrasted[:, self._pad].isneginf()
         return contrasted.to(scores.dtype)
 
     def _negative(self, history: Tensor, needed: Tensor, count: int) -> Tensor:
@@ -131,7 +139,15 @@ class RuleProcessor(LogitsProcessor):
         ends = torch.isin(history, torch.tensor(self._eos, device=history.device))
         after_end = ends.long().cumsum(dim=-1) - ends.long() > 0  # strictly behind the first end token
         only_padding = ((history == self._pad) | ~after_end).all(dim=-1)
-        return after_end.any(dim=-1) & only_padding
+        finished = after_end.any(dim=-1) & only_padding
+        return finished & self._ruled_out(history[:, :-1]) if self._assumed else finished
+
+    def _ruled_out(self, before: Tensor) -> Tensor:
+        """`(R,)`, whether padding was known to be no continuation of a history, `(R, T)`."""
+        last, ruled_out = self._last or (None, None)
+        if last is None or ruled_out is None or last.shape != before.shape:
+            return torch.zeros(len(before), dtype=torch.bool, device=before.device)
+        return ruled_out & (last == before).all(dim=-1)  # beams change places
 
 
 class ContrastiveProcessor(RuleProcessor):
@@ -144,6 +160,7 @@ class ContrastiveProcessor(RuleProcessor):
         beta: plausibility cutoff in (0, 1]; scores are `-inf` outside the plausible tokens.
         eos_token_ids: tokens that end a row.
         pad_token_id: what ``generate`` fills finished rows with.
+        assumed: whether a call of ``generate`` may name others.
 
     Raises:
         ParameterError: if `alpha` or `beta` is out of range.
@@ -157,7 +174,8 @@ class ContrastiveProcessor(RuleProcessor):
         beta: float,
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
+        assumed: bool = False,
     ) -> None:
-        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id)
+        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id, assumed)
         self.alpha = alpha
         self.beta = beta

@@ -101,11 +101,15 @@ class Contrast:
     rule: ScoreRule
 
 
+MAX_ALPHA = 1e30
+"""Times any logit of a language model this is still a float32."""
+
+
 def check_strengths(alpha: float, beta: float) -> None:
     """Checks the two parameters of contrastive decoding.
 
     Raises:
-        ParameterError: unless `alpha` is finite and >= 0 and `beta` is in (0, 1].
+        ParameterError: unless `alpha` is in [0, 1e30], beyond which scores overflow, and `beta` is in (0, 1].
 
     Example:
         >>> check_strengths(1.0, 0.1)
@@ -114,6 +118,10 @@ def check_strengths(alpha: float, beta: float) -> None:
         damro.decoding.errors.ParameterError: alpha must be a finite number >= 0, got -1.0; ...
     """
     check_value("alpha", alpha, Strength, ParameterError)
+    if alpha > MAX_ALPHA:
+        raise ParameterError(
+            f"alpha must be at most {MAX_ALPHA}, where scores overflow, got {alpha!r}; 0.5 to 2 is usual"
+        )
     check_value("beta", beta, Cutoff, ParameterError)
 
 

@@ -39,13 +39,19 @@ def test_no_negative_pass_while_one_token_survives(family):
 @EVERY_FAMILY
 @pytest.mark.parametrize("pad", [0, None], ids=["padding", "padded with the end token"])
 def test_finished_rows_do_not_call_for_the_negative_pass(family, pad):
-    """The end token stands in the config that ``generate`` reads: for InstructBLIP its language model's."""
+    """The end token stands in the config that ``generate`` reads: for InstructBLIP its language model's.
+
+    The call may name another, so that a row has ended only if padding was no choice before.
+    """
     model, inputs = fresh_model(family), inputs_of(f"{family}_batch2")
     config = getattr(model, "language_model", model).generation_config
     config.eos_token_id, config.pad_token_id = [50, 60], pad
     processor = DAMROProcessor(model, inputs, **STRENGTHS)
     filler = 50 if pad is None else pad
     ended = torch.tensor([[40, 50, filler], [41, 60, filler]])
+    decided = torch.zeros(2, 200)
+    decided[:, 7] = 20.0
+    processor(torch.cat([inputs["input_ids"], ended[:, :2]], dim=1), decided)
     scores = processor(torch.cat([inputs["input_ids"], ended], dim=1), torch.randn(2, 200))
     assert processor.branch.passes == 0
     torch.testing.assert_close(scores.exp().sum(-1), torch.ones(2))

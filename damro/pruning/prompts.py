@@ -28,6 +28,7 @@ from damro.pruning.rules import (
     present_patches,
 )
 from damro.vision.attention import ClsQueryKeys, cls_weights, record_cls, resolve_layer, summary_tokens
+from damro.vision.finite import check_weights
 
 By = Literal["attention", "layers", "correlation"]
 
@@ -179,7 +180,7 @@ class Pruning:
         last = recorded[max(recorded)]
         extra = summary_tokens(last.keys.shape[2], grid)
         weights = torch.stack([cls_weights(layer, "mean") for layer in recorded.values()]).sum(dim=0)
-        scores = weights[:, extra:].cpu()  # (tiles, patches)
+        scores = check_weights(weights[:, extra:].cpu())  # (tiles, patches)
         if self.by == "correlation":
             keys = last.keys[:, :, extra:].transpose(1, 2).flatten(2).cpu()  # (tiles, patches, C)
             count = (information_density(keys, present) * present.sum(dim=-1)).ceil().long()

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from damro.decoding.families import Encoding, check_inputs, family_of
+from damro.decoding.families import Encoding, InsideOf, check_inputs, family_of, unwrap
 from damro.errors import NoClsTokenError, ParameterError, UnsupportedModelError
 from damro.vision import vit
+from damro.vision.finite import check_weights
 from damro.vision.sources import Source, has_cls, resolve_source
 from damro.vision.vit import HasTower
 
@@ -83,6 +84,7 @@ def cls_attention(
         UnsupportedModelError: if the family is not supported; NoClsTokenError if the ViT has no [CLS].
         InputsError: if there is no image in `inputs`.
         ParameterError: if `layer`, `heads` or `source` is not one of the model's.
+        NonFiniteScoresError: if the vision tower produced NaN or infinity.
     """
     (attention,) = cls_attentions(model, inputs, [layer], heads, source)
     return attention
@@ -115,7 +117,8 @@ def tower_family(model: PreTrainedModel, inputs: Mapping[str, Any]) -> HasTower:
         InputsError: if `inputs` are not what an LVLM's processor returns for images and text.
     """
     if vit.is_bare_vit(model):
-        return vit
+        inside: Any = InsideOf(vit)
+        return vit if unwrap(model) is model else inside
     family = family_of(model)
     check_inputs(model, inputs)
     return family
@@ -205,12 +208,14 @@ def read_attention(recorded: ClsQueryKeys, encoding: Encoding, layer: int, heads
 
     Raises:
         ParameterError: if `heads` is unknown.
+        NonFiniteScoresError: if weights are NaN or infinite.
     """
     if recorded.query.ndim == 4:
         row, tile = locate_tiles(encoding)
-        return CLSAttention(received_weights(recorded, heads), encoding.grid, layer, heads, row, tile, "received")
+        weights = check_weights(received_weights(recorded, heads))
+        return CLSAttention(weights, encoding.grid, layer, heads, row, tile, "received")
     extra = summary_tokens(recorded.keys.shape[2], encoding.grid)
-    weights = cls_weights(recorded, heads)[:, extra:]
+    weights = check_weights(cls_weights(recorded, heads)[:, extra:])
     row, tile = locate_tiles(encoding)
     return CLSAttention(weights, encoding.grid, layer, heads, row, tile)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from damro.errors import InputsError, ParameterError
 from damro.vision.attention import CLSAttention
 from damro.vision.features import PatchFeatures
+from damro.vision.finite import check_weights
 from damro.vision.outlier_rules import FEATURE_SCORES, FeatureRule, sum_layers
 
 AttentionRule = Literal["topk", "iqr", "mad"]
@@ -80,6 +81,7 @@ def find_outliers(
         ParameterError: if `rule` is unknown or lacks `features`, `top_k` is not in `1 .. patches`, or `cutoff` is
             not a finite number.
         InputsError: if the mask is not boolean, or features or mask are not of the same tiles.
+        NonFiniteScoresError: if attention or features hold NaN or infinity.
 
     Example:
         >>> import torch
@@ -93,7 +95,7 @@ def find_outliers(
     """
     if not isinstance(attention, CLSAttention):
         attention = sum_layers(attention)
-    weights = attention.weights
+    weights = check_weights(attention.weights)
     rules = (rule,) if isinstance(rule, str) else tuple(rule)
     if not rules:
         raise ParameterError(f"rule must name one or more of {', '.join(RULES)}, got none")
@@ -129,7 +131,7 @@ def _flag(
         raise ParameterError(
             f"features must be given with rule {rule!r}, got None; pass damro.patch_features(model, inputs)"
         )
-    scores = FEATURE_SCORES[rule](features).to(attention.weights.device)
+    scores = check_weights(FEATURE_SCORES[rule](features).to(attention.weights.device))
     if scores.shape != attention.weights.shape:
         raise InputsError(
             f"features must be of the attention's tiles and patches {tuple(attention.weights.shape)}, got "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from damro.decoding.branches.fused import prefill
+from damro.decoding.branches.kv import keeps_columns
 from damro.decoding.branches.negative import NegativeBranch
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import family_of
@@ -77,9 +78,17 @@ def negative_branch(
         model: the LVLM.
         prompt: the negative prompt.
         start: as for :func:`returned_prompt`.
+
+    Raises:
+        UnsupportedModelError: if the language model has recurrent layers.
     """
     decoder: Any = family_of(model).decoder(model)
     if not is_encoder_decoder(decoder):
+        if not keeps_columns(decoder):
+            raise UnsupportedModelError(
+                "model must have a language model of attention layers alone, to follow a second prompt, got "
+                f"{type(decoder.get_decoder()).__name__}, whose recurrent states cannot be taken back"
+            )
         return NegativeBranch(decoder, model.get_input_embeddings(), prompt)
     reader = PromptReader(decoder, start_tokens(decoder, len(prompt.attention_mask), start))
     return NegativeBranch(reader, reader.embed, prompt)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.branches.kv import keeps_columns, roomy_cache
+from damro.decoding.branches.rope import ropes_of_longest
 from damro.decoding.prompts import VisualPrompt
 
 _ATTENTION = "decoding_branches"
@@ -133,17 +134,28 @@ def _branch_attention(decoder: Any) -> Iterator[None]:
         config._attn_implementation = usual
 
 
-def can_branch(decoder: Any) -> bool:
-    """Whether a language model's attention can be given by name and looks at all columns.
+_TOUCH_KEYS = ("diffllama", "doge", "jetmoe")
+"""Language models that do something with all keys or values between the cache and the attention function."""
 
-    Sliding windows and other kinds of layers keep their KV in other ways than :class:`Branches` does.
+
+def can_branch(decoder: Any) -> bool:
+    """Whether a language model's attention can be given by name and looks at all columns, each row at its own.
+
+    Sliding windows and other kinds of layers keep their KV in other ways than :class:`Branches` does; multi-head latent
+    attention (`expand_kv`, DeepSeek-V3) unfolds what the cache returns; some rotary positions of all rows depend on the
+    longest of them.
     """
-    config = decoder.get_decoder().config
+    body = decoder.get_decoder()
+    config = body.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
-        bool(getattr(decoder.get_decoder(), "_supports_attention_backend", False))
+        bool(getattr(body, "_supports_attention_backend", False))
         and getattr(config, "sliding_window", None) is None
         and kinds == {"full_attention"}
+        and keeps_columns(decoder)
+        and config.model_type not in _TOUCH_KEYS
+        and not any(hasattr(part, "expand_kv") for part in body.modules())
+        and not ropes_of_longest(body)
     )
 
 

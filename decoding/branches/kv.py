@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 64
 """Columns that are allocated ahead of need; KV is copied once in so many tokens instead of at each of them."""
@@ -88,3 +88,20 @@ def roomy_cache() -> Cache:
         torch.Size([1, 1, 6, 2])
     """
     return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def keeps_columns(decoder: Any) -> bool:
+    """Whether a language model's memory of what it has read is keys and values of every column, and nothing else.
+
+    Recurrent layers (Mamba, short convolutions, linear attention) keep one state instead, which cannot be cropped.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> keeps_columns(LlamaForCausalLM(LlamaConfig(vocab_size=8, **small)))
+        True
+    """
+    if getattr(decoder.get_decoder(), "_is_stateful", False):
+        return False
+    layers = DynamicCache(config=decoder.config.get_text_config(decoder=True)).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

@@ -10,6 +10,7 @@ from transformers import Cache
 
 from damro.decoding.branches.head import PartialHead
 from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.branches.rope import forget_longest, ropes_of_longest
 from damro.decoding.errors import InputsError
 from damro.decoding.prompts import VisualPrompt
 
@@ -37,7 +38,11 @@ class NegativeBranch:
 
     Attributes:
         passes: how often the decoder has been run.
+        may_wait: whether tokens may be fed later, several at once; not where the longest position of a pass decides
+            how all of them are read.
     """
+
+    may_wait = True
 
     def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: VisualPrompt) -> None:
         self._head = PartialHead(decoder)
@@ -48,6 +53,8 @@ class NegativeBranch:
         self._padded = not bool(prompt.attention_mask.all())
         self._state: _State | None = None
         self._prompt_logits: Tensor | None = None
+        self._ropes = ropes_of_longest(decoder)
+        self.may_wait = not self._ropes
 
     @torch.no_grad()
     def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -123,6 +130,7 @@ class NegativeBranch:
         tokens: Tensor | None = None,
         **reading: Tensor,
     ) -> Tensor:
+        forget_longest(self._ropes)  # what the model has read of the other prompt
         logits = self._head.logits(
             tokens,
             inputs_embeds=embeds,
@@ -132,6 +140,7 @@ class NegativeBranch:
             use_cache=True,
             **reading,
         )
+        forget_longest(self._ropes)
         self.passes += 1
         return logits
 

@@ -20,6 +20,7 @@ from damro.decoding.families.base import (
     attention_mask_of,
     image_columns,
     is_encoder_decoder,
+    unwrap,
 )
 from damro.registry import Registry
 
@@ -42,14 +43,31 @@ FAMILIES: Registry[Family] = Registry(
 
 _VIDEO = "pixel_values_videos"
 
-__all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "check_inputs", "family_of"]
+__all__ = ["FAMILIES", "ColumnPatches", "Encoding", "Family", "InsideOf", "check_inputs", "family_of", "unwrap"]
+
+
+class InsideOf:
+    """A module of functions of a model, for models that are wrapped: each gets the model that is inside.
+
+    Args:
+        functions: of a family, or others whose first argument is the model.
+    """
+
+    def __init__(self, functions: Any) -> None:
+        self._functions = functions
+
+    def __getattr__(self, name: str) -> Any:
+        """The function of that name, which unwraps its model; what is no function is returned as it is."""
+        value = getattr(self._functions, name)
+        return (lambda model, *args, **kwargs: value(unwrap(model), *args, **kwargs)) if callable(value) else value
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family module of a model.
+    """The family module of a model; its functions take the model itself and a `PeftModel` around it alike.
 
     Raises:
-        UnsupportedModelError: if there is none, or the model has no language-model head.
+        UnsupportedModelError: if there is none, or the model has no language-model head; or an adapter around it acts
+            outside of its layers.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(str(model_type))
@@ -62,7 +80,8 @@ def family_of(model: PreTrainedModel) -> Family:
             f"model must have a language-model head, got {type(model).__name__}; "
             "load the ...ForConditionalGeneration class"
         )
-    return family
+    wrapped: Any = InsideOf(family)
+    return family if unwrap(model) is model else wrapped
 
 
 def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:

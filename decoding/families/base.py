@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from damro.decoding.errors import InputsError
+from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.prompts import VisualPrompt, scatter_features
 
 LVLM = Any
@@ -63,6 +64,10 @@ class Family(Protocol):
 
     DEFAULT_HEADS: str
     """How the released DAMRO code joins the heads of this family: "merged" or "mean"."""
+
+    POOLED_AS_LIST: bool
+    """Whether the model takes image features that are computed already (`mm_encoder_outputs`) as a list with a tensor
+    an image, or as one tensor."""
 
     def vision_tower(self, model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
         """The ViT; of a model with one for images and one for videos, that which reads `inputs`."""
@@ -123,12 +128,73 @@ def image_columns(model: LVLM, ids: Tensor) -> Tensor:
     return mask if video is None else mask | (ids == video)
 
 
-def leading_columns(model: LVLM, encoding: Encoding) -> int:
-    """How many columns an image has before its first patch: [CLS], if the model keeps it and the ViT has one."""
-    if getattr(model.config, "vision_feature_select_strategy", None) != "full":
-        return 0
+def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: bool) -> dict[str, Any]:
+    """What tells ``generate`` the columns of images (or videos) beside tokens `(B, L)` that say where they stand.
+
+    Args:
+        model: the model.
+        ids: the tokens of the prompts.
+        prompt: the same prompts, embedded; none of its columns may have been left out.
+        as_list: see :class:`Family`.
+    """
+    features = prompt.inputs_embeds[prompt.image_mask]
+    # A tensor has equally many columns an image. As images of one column they suit any prompt.
+    rows = list(torch.split(features, prompt.image_mask.sum(dim=-1).tolist()))
+    pooled: Any = rows if as_list else features.unsqueeze(1)
+    modality = "image" if bool((ids == model.config.image_token_id).any()) else "video"
+    return {"mm_encoder_outputs": {modality: BaseModelOutputWithPooling(pooler_output=pooled)}}
+
+
+def leading_columns(columns: int, grid: tuple[int, int]) -> int:
+    """How many columns of a tile stand before its first patch: [CLS] and registers, as far as the model keeps them.
+
+    Args:
+        columns: of the tile, counted in what the model made of it.
+        grid: patch rows and patch columns of the tile.
+
+    Raises:
+        UnsupportedModelError: if there are fewer columns than patches. Of a ViT without [CLS] the feature strategy
+            "default" takes the first patch away.
+
+    Example:
+        >>> leading_columns(577, (24, 24)), leading_columns(576, (24, 24))
+        (1, 0)
+    """
+    first = columns - grid[0] * grid[1]
+    if first < 0:
+        raise UnsupportedModelError(
+            f"model must have an image column for each of the {grid[0]}x{grid[1]} patches of a tile, got {columns} "
+            "columns; with a ViT that has no [CLS] set vision_feature_select_strategy='full'"
+        )
+    return first
+
+
+def tile_columns(model: LVLM, encoding: Encoding) -> int:
+    """How many columns the model makes of one tile of a tiled image: the ViT's tokens but one with "default"."""
     tokens: int = encoding.outputs.last_hidden_state.shape[1]
-    return tokens - encoding.grid[0] * encoding.grid[1]
+    return tokens - int(model.config.vision_feature_select_strategy == "default")
+
+
+def unwrap(model: LVLM) -> LVLM:
+    """The LVLM inside of a `PeftModel`; any other model is returned as it is.
+
+    Adapters such as LoRA are layers of the model inside, so that they count there, too, as long as they are active.
+
+    Raises:
+        UnsupportedModelError: if the adapter is more than layers: virtual tokens in front of the prompt, or a pass of
+            its own, of which the model inside knows nothing.
+    """
+    if not (hasattr(model, "get_base_model") and hasattr(model, "peft_config")):
+        return model
+    for name in model.active_adapters:
+        adapter = model.peft_config[name]
+        kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+        if adapter.is_prompt_learning or kind == "XLORA" or getattr(adapter, "alora_invocation_tokens", None):
+            raise UnsupportedModelError(
+                f"model must have adapters that are layers, such as LoRA, got {kind} ({type(adapter).__name__}), which "
+                "acts outside of them; merge it or switch it off"
+            )
+    return model.get_base_model()
 
 
 def attention_mask_of(model: LVLM, inputs: Mapping[str, Any]) -> Tensor:
@@ -142,11 +208,20 @@ def attention_mask_of(model: LVLM, inputs: Mapping[str, Any]) -> Tensor:
     mask: Tensor | None = inputs.get("attention_mask")
     if mask is not None:
         return mask
-    ids: Tensor = inputs["input_ids"]
     pad, ends = model.generation_config.pad_token_id, model.generation_config.eos_token_id
-    if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
-        return torch.ones_like(ids)
-    return ids.ne(pad).long()
+    return inferred_mask(inputs["input_ids"], pad, ends if isinstance(ends, list) else [ends])
+
+
+def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int | None]) -> Tensor:
+    """The mask that ``generate`` infers from tokens `(B, L)` by the padding token; of ones if it cannot tell.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([[0, 0, 9]])
+        >>> inferred_mask(ids, 0, [2]).tolist(), inferred_mask(ids, 0, [0]).tolist()
+        ([[0, 0, 1]], [[1, 1, 1]])
+    """
+    return torch.ones_like(ids) if pad is None or pad in ends else ids.ne(pad).long()
 
 
 def is_encoder_decoder(decoder: LVLM) -> bool:

@@ -12,9 +12,11 @@ from damro.decoding.families.base import LVLM, Encoding, patch_grid, rows_of_ima
 from damro.decoding.families.instructblip import (
     DEFAULT_HEADS,
     PIXELS,
+    POOLED_AS_LIST,
     column_patches,
     decoder,
     full_prompt,
+    is_resized,
     vision_tower,
 )
 from damro.decoding.prompts import VisualPrompt
@@ -22,6 +24,7 @@ from damro.decoding.prompts import VisualPrompt
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -43,7 +46,7 @@ def feature_layer(model: LVLM, *, reference: bool) -> int:
 def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     """Runs the ViT, the Q-Former and the projection once."""
     pixels = inputs["pixel_values"]
-    outputs = model.get_image_features(pixels, return_dict=True)
+    outputs = model.get_image_features(pixels, interpolate_pos_encoding=is_resized(model, pixels), return_dict=True)
     features = list(outputs.pooler_output)
     rows = rows_of_images(model, inputs, features)
     return Encoding(outputs, features, rows, (1,) * len(features), patch_grid(model.config, pixels))

@@ -15,6 +15,7 @@ from damro.decoding.prompts import VisualPrompt
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
 PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "mean"
+POOLED_AS_LIST = True
 REFERENCE_SHIFT = 1
 """The released DAMRO code takes patch i - 1 where it ranked patch i."""
 
@@ -44,11 +45,18 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
         pixels,
         qformer_input_ids=inputs["qformer_input_ids"],
         qformer_attention_mask=inputs.get("qformer_attention_mask"),
+        interpolate_pos_encoding=is_resized(model, pixels),
         return_dict=True,
     )
     features = list(outputs.pooler_output)
     rows = rows_of_images(model, inputs, features)
     return Encoding(outputs, features, rows, (1,) * len(features), patch_grid(model.config, pixels))
+
+
+def is_resized(model: LVLM, pixels: Tensor) -> bool:
+    """Whether images are of another size than the ViT's own, so that its positions are to be interpolated."""
+    side = model.config.vision_config.image_size
+    return tuple(pixels.shape[-2:]) != (side, side)
 
 
 def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:

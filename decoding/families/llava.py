@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from damro.decoding.prompts import VisualPrompt
 REQUIRED_INPUTS: tuple[str, ...] = ()
 PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "merged"
+POOLED_AS_LIST = True
 full_prompt = embed_prompt
 
 
@@ -46,7 +48,7 @@ def feature_layer(model: LVLM, *, reference: bool) -> int:
 def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     """Runs CLIP and the projector once."""
     pixels = inputs["pixel_values"]
-    outputs = model.model.get_image_features(pixel_values=pixels, return_dict=True)
+    outputs = model.model.get_image_features(pixel_values=pixels, return_dict=True, **_sizes(model, inputs))
     features = list(outputs.pooler_output)
     return Encoding(
         outputs,
@@ -57,37 +59,46 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     )
 
 
+def _sizes(model: LVLM, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of images, for ViTs that read images of any size (Pixtral); others have no use for them."""
+    tower, sizes = getattr(model.model, "vision_tower", None), inputs.get("image_sizes")
+    if tower is None or sizes is None or "image_sizes" not in inspect.signature(tower.forward).parameters:
+        return {}
+    return {"image_sizes": sizes}
+
+
 def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
     """Keeps the columns of some patches of each image."""
     prompt = full_prompt(model, inputs, encoding)
-    return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask)))
+    return prompt.keep(patch_columns(encoding, patches, len(prompt.image_mask)))
 
 
 def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
-    """One column a patch, in image order; with the feature strategy "full", [CLS] in front."""
+    """One column a patch, in image order; in front of them [CLS] and registers, as far as the model keeps them."""
     patches = torch.arange(encoding.grid[0] * encoding.grid[1])
-    patches = torch.cat([patches.new_full((leading_columns(model, encoding),), -1), patches])
-    return [ColumnPatches(patches, torch.zeros_like(patches)) for _ in encoding.features]
+    numbers = [
+        torch.cat([patches.new_full((leading_columns(len(feature), encoding.grid),), -1), patches])
+        for feature in encoding.features
+    ]
+    return [ColumnPatches(patch, torch.zeros_like(patch)) for patch in numbers]
 
 
-def patch_columns(
-    model: LVLM, encoding: Encoding, patches: Tensor, rows: int, *, last_column: bool = False
-) -> list[Tensor]:
+def patch_columns(encoding: Encoding, patches: Tensor, rows: int, *, tile_columns: int | None = None) -> list[Tensor]:
     """The image columns of the chosen patches, row by row.
 
     Args:
-        model: the model; with the feature strategy "full", [CLS] stands in front of the patches.
         encoding: the vision tower's run.
         patches: `(tiles of all images, k)`; the first tile of each image is used.
         rows: number of prompts.
-        last_column: also keep the last column of each image.
+        tile_columns: of tiled images, the columns of a tile; the last column of each image is then kept, too. None if
+            an image is one tile and nothing else.
     """
-    first = leading_columns(model, encoding)
     columns: list[list[Tensor]] = [[] for _ in range(rows)]
     offset, tile = [0] * rows, 0
     for feature, row, tiles in zip(encoding.features, encoding.rows, encoding.tiles, strict=True):
+        first = leading_columns(len(feature) if tile_columns is None else tile_columns, encoding.grid)
         columns[row].append(patches[tile] + first + offset[row])
-        if last_column:
+        if tile_columns is not None:
             columns[row].append(patches.new_tensor([offset[row] + len(feature) - 1]))
         offset[row] += len(feature)
         tile += tiles

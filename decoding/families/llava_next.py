@@ -9,13 +9,24 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from damro.decoding.families.llava import PIXELS, decoder, feature_layer, patch_columns, vision_tower
+from damro.decoding.errors import UnsupportedModelError
+from damro.decoding.families.base import (
+    LVLM,
+    ColumnPatches,
+    Encoding,
+    embed_prompt,
+    leading_columns,
+    patch_grid,
+    rows_of_images,
+    tile_columns,
+)
+from damro.decoding.families.llava import PIXELS, POOLED_AS_LIST, decoder, feature_layer, patch_columns, vision_tower
 from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -49,12 +60,22 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     """Keeps some patches of each image's base tile and one newline, as the released code does."""
     prompt = full_prompt(model, inputs, encoding)
     # Every row of patches ends in a newline, so the last column of an image is one.
-    return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask), last_column=True))
+    columns = tile_columns(model, encoding)
+    return prompt.keep(patch_columns(encoding, patches, len(prompt.image_mask), tile_columns=columns))
 
 
 def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
-    """The base tile in image order, then the lines of the joined tiles without their padding, a newline behind each."""
+    """The base tile in image order, then the lines of the joined tiles without their padding, a newline behind each.
+
+    Raises:
+        UnsupportedModelError: if a tile has columns that are no patches, which the model cannot join.
+    """
     patches = encoding.grid[0] * encoding.grid[1]
+    if first := leading_columns(tile_columns(model, encoding), encoding.grid):
+        raise UnsupportedModelError(
+            f"model must make nothing but patches of a tile, got {first} more columns; "
+            "set vision_feature_select_strategy='default', or take a ViT without registers"
+        )
     # The model itself packs the patches' numbers as if they were features, so that joining, cropping and newlines
     # are its own. Half precision would not do: it cannot tell numbers above 2048 apart.
     numbers = [torch.arange(tiles * patches).view(tiles, patches, 1).float() for tiles in encoding.tiles]

@@ -9,12 +9,13 @@ from transformers.models.llava_onevision.modeling_llava_onevision import image_s
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
-from damro.decoding.families.llava import PIXELS, decoder, feature_layer, vision_tower
+from damro.decoding.families.llava import PIXELS, POOLED_AS_LIST, decoder, feature_layer, vision_tower
 from damro.decoding.families.llava_next import REQUIRED_INPUTS, prompt_of_patches
 
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",

@@ -21,6 +21,7 @@ from damro.decoding.prompts import VisualPrompt
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -34,6 +35,7 @@ __all__ = [
 # Without them the model itself reads some prompts in both directions and others from left to right.
 REQUIRED_INPUTS: tuple[str, ...] = ("token_type_ids",)
 DEFAULT_HEADS = "mean"
+POOLED_AS_LIST = False
 
 
 def decoder(model: LVLM) -> nn.Module:
@@ -79,4 +81,4 @@ def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> V
 def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
     """Keeps the columns of some patches of each image; what is left is read in both directions, too."""
     prompt = full_prompt(model, inputs, encoding)
-    return prompt.keep(patch_columns(model, encoding, patches, len(prompt.image_mask)))
+    return prompt.keep(patch_columns(encoding, patches, len(prompt.image_mask)))

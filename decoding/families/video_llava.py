@@ -10,13 +10,22 @@ from torch import Tensor, nn
 
 from damro.decoding.errors import InputsError
 from damro.decoding.families import llava
-from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.families.base import (
+    LVLM,
+    ColumnPatches,
+    Encoding,
+    embed_prompt,
+    leading_columns,
+    patch_grid,
+    rows_of_images,
+)
 from damro.decoding.families.llava import DEFAULT_HEADS, REQUIRED_INPUTS, decoder, feature_layer
 from damro.decoding.prompts import VisualPrompt
 
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -31,6 +40,7 @@ VIDEO = "pixel_values_videos"
 # The second is what the image processor of transformers 5.23 still calls them.
 IMAGES = ("pixel_values", "pixel_values_images")
 PIXELS: tuple[str, ...] = (*IMAGES, VIDEO)
+POOLED_AS_LIST = False
 full_prompt = embed_prompt
 
 
@@ -66,13 +76,15 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     if not _has_video(inputs):
         return llava.prompt_of_patches(model, inputs, encoding, patches)
     prompt = full_prompt(model, inputs, encoding)
-    frames, tokens = encoding.tiles[0], 1 + encoding.grid[0] * encoding.grid[1]
-    # A row's videos follow one another, and so do their frames: each is [CLS] and its patches.
+    frames = encoding.tiles[0]
+    tokens = len(encoding.features[0]) // frames
+    before = leading_columns(tokens, encoding.grid)
+    # A row's videos follow one another, and so do their frames: each is [CLS] (and registers) and its patches.
     first = [0] * len(prompt.image_mask)
     columns: list[list[Tensor]] = [[] for _ in first]
     for row, chosen in zip(encoding.rows, torch.split(patches, frames), strict=True):
         starts = torch.arange(frames, device=chosen.device)[:, None] * tokens
-        columns[row].append((starts + 1 + chosen).flatten() + first[row])
+        columns[row].append((starts + before + chosen).flatten() + first[row])
         first[row] += frames * tokens
     return prompt.keep([torch.cat(kept) for kept in columns])
 
@@ -83,8 +95,10 @@ def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -
         return llava.column_patches(model, inputs, encoding)
     count = encoding.grid[0] * encoding.grid[1]
     frames = torch.arange(encoding.tiles[0])[:, None]
-    patch = torch.cat([torch.full_like(frames, -1), frames * count + torch.arange(count)], dim=1).flatten()
-    line = frames.expand(-1, 1 + count).flatten()
+    before = leading_columns(len(encoding.features[0]) // encoding.tiles[0], encoding.grid)
+    none = torch.full_like(frames, -1).expand(-1, before)
+    patch = torch.cat([none, frames * count + torch.arange(count)], dim=1).flatten()
+    line = frames.expand(-1, before + count).flatten()
     return [ColumnPatches(patch, line) for _ in encoding.features]
 
 

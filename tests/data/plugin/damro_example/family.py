@@ -3,6 +3,7 @@
 from damro.decoding.families.llava import (
     DEFAULT_HEADS,
     PIXELS,
+    POOLED_AS_LIST,
     REQUIRED_INPUTS,
     column_patches,
     decoder,
@@ -16,6 +17,7 @@ from damro.decoding.families.llava import (
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
+    "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
