@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import as_list
+from damro.decoding.origin import record_origin
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
 from damro.decoding.rules import Contrast
 from damro.errors import ParameterError
@@ -29,8 +30,11 @@ class DAMROProcessor(ContrastiveProcessor):
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids = model.generate(**inputs, logits_processor=DAMROProcessor(model, inputs), max_new_tokens=256)
 
-    The vision tower runs once, here; the model is not changed. One processor serves any number of ``generate``
-    calls with the same inputs, under greedy search, sampling, beams and prompt lookup.
+    The vision tower runs once, here; the model is not changed but for a hook, which is gone with the processor: it
+    sees whether the tower is given the same pixels. One processor serves any number of ``generate`` calls with the same
+    inputs, under greedy search, sampling, beams and prompt lookup, in any number of threads. A call with another image
+    under the same text, or with parameters or adapters that have changed since, is refused: see Raises of
+    :class:`damro.decoding.processor.RuleProcessor`.
 
     Args:
         model: of one of ``damro.decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and
@@ -70,14 +74,16 @@ class DAMROProcessor(ContrastiveProcessor):
         variant: Variant = "reference",
         choose: Choose | None = None,
     ) -> None:
-        view = outlier_view(
-            model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
-        )
+        with record_origin(model, inputs) as origin:
+            view = outlier_view(
+                model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
+            )
+        origin.expect_text(view.contrast.full)
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
         rule, (ends, pad) = rule_for(model, alpha, beta, task), _end_tokens(model)
         branch = negative_branch(model, view.contrast.negative)
-        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad)
+        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, origin)
 
 
 def contrast_processor(
@@ -106,12 +112,14 @@ def contrast_processor(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ParameterError(f"options must be of {', '.join(known)}, got {', '.join(unknown)}")
-    contrast = make_contrast(model, inputs, method, MethodOptions(**options))
+    with record_origin(model, inputs) as origin:
+        contrast = make_contrast(model, inputs, method, MethodOptions(**options))
     if not isinstance(contrast, Contrast):
         contrasts = ", ".join(name for name in METHODS if name != "greedy")
         raise ParameterError(f"method must be a contrast ({contrasts}), got {method!r}; it needs no processor")
+    origin.expect_text(contrast.full)
     branch = negative_branch(model, contrast.negative)
-    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model))
+    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, *_end_tokens(model), origin)
 
 
 def _end_tokens(model: PreTrainedModel) -> tuple[list[int], int | None]:

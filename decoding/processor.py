@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 
 from damro.decoding.branches.negative import NegativeBranch
 from damro.decoding.errors import InputsError, NonFiniteScoresError
+from damro.decoding.origin import Origin
 from damro.decoding.rules import ContrastRule, ScoreRule
 
 OVERFLOW = (
@@ -40,6 +41,7 @@ class RuleProcessor(LogitsProcessor):
         eos_token_ids: tokens that end a row; a row that holds nothing but padding after one is finished and does
             not call for the negative pass.
         pad_token_id: what ``generate`` fills finished rows with.
+        origin: what the branch was made from; None where nothing else can have come in between.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class RuleProcessor(LogitsProcessor):
         rule: ScoreRule,
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.branch = branch
         self.rule = rule
         self._prompt_ids = prompt_ids
         self._eos = tuple(eos_token_ids)
         self._pad = pad_token_id
+        self._origin = origin
 
     def __iter__(self) -> Iterator[Self]:
         """Iterates over itself: ``generate`` takes a list of processors, and one is a list of one."""
@@ -75,7 +79,8 @@ class RuleProcessor(LogitsProcessor):
             `(R, V)`, log-probabilities in the dtype of `scores`.
 
         Raises:
-            InputsError: if `input_ids` do not continue the prompts this processor was made for.
+            InputsError: if `input_ids` do not continue the prompts this processor was made for, or a generation has
+                begun with other pixels or other parameters than those it was made from.
             NonFiniteScoresError: if a row of `scores`, or the negative prompt's, is NaN or overflows.
         """
         prompts = self._expected_prompts(input_ids)
@@ -93,9 +98,13 @@ class RuleProcessor(LogitsProcessor):
         count, unusable, other = torch.stack([needed.sum(), broken.any(), foreign.any()]).tolist()
         if other:
             raise self._not_mine(input_ids)
+        if self._origin is not None:
+            self._origin.check(step)
         if unusable:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
         negative = self._negative(history, needed, count) if count else None
+        if negative is not None and self._origin is not None:
+            self._origin.forget()  # an encoder has read the negative prompt
         contrasted = self.rule(full, negative, step)
         if negative is not None and bool(contrasted.isnan().any()):
             raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
@@ -144,6 +153,7 @@ class ContrastiveProcessor(RuleProcessor):
         beta: plausibility cutoff in (0, 1]; scores are `-inf` outside the plausible tokens.
         eos_token_ids: tokens that end a row.
         pad_token_id: what ``generate`` fills finished rows with.
+        origin: see :class:`RuleProcessor`.
 
     Raises:
         ParameterError: if `alpha` or `beta` is out of range.
@@ -157,7 +167,8 @@ class ContrastiveProcessor(RuleProcessor):
         beta: float,
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id)
+        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id, origin)
         self.alpha = alpha
         self.beta = beta
