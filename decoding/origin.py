@@ -54,7 +54,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 def _identity(parameter: Tensor) -> tuple[int, int, int]:
     """The object, where its numbers are, and how often they were written."""
-    if parameter.device.type == "meta":
+    if parameter.is_meta:
         return 0, 0, 0  # offloaded: its place is taken by another object after every run
     # Tensors of other classes (quantized ones, sharded ones) may have no memory of their own to point to.
     place = parameter.data_ptr() if type(parameter) is nn.Parameter else 0

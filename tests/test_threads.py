@@ -23,7 +23,7 @@ from tests.golden_cases import Inputs, fresh_model, inputs_of, model_of
 from tests.test_decoding_hooks import interrupted
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
-THREADS, ROUNDS = 3, 4
+THREADS, ROUNDS = 3, 3
 Work = Callable[[Any, Inputs], Any]
 
 

@@ -200,9 +200,9 @@ class Branches:
         logits: `(branches, R, V)`, logits of the next token.
     """
 
-    def __init__(self, decoder: nn.Module, read: Sequence[Prefill], copies: int = 1) -> None:
-        self._decoder: Any = decoder
-        _read_by_thread(self._decoder.get_decoder().config)
+    def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
+        self._decoder = decoder
+        _read_by_thread(decoder.get_decoder().config)
         self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
         self._branches = [_Branch(one, copies) for one in read]
         self._cache = _BranchCache(self._branches)
