@@ -147,12 +147,15 @@ def test_two_chats_in_a_pipeline() -> None:
     )
     contrast = damro.DAMROProcessor(model, inputs)
     pipe: Any = pipeline("image-text-to-text", model=model, processor=processor)
-    options = {"return_full_text": False, "generate_kwargs": {"logits_processor": contrast, "do_sample": False}}
-    written = model.generate(**inputs, logits_processor=contrast, do_sample=False, max_new_tokens=8)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "logits_processor": contrast}
+    written = model.generate(**inputs, **options)
     expected = processor.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    assert pipe(text=[chat(0)], max_new_tokens=8, **options)[0][0]["generated_text"].strip() == expected
+    assert (
+        pipe(text=[chat(0)], generate_kwargs=options, return_full_text=False)[0][0]["generated_text"].strip()
+        == expected
+    )
     with pytest.raises(InputsError, match=PIXELS):
-        pipe(text=[chat(0), chat(1)], max_new_tokens=8, **options)
+        pipe(text=[chat(0), chat(1)], generate_kwargs=options, return_full_text=False)
 
 
 # Another text that generate does not show
