@@ -205,7 +205,6 @@ def _same_rows(given: Tensor, expected: Tensor) -> Tensor:
 
 
 def _equal(given: Tensor, expected: Tensor) -> Tensor:
-    """Element by element; up to rounding where the precision is not the same."""
-    if given.dtype == expected.dtype:
-        return given == expected
-    return torch.isclose(given.float(), expected.float(), rtol=_ROUNDED, atol=_ROUNDED)
+    """Element by element, NaN like NaN; up to rounding where the precision is not the same."""
+    tolerance = 0.0 if given.dtype == expected.dtype else _ROUNDED
+    return torch.isclose(given.float(), expected.float(), rtol=tolerance, atol=tolerance, equal_nan=True)
