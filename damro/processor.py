@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
 from damro.decoding.families import family_of
+from damro.decoding.origin import record_origin
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
 from damro.decoding.rules import Contrast, ContrastRule
 from damro.decoding.settings import check_padding, end_tokens
@@ -30,8 +31,11 @@ class DAMROProcessor(ContrastiveProcessor):
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids = model.generate(**inputs, logits_processor=DAMROProcessor(model, inputs), max_new_tokens=256)
 
-    The vision tower runs once, here; the model is not changed. One processor serves any number of ``generate``
-    calls with the same inputs, under greedy search, sampling, beams and prompt lookup.
+    The vision tower runs once, here; the model is not changed but for a hook, which is gone with the processor: it
+    sees whether the tower is given the same pixels. One processor serves any number of ``generate`` calls with the same
+    inputs, under greedy search, sampling, beams and prompt lookup, in any number of threads. A call with another image
+    under the same text, or with parameters or adapters that have changed since, is refused: see Raises of
+    :class:`damro.decoding.processor.RuleProcessor`.
 
     Args:
         model: of one of ``damro.decoding.families.FAMILIES``. The paper has presets for LLaVA, LLaVA-NeXT and
@@ -72,15 +76,19 @@ class DAMROProcessor(ContrastiveProcessor):
         choose: Choose | None = None,
     ) -> None:
         check_padding(model, inputs)
-        view = outlier_view(
-            model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
-        )
+        with record_origin(model, inputs) as origin:
+            view = outlier_view(
+                model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant, choose=choose
+            )
+        origin.expect_text(view.contrast.full)
         self.attention: CLSAttention = view.attention
         self.outliers: Tensor = view.outliers
         rule, (ends, pad) = view.contrast.rule, end_tokens(family_of(model).decoder(model), {})
         assert isinstance(rule, ContrastRule)
         branch = negative_branch(model, view.contrast.negative)
-        super().__init__(branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, assumed=True)
+        super().__init__(
+            branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, assumed=True, origin=origin
+        )
 
 
 def contrast_processor(
@@ -118,9 +126,11 @@ def contrast_processor(
     asked = {**given(recipe.method), **parameters}
     chosen = build(type(recipe.method), asked, ParameterError, recipe.method.name)
     check_padding(model, inputs)
-    contrast = chosen.prepare(model, inputs, Scene(processor=processor))
+    with record_origin(model, inputs) as origin:
+        contrast = chosen.prepare(model, inputs, Scene(processor=processor))
     if not isinstance(contrast, Contrast):
         raise ParameterError(f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor")
-    branch = negative_branch(model, contrast.negative)
+    origin.expect_text(contrast.full)
+    branch, prompt = negative_branch(model, contrast.negative), returned_prompt(model, inputs)
     ends, pad = end_tokens(family_of(model).decoder(model), {})
-    return RuleProcessor(branch, returned_prompt(model, inputs), contrast.rule, ends, pad, assumed=True)
+    return RuleProcessor(branch, prompt, contrast.rule, ends, pad, assumed=True, origin=origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -11,6 +12,7 @@ from transformers import LogitsProcessor
 
 from damro.decoding.branches.negative import NegativeBranch
 from damro.decoding.errors import InputsError, NonFiniteScoresError
+from damro.decoding.origin import Origin
 from damro.decoding.rules import ContrastRule, ScoreRule
 
 OVERFLOW = (
@@ -22,6 +24,12 @@ OVERFLOW = (
 _FEW = 8
 """Choosing rows of the output layer pays if they are at most one in so many: gathered rows are read twice and written
 once, and products with gathered rows use the processor less well."""
+
+
+class _Seen(threading.local):
+    """What a thread saw at the last step: the histories, and which of them could not be padded."""
+
+    last: tuple[Tensor, Tensor] | None = None
 
 
 class RuleProcessor(LogitsProcessor):
@@ -42,6 +50,7 @@ class RuleProcessor(LogitsProcessor):
         pad_token_id: what ``generate`` fills finished rows with.
         assumed: the call of ``generate`` may name other end and padding tokens than these. A row is then finished only
             if this processor had ruled its padding out, so that nothing but the end of the row can have put it there.
+        origin: what the branch was made from; None where nothing else can have come in between.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class RuleProcessor(LogitsProcessor):
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
         assumed: bool = False,
+        origin: Origin | None = None,
     ) -> None:
         self.branch = branch
         self.rule = rule
@@ -59,7 +69,8 @@ class RuleProcessor(LogitsProcessor):
         self._eos = tuple(eos_token_ids)
         self._pad = pad_token_id
         self._assumed = assumed
-        self._last: tuple[Tensor, Tensor] | None = None  # the last histories and whether they could not be padded
+        self._seen = _Seen()
+        self._origin = origin
 
     def __iter__(self) -> Iterator[Self]:
         """Iterates over itself: ``generate`` takes a list of processors, and one is a list of one."""
@@ -80,7 +91,8 @@ class RuleProcessor(LogitsProcessor):
             `(R, V)`, log-probabilities in the dtype of `scores`.
 
         Raises:
-            InputsError: if `input_ids` do not continue the prompts this processor was made for.
+            InputsError: if `input_ids` do not continue the prompts this processor was made for, or a generation has
+                begun with other pixels or other parameters than those it was made from.
             NonFiniteScoresError: if a row of `scores`, or the negative prompt's, is NaN or overflows.
         """
         prompts = self._expected_prompts(input_ids)
@@ -99,14 +111,18 @@ class RuleProcessor(LogitsProcessor):
         count, unusable, other = torch.stack([needed.sum(), broken.any(), foreign.any()]).tolist()
         if other:
             raise self._not_mine(input_ids)
+        if self._origin is not None:
+            self._origin.check(step)
         if unusable:
             raise NonFiniteScoresError(f"scores {OVERFLOW}")
         negative = self._negative(history, needed, count) if count or not self.branch.may_wait else None
+        if negative is not None and self._origin is not None:
+            self._origin.forget()  # an encoder has read the negative prompt
         contrasted = self.rule(full, negative, step)
         if negative is not None and bool(contrasted.isnan().any()):
             raise NonFiniteScoresError(f"scores of the negative prompt {OVERFLOW}")
         if self._assumed and self._pad is not None:
-            self._last = history, finished | contrasted[:, self._pad].isneginf()
+            self._seen.last = history, finished | contrasted[:, self._pad].isneginf()
         return contrasted.to(scores.dtype)
 
     def _negative(self, history: Tensor, needed: Tensor, count: int) -> Tensor:
@@ -144,7 +160,7 @@ class RuleProcessor(LogitsProcessor):
 
     def _ruled_out(self, before: Tensor) -> Tensor:
         """`(R,)`, whether padding was known to be no continuation of a history, `(R, T)`."""
-        last, ruled_out = self._last or (None, None)
+        last, ruled_out = self._seen.last or (None, None)
         if last is None or ruled_out is None or last.shape != before.shape:
             return torch.zeros(len(before), dtype=torch.bool, device=before.device)
         return ruled_out & (last == before).all(dim=-1)  # beams change places
@@ -161,6 +177,7 @@ class ContrastiveProcessor(RuleProcessor):
         eos_token_ids: tokens that end a row.
         pad_token_id: what ``generate`` fills finished rows with.
         assumed: whether a call of ``generate`` may name others.
+        origin: see :class:`RuleProcessor`.
 
     Raises:
         ParameterError: if `alpha` or `beta` is out of range.
@@ -175,7 +192,8 @@ class ContrastiveProcessor(RuleProcessor):
         eos_token_ids: Sequence[int] = (),
         pad_token_id: int | None = None,
         assumed: bool = False,
+        origin: Origin | None = None,
     ) -> None:
-        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id, assumed)
+        super().__init__(branch, prompt_ids, ContrastRule(alpha, beta), eos_token_ids, pad_token_id, assumed, origin)
         self.alpha = alpha
         self.beta = beta

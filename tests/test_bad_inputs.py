@@ -282,9 +282,9 @@ def test_another_question_about_the_same_image():
 def test_a_model_that_overflows():
     """NaN weights in the head: generate would go on with nonsense."""
     model, inputs = fresh_model("llava"), inputs_of("llava_img0")
-    processor = DAMROProcessor(model, inputs)
     with torch.no_grad():
         model.lm_head.weight[3] = math.nan
+    processor = DAMROProcessor(model, inputs)
     message = "scores must .* got NaN or infinity; .* try bfloat16 or float32 instead of float16"
     with pytest.raises(NonFiniteScoresError, match=message):
         model.generate(**inputs, logits_processor=processor, max_new_tokens=2, do_sample=False)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import start_tokens
 from damro.decoding.families import check_inputs, family_of
 from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.hooks import Look, hooked
 from damro.decoding.prompts import VisualPrompt
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.inspection.layout import ImageView, encode_with_views, find_view
@@ -226,19 +227,19 @@ def record_rows(
         A dict that is filled, by layer, with `(rows, I)`, float32 on the CPU. Hooks are removed on exit.
     """
     kept: dict[int, Tensor] = {}
-    handles: list[Any] = []
+    before: list[tuple[nn.Module, Look]] = []
+    after: list[tuple[nn.Module, Look]] = []
     length = len(read)
     causal = torch.arange(length)[None] <= torch.arange(length - rows, length)[:, None]
     visible = causal.to(read.device) & read  # (rows, L)
-    try:
-        for number in layers:
-            attention = decoder_layers(model)[number].self_attn
-            _check_window(attention, length)
-            handles += _hook_rows(attention, visible, image, kept, number)
+    for number in layers:
+        attention = decoder_layers(model)[number].self_attn
+        _check_window(attention, length)
+        rotary, *outputs = _looks_at_rows(attention, visible, image, kept, number)
+        before.append(rotary)
+        after += outputs
+    with hooked(before=before, after=after):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_window(attention: Any, length: int) -> None:
@@ -250,8 +251,13 @@ def _check_window(attention: Any, length: int) -> None:
         )
 
 
-def _hook_rows(attention: Any, visible: Tensor, image: Tensor, kept: dict[int, Tensor], number: int) -> list[Any]:
-    """Hooks on one attention module; its queries and keys are dropped as soon as its weights are known."""
+def _looks_at_rows(
+    attention: Any, visible: Tensor, image: Tensor, kept: dict[int, Tensor], number: int
+) -> list[tuple[nn.Module, Look]]:
+    """Modules of one attention, and functions that see what the first reads and what the others put out.
+
+    Queries and keys are dropped as soon as the weights are known.
+    """
     parts: dict[str, Any] = {}
     rows = len(visible)
 
@@ -274,10 +280,10 @@ def _hook_rows(attention: Any, visible: Tensor, image: Tensor, kept: dict[int, T
         kept[number] = weights[..., image.to(weights.device)].mean(dim=0).cpu()
 
     return [
-        attention.register_forward_pre_hook(rotary, with_kwargs=True),
-        attention.q_proj.register_forward_hook(query),
-        attention.k_proj.register_forward_hook(keys),
-        attention.register_forward_hook(finish),
+        (attention, rotary),
+        (attention.q_proj, query),
+        (attention.k_proj, keys),
+        (attention, finish),
     ]
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llava_next import modeling_llava_next
 
 from damro.decoding.families import Encoding, family_of
+from damro.decoding.hooks import Look, hooked
 from damro.errors import InputsError
 from damro.inspection.plain import Plain
 
@@ -159,24 +160,18 @@ def record_cross(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         heads; it stays empty for other families. Hooks are removed on exit.
     """
     kept: list[Tensor] = []
-    handles = []
     qformer = getattr(model, "qformer", None)
     layers: Any = () if qformer is None else qformer.encoder.layer
-    try:
-        for layer in layers:
-            if layer.has_cross_attention:
-                handles += _hook_cross(layer.crossattention.attention, kept)
+    crossing = [layer.crossattention.attention for layer in layers if layer.has_cross_attention]
+    with hooked(after=[look for attention in crossing for look in _looks_across(attention, kept)]):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook_cross(attention: Any, kept: list[Tensor]) -> list[Any]:
-    """Hooks that append the weights of one attention module after each of its runs."""
+def _looks_across(attention: Any, kept: list[Tensor]) -> list[tuple[nn.Module, Look]]:
+    """Modules, and functions that see their output: they append the weights of one attention after each of its runs."""
     parts: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def keep(name: str) -> Look:
         def hook(module: Any, args: Any, output: Tensor) -> None:
             parts[name] = output.view(*output.shape[:2], attention.num_attention_heads, -1).float()
 
@@ -187,9 +182,9 @@ def _hook_cross(attention: Any, kept: list[Tensor]) -> list[Any]:
         kept.append(torch.softmax(logits, dim=-1).mean(dim=1).cpu())
 
     return [
-        attention.query.register_forward_hook(keep("query")),
-        attention.key.register_forward_hook(keep("key")),
-        attention.register_forward_hook(finish),
+        (attention.query, keep("query")),
+        (attention.key, keep("key")),
+        (attention, finish),
     ]
 
 

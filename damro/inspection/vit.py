@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from damro.decoding.hooks import Look, hooked
 from damro.errors import ParameterError
 from damro.inspection.layout import TILED, stitch_tiles
 from damro.inspection.plain import Plain
@@ -144,19 +145,13 @@ def inspect_vit(
 def record_norms(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """While open, keeps the length `(tiles, tokens)` of every vector that some layers of a ViT put out."""
     norms: dict[int, Tensor] = {}
-    handles = []
 
-    def keep(number: int) -> Any:
+    def keep(number: int) -> Look:
         def hook(module: Any, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             norms[number] = hidden.float().norm(dim=-1).cpu()
 
         return hook
 
-    try:
-        for number in layers:
-            handles.append(encoder_layers(tower)[number].register_forward_hook(keep(number)))
+    with hooked(after=[(encoder_layers(tower)[number], keep(number)) for number in layers]):
         yield norms
-    finally:
-        for handle in handles:
-            handle.remove()

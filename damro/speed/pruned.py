@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.families import family_of
+from damro.decoding.hooks import hooked
 from damro.decoding.prompts import VisualPrompt
 from damro.decoding.rules import Contrast
 from damro.generation import generate
@@ -172,9 +173,5 @@ def _reading(model: PreTrainedModel, clock: Clock) -> Iterator[list[float]]:
         if not clock.times:
             seconds.append(now(model.device) - begun.pop())
 
-    handles = [layers.register_forward_pre_hook(begin), layers.register_forward_hook(end)]
-    try:
+    with hooked(before=[(layers, begin)], after=[(layers, end)]):
         yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from damro.decoding.families import family_of
+from damro.decoding.hooks import hooked
 from damro.generation import generate
 
 Call = Callable[..., Any]
@@ -148,13 +149,10 @@ def _summary(runs: Sequence[Run], rows: int, vision_passes: int, peak_bytes: int
 
 @contextmanager
 def counted(module: nn.Module) -> Iterator[list[None]]:
-    """While open, puts one entry into the list whenever the module runs."""
+    """While open, puts one entry into the list whenever the module runs in this thread."""
     entries: list[None] = []
-    handle = module.register_forward_hook(lambda *_: entries.append(None))
-    try:
+    with hooked(after=[(module, lambda *_: entries.append(None))]):
         yield entries
-    finally:
-        handle.remove()
 
 
 @contextmanager

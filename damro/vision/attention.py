@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.decoding.families import Encoding, InsideOf, check_inputs, family_of, unwrap
+from damro.decoding.hooks import Look, hooked
 from damro.errors import NoClsTokenError, ParameterError, UnsupportedModelError
 from damro.vision import vit
 from damro.vision.finite import check_weights
@@ -161,7 +162,9 @@ class ClsQueryKeys:
 
 @contextmanager
 def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQueryKeys]]:
-    """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs; without [CLS] all queries.
+    """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs in this thread.
+
+    Without [CLS] it keeps all queries.
 
     Args:
         tower: a ViT of transformers, with `q_proj` and `k_proj` or a fused `qkv` in each layer.
@@ -173,18 +176,17 @@ def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQuery
     """
     recorded: dict[int, ClsQueryKeys] = {}
     parts: dict[int, dict[str, Tensor]] = {number: {} for number in layers}
-    handles, first_only = [], has_cls(tower)
-    try:
-        for number in layers:
-            for name, module in _projections(encoder_layers(tower)[number]).items():
-                handles.append(module.register_forward_hook(_keep(parts[number], name, first_only)))
+    first_only = has_cls(tower)
+    looks = [
+        (module, _keep(parts[number], name, first_only))
+        for number in layers
+        for name, module in _projections(encoder_layers(tower)[number]).items()
+    ]
+    with hooked(after=looks):
         yield recorded
-        for number, kept in parts.items():
-            if kept:
-                recorded[number] = _split(kept, tower.config.num_attention_heads)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for number, kept in parts.items():
+        if kept:
+            recorded[number] = _split(kept, tower.config.num_attention_heads)
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
@@ -323,7 +325,7 @@ def _projections(layer: nn.Module) -> dict[str, nn.Module]:
     return {"query": modules[names[0]], "keys": modules[names[1]]}
 
 
-def _keep(kept: dict[str, Tensor], name: str, first_only: bool) -> Any:
+def _keep(kept: dict[str, Tensor], name: str, first_only: bool) -> Look:
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         kept[name] = output[:, :1] if name == "query" and first_only else output
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from damro.decoding.hooks import Look, hooked
 from damro.vision.attention import encoder_layers, locate_tiles, resolve_layer, summary_tokens, tower_family
 from damro.vision.sources import has_cls
 
@@ -63,23 +64,17 @@ def patch_features(model: PreTrainedModel, inputs: Mapping[str, Any], layer: int
 
 @contextmanager
 def record_outputs(tower: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, keeps what some layers put out whenever the tower runs: `(tiles, tokens, C)` by layer.
+    """While open, keeps what some layers put out whenever the tower runs in this thread: `(tiles, tokens, C)` by layer.
 
     The hooks are removed on exit, also when the body raises.
     """
     recorded: dict[int, Tensor] = {}
 
-    def keep(number: int) -> Any:
+    def keep(number: int) -> Look:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             recorded[number] = output
 
         return hook
 
-    handles = []
-    try:
-        for number in layers:
-            handles.append(encoder_layers(tower)[number].register_forward_hook(keep(number)))
+    with hooked(after=[(encoder_layers(tower)[number], keep(number)) for number in layers]):
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,6 +9,7 @@ as on any other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,8 +95,17 @@ def negative_branch(
     return NegativeBranch(reader, reader.embed, prompt)
 
 
+class _Encoded(threading.local):
+    """What the encoder has made of a thread's prompts, its mask, and the decoder's keys and values of it."""
+
+    def __init__(self) -> None:
+        self.states = torch.empty(0)
+        self.mask: Tensor | None = None
+        self.cross = DynamicCache()
+
+
 class PromptReader(nn.Module):
-    """An encoder-decoder, called like a causal language model. Serves one cache at a time.
+    """An encoder-decoder, called like a causal language model. Serves one cache at a time in each thread.
 
     A run with an empty cache reads a prompt: the encoder runs over the columns, the decoder over the tokens that
     answers start with. Later runs continue answers; row r belongs to prompt `r // (rows / B)`.
@@ -110,9 +120,7 @@ class PromptReader(nn.Module):
         self._model = model
         self._start = start
         self.embed: nn.Module = model.get_decoder().get_input_embeddings()
-        self._states = torch.empty(0)
-        self._mask: Tensor | None = None
-        self._cross = DynamicCache()
+        self._encoded = _Encoded()
 
     def forward(self, inputs_embeds: Tensor, past_key_values: Cache, attention_mask: Any = None, **causal: Any) -> Any:
         """Runs the model.
@@ -131,24 +139,24 @@ class PromptReader(nn.Module):
             inputs_embeds = self.embed(self._start.to(inputs_embeds.device))
         self.repeat(len(inputs_embeds))
         return self._model(
-            encoder_outputs=(self._states,),
-            attention_mask=self._mask,
+            encoder_outputs=(self._encoded.states,),
+            attention_mask=self._encoded.mask,
             decoder_inputs_embeds=inputs_embeds,
             # Made anew at every run: it looks which layers have seen the encoder's output when it is made.
-            past_key_values=EncoderDecoderCache(past_key_values, self._cross),
+            past_key_values=EncoderDecoderCache(past_key_values, self._encoded.cross),
             use_cache=True,
         )
 
     def _encode(self, embeds: Tensor, mask: Tensor | None) -> None:
         """Reads prompts."""
-        self._mask = None if mask is None or bool(mask.all()) else mask
-        encoded: Any = self._model.get_encoder()(inputs_embeds=embeds, attention_mask=self._mask, return_dict=True)
-        self._states = encoded.last_hidden_state
-        self._cross = DynamicCache()
+        mask = None if mask is None or bool(mask.all()) else mask
+        output: Any = self._model.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+        encoded = self._encoded
+        encoded.states, encoded.mask, encoded.cross = output.last_hidden_state, mask, DynamicCache()
 
     def repeat(self, rows: int) -> None:
         """Holds what was encoded for so many rows, the same number for each prompt."""
-        held = len(self._states)
+        held = len(self._encoded.states)
         if rows == held:
             return
         prompts = len(self._start)
@@ -157,9 +165,10 @@ class PromptReader(nn.Module):
 
     def keep(self, rows: Tensor) -> None:
         """Holds what was encoded for these rows, of the present ones, in this order."""
-        self._states = self._states[rows.to(self._states.device)]
-        self._mask = None if self._mask is None else self._mask[rows.to(self._mask.device)]
-        for layer in self._cross.layers:
+        held = self._encoded
+        held.states = held.states[rows.to(held.states.device)]
+        held.mask = None if held.mask is None else held.mask[rows.to(held.mask.device)]
+        for layer in held.cross.layers:
             kept: Any = layer
             kept.batch_select_indices(rows.to(kept.keys.device))
 

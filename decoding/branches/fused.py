@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -122,16 +122,34 @@ def _attend(
 AttentionInterface.register(_ATTENTION, _attend)
 
 
-@contextmanager
-def _branch_attention(decoder: Any) -> Iterator[None]:
-    """While open, the decoder's layers attend by :func:`_attend`."""
-    config = decoder.get_decoder().config
-    usual = config._attn_implementation
-    config._attn_implementation = _ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
+class _Stepping(threading.local):
+    """The config of the language model that is running a step of branches in this thread."""
+
+    config: Any = None
+
+
+# A context variable would do, but torch.compile cannot read one.
+_STEPPING = _Stepping()
+
+
+class _AttentionName(property):
+    """`config._attn_implementation`: what is stored there, or :data:`_ATTENTION` in a thread that is in a step.
+
+    Threads share a model's config. So it is not the name that is changed for a step, but what one thread reads.
+    """
+
+
+def _read_by_thread(config: Any) -> None:
+    """Lets configs of this class answer every thread by itself; what they answer outside of steps stays the same."""
+    kind = type(config)
+    stored: Any = kind._attn_implementation
+    if isinstance(stored, _AttentionName):
+        return
+
+    def name(self: Any) -> Any:
+        return _ATTENTION if _STEPPING.config is self else stored.fget(self)
+
+    kind._attn_implementation = _AttentionName(name, stored.fset, stored.fdel, stored.__doc__)
 
 
 _TOUCH_KEYS = ("diffllama", "doge", "jetmoe")
@@ -182,8 +200,8 @@ class Branches:
     at its own columns only. A short branch beside a long one is therefore not padded: KV is the sum of the
     branches' own, and masks are needed only where rows of one branch differ in length.
 
-    While a step runs, the language model's `config._attn_implementation` names another function; a model must
-    not be used by two threads at once.
+    While a step runs, the layers find another attention function named in the language model's config. Only the thread
+    that runs it does: others may use the model in the meantime, for whatever they like.
 
     Args:
         decoder: the causal language model with its head.
@@ -194,8 +212,9 @@ class Branches:
         logits: `(branches, R, V)`, logits of the next token.
     """
 
-    def __init__(self, decoder: nn.Module, read: Sequence[Prefill], copies: int = 1) -> None:
+    def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         self._decoder = decoder
+        _read_by_thread(decoder.get_decoder().config)
         self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
         self._branches = [_Branch(one, copies) for one in read]
         self._cache = _BranchCache(self._branches)
@@ -215,7 +234,8 @@ class Branches:
         tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
         for branch in self._branches:
             branch.begin_step()
-        with _branch_attention(self._decoder):
+        try:
+            _STEPPING.config = self._decoder.get_decoder().config
             output: Any = self._decoder(
                 input_ids=tokens.unsqueeze(-1),
                 position_ids=positions.unsqueeze(-1),
@@ -223,6 +243,8 @@ class Branches:
                 use_cache=True,
                 logits_to_keep=1,
             )
+        finally:
+            _STEPPING.config = None
         self.logits = output.logits[:rows, -1].unflatten(0, (len(self._branches), -1))
 
     def keep(self, rows: Tensor) -> None:

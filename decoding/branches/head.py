@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from damro.decoding.hooks import hooked
 
 
 class PartialHead:
@@ -79,14 +80,9 @@ def _method(module: Any, name: str) -> Any:
 def _states_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """While open, collects the first output of every run of a module in this thread."""
     seen: list[Tensor] = []
-    thread = get_ident()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if get_ident() == thread:
-            seen.append(output if isinstance(output, Tensor) else output[0])
+        seen.append(output if isinstance(output, Tensor) else output[0])
 
-    handle = module.register_forward_hook(note)
-    try:
+    with hooked(after=[(module, note)]):
         yield seen
-    finally:
-        handle.remove()

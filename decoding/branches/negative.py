@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -23,13 +24,21 @@ class _State(NamedTuple):
     prompt_of: Tensor
 
 
+class _Held(threading.local):
+    """What a thread has read so far: the state to continue from, and the logits behind the prompt `(B, V)`."""
+
+    state: _State | None = None
+    prompt_logits: Tensor | None = None
+
+
 class NegativeBranch:
     """Next-token logits of a prompt, for any token history, computed with as little work as possible.
 
     The branch keeps one KV cache. When it is asked for a history it finds, for every row, the cached row that
     shares the longest common prefix, reorders and crops the cache accordingly and feeds what is missing in one
     chunk. So it needs not be told about beams, returned sequences, rejected drafts or a second ``generate``: the
-    answer depends on the history alone. Tokens that were skipped because nobody asked are fed when next needed.
+    answer depends on the history alone. Tokens that were skipped because nobody asked are fed when next needed. Threads
+    may share a branch: each has a cache of its own, for as long as the thread and the branch live.
 
     Args:
         decoder: the causal language model; called with `inputs_embeds` or `input_ids`, returns `.logits`.
@@ -37,7 +46,7 @@ class NegativeBranch:
         prompt: the prompt in front of every history, `B` rows.
 
     Attributes:
-        passes: how often the decoder has been run.
+        passes: how often the decoder has been run, by all threads.
         may_wait: whether tokens may be fed later, several at once; not where the longest position of a pass decides
             how all of them are read.
     """
@@ -51,8 +60,8 @@ class NegativeBranch:
         self.passes = 0
         # Without padding no mask is needed, and attention kernels are faster without one.
         self._padded = not bool(prompt.attention_mask.all())
-        self._state: _State | None = None
-        self._prompt_logits: Tensor | None = None
+        self._held = _Held()
+        self._counting = threading.Lock()
         self._ropes = ropes_of_longest(decoder)
         self.may_wait = not self._ropes
 
@@ -78,16 +87,18 @@ class NegativeBranch:
             return logits[prompt_of.to(logits.device)].to(history.device)
         history_here = history.to(prompt_of.device)
         # From here until the pass has succeeded the cache fits no history; an interrupt must not leave it in use.
-        self._state = None
+        self._held.state = None
         state, common = _follow(state, history_here, prompt_of)
         logits = self._extend(state, history_here, common, tokens)
         return logits.to(history.device)
 
     def restart(self) -> None:
         """Forgets every history; the prompt stays read."""
-        if self._state is not None and self._state.tokens.shape[1]:
-            self._state.cache.crop(-self._state.tokens.shape[1])
-            self._state = self._state._replace(tokens=self._state.tokens[:, :0])
+        state = self._held.state
+        if state is not None and state.tokens.shape[1]:
+            self._held.state = None  # as in logits
+            state.cache.crop(-state.tokens.shape[1])
+            self._held.state = state._replace(tokens=state.tokens[:, :0])
 
     def _prompt_of_rows(self, history: Tensor) -> Tensor:
         rows, prompts = len(history), len(self.prompt.attention_mask)
@@ -100,14 +111,16 @@ class NegativeBranch:
 
     def _prefilled(self) -> tuple[_State, Tensor]:
         """The state to continue from; the first call runs the prompt."""
-        if self._state is None or self._prompt_logits is None:
+        state, prompt_logits = self._held.state, self._held.prompt_logits
+        if state is None or prompt_logits is None:
             prompt, cache = self.prompt, roomy_cache()
             mask = prompt.attention_mask
             read = mask if self._padded else None
-            self._prompt_logits = self._run(cache, prompt.inputs_embeds, read, prompt.position_ids, **prompt.reading())
+            prompt_logits = self._run(cache, prompt.inputs_embeds, read, prompt.position_ids, **prompt.reading())
             rows = torch.arange(len(mask), device=mask.device)
-            self._state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
-        return self._state, self._prompt_logits
+            state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
+            self._held.state, self._held.prompt_logits = state, prompt_logits
+        return state, prompt_logits
 
     def _extend(self, state: _State, history: Tensor, common: int, tokens: Tensor | None) -> Tensor:
         """Feeds `history[:, common:]` in one chunk and remembers the whole history."""
@@ -118,7 +131,7 @@ class NegativeBranch:
         start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
         positions = start + torch.arange(common, history.shape[1], device=start.device)
         logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions, tokens)
-        self._state = state._replace(tokens=history.clone())
+        self._held.state = state._replace(tokens=history.clone())
         return logits
 
     def _run(
@@ -141,7 +154,8 @@ class NegativeBranch:
             **reading,
         )
         forget_longest(self._ropes)
-        self.passes += 1
+        with self._counting:
+            self.passes += 1
         return logits
 
 
