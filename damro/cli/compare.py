@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from damro.cli.results import add_scoring_flags, add_truth_flags, compare_loaded, print_comparison, write_tables
+from damro.cli.results import (
+    add_scoring_flags,
+    add_truth_flags,
+    compare_loaded,
+    print_comparison,
+    tell_unscored,
+    write_tables,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,4 +39,4 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         write_tables(comparison, Path(args.out))
     print_comparison(comparison, as_json=args.json)
-    return 0
+    return tell_unscored(comparison)

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from damro.eval.errors import EvalError
 from damro.eval.runs.formats import FORMAT
 from damro.eval.runs.record import folder_name, load_run
 from damro.eval.runs.request import TINY, to_request
+
+if TYPE_CHECKING:
+    from damro.eval.statistics import Interval
 
 _KEY = "OPENAI_API_KEY"
 
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         progress=_tell if sys.stderr.isatty() else None,
     )
     if args.json:
-        values = {name: {aspect: v and asdict(v) for aspect, v in getattr(verdict, name).items()} for name in _PARTS}
+        values = {name: {key: _to_dict(v) for key, v in getattr(verdict, name).items()} for name in _PARTS}
         print(json.dumps({"runs": [first, second], "judged": verdict.judged, "failed": len(verdict.failed), **values}))
         return 0
     for aspect in ASPECTS:
@@ -95,8 +98,17 @@ def _image_opener(args: argparse.Namespace) -> Callable[[str], bytes]:
     return open_bytes
 
 
-def _show(interval: Any) -> str:
-    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+def _show(interval: Interval) -> str:
+    ends = "" if interval.ends is None else " [{:.2f}, {:.2f}]".format(*interval.ends)
+    return f"{interval.estimate:.2f}{ends}"
+
+
+def _to_dict(interval: Interval | None) -> dict[str, Any] | None:
+    """As JSON values: ends that are not finite are None."""
+    if interval is None:
+        return None
+    low, high = interval.ends or (None, None)
+    return {**asdict(interval), "low": low, "high": high}
 
 
 def _tell(done: int, total: int) -> None:

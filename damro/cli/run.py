@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.cli.options import add_flags, add_method_flags, check_used, given_flags, read_values
-from damro.cli.results import add_scoring_flags, make_scoring, print_comparison, write_tables
+from damro.cli.results import add_scoring_flags, make_scoring, print_comparison, tell_unscored, write_tables
 from damro.eval.benchmark import BENCHMARKS
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         write_tables(comparison, out)
         print_comparison(comparison, as_json=args.json)
         print(f"written to {out}", file=sys.stderr)
+        return tell_unscored(comparison)
     return 0
 
 

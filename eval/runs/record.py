@@ -28,6 +28,8 @@ RUN_FILE = "run.json"
 _PACKAGES = ("damro", "torch", "transformers", "tokenizers", "accelerate", "pillow", "numpy", "bitsandbytes")
 # Where the run stands and how fast it goes; none of it changes an answer (a batch's size not beyond rounding).
 _FREE = ("created", "request.images", "request.batch_size", "request.device_map")
+# Written since the format had its number: an older record that lacks one says nothing about it.
+_LATER = ("resolved.model.parameters",)
 
 
 class RunMismatchError(EvalError):
@@ -60,14 +62,16 @@ def load_run(path: Path | str) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say in which keys two records of runs differ, leaving out what changes no answer.
 
-    A request without a key, from a version that did not know it, is one with its default.
+    A request without a key, from a version that did not know it, is one with its default; what an older version did not
+    resolve is no difference.
 
     Example:
         >>> differences({"request": {"seed": 1}}, {"request": {"seed": 2, "images": "a"}})
         ['request.seed: 1 -> 2']
     """
     before, after = dict(_flatten(_complete(old))), dict(_flatten(_complete(new)))
-    keys = [key for key in {**before, **after} if not key.startswith(_FREE)]
+    unknown = [key for key in _LATER if key not in before]
+    keys = [key for key in {**before, **after} if not key.startswith(_FREE) and key not in unknown]
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in keys
