@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from typing import Any
 
@@ -55,8 +56,9 @@ _QFORMER = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, 
 
 
 def _vipllava() -> Any:
+    # The plural is the older name; where it is not known any more it is another name of the singular.
     config = VipLlavaConfig(
-        vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layer=[-2, -3, 1]
+        vision_config=_CLIP, text_config=_LLAMA, image_token_index=IMAGE, vision_feature_layers=[-2, -3, 1]
     )
     return VipLlavaForConditionalGeneration(config)
 
@@ -160,6 +162,11 @@ def family_model(name: str, attention: str = "sdpa") -> Any:
     return model
 
 
+def _takes(key: str) -> bool:
+    """Whether Video-LLaVA takes images by this name; before transformers 5.21 it has one of its own."""
+    return key in inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+
+
 def family_inputs(name: str) -> Inputs:
     """Two prompts of different length about different images (or videos), padded on the left."""
     random = torch.Generator().manual_seed(1)
@@ -172,6 +179,8 @@ def family_inputs(name: str) -> Inputs:
     if name == "video_llava_video":
         visual = {"pixel_values_videos": drawn(2, FRAMES, 3, 56, 56)}
         columns = [[VIDEO] * FRAMES * (1 + PATCHES)] * 2
+    elif name == "video_llava" and not _takes("pixel_values"):
+        visual = {"pixel_values_images": visual["pixel_values"]}
     elif name == "llava_onevision":
         # 56x112 is two tiles side by side, 4 lines of 8 patches and a newline; of 56x56 in them half is padding.
         visual = {"pixel_values": drawn(2, 5, 3, 56, 56), "image_sizes": torch.tensor([[56, 112], [56, 56]])}
