@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import transformers
 from transformers import GenerationMixin
+from transformers import __version__ as installed
 
 from damro.decoding.errors import UnsupportedModelError
 
@@ -32,15 +32,23 @@ def with_known_cache(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, CACHE: caches[0]} if caches else others
 
 
-def too_old(what: str, needed: str, why: str) -> UnsupportedModelError:
-    """The error for what an older transformers gets wrong.
+def check_version(needed: str, what: str, why: str) -> None:
+    """Checks that transformers is new enough for models that older ones get wrong.
 
     Args:
-        what: the models in question.
-        needed: the first version that gets it right.
-        why: what older ones do.
+        needed: the first version that gets them right, such as "5.23".
+        what: the models.
+        why: what older versions do.
+
+    Raises:
+        UnsupportedModelError: naming both versions.
     """
-    return UnsupportedModelError(
-        f"transformers must be {needed} or newer for {what}, as older ones {why}, got {transformers.__version__}; "
-        f"pip install 'transformers>={needed}'"
-    )
+    if _numbers(installed) < _numbers(needed):
+        raise UnsupportedModelError(
+            f"transformers must be {needed} or newer for {what}, as older ones {why}, got {installed}; "
+            f"pip install 'transformers>={needed}'"
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")[:2]]
