@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
+from damro.decoding.compat import CACHE
 from damro.decoding.families import family_of
 from damro.decoding.rules import contrast_scores
 from damro.methods.patches import outlier_view
@@ -45,6 +46,6 @@ class NaiveProcessor(LogitsProcessor):
             fed = {"input_ids": input_ids[:, -1:], "position_ids": self._mask.sum(dim=-1, keepdim=True)}
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(input_ids), 1)], dim=-1)
         output = self._decoder(
-            **fed, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            **fed, attention_mask=self._mask, use_cache=True, logits_to_keep=1, **{CACHE: self._cache}
         )
         return contrast_scores(scores, output.logits[:, -1], self._rule.alpha, self._rule.beta)

@@ -15,6 +15,7 @@ from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_br
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.compat import CACHE, with_known_cache
 from damro.decoding.errors import ParameterError
 from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
@@ -71,8 +72,7 @@ def decode(
             towers that can do so have interpolated where the image asks for it.
 
     Returns:
-        What ``model.generate`` returns: `(R, P + T)` token ids, or a ``ModelOutput``. Without `past_key_values`
-        when fused.
+        What ``model.generate`` returns: `(R, P + T)` token ids, or a ``ModelOutput``. Without a cache when fused.
 
     Raises:
         ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if ``generate`` is asked
@@ -86,6 +86,7 @@ def decode(
     if shared_prefix and strategy == "lazy":
         raise ParameterError("strategy must be 'auto' or 'fused' with shared_prefix, got 'lazy'; leave one of them out")
     model = unwrap(model)
+    generate_kwargs = with_known_cache(generate_kwargs)
     decoder: Any = family_of(model).decoder(model)
     contrasts = isinstance(contrast, Contrast)
     full = contrast.full if isinstance(contrast, Contrast) else contrast
@@ -108,7 +109,7 @@ def decode(
         seen = setting(decoder, generate_kwargs, "return_dict_in_generate")
         if serves and not seen and not is_encoder_decoder(decoder):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
-            call["past_key_values"] = roomy_cache()
+            call[CACHE] = roomy_cache()
     return _run(decoder, call, rule)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from tests.family_models import IMAGE, PATCHES, Inputs, family_model
+from tests.family_models import IMAGE, PATCHES, Inputs, family_model, needs_capped
 
-BOTH = pytest.mark.parametrize("name", ["paligemma", "paligemma2"])
+BOTH = pytest.mark.parametrize("name", ["paligemma", pytest.param("paligemma2", marks=needs_capped)])
 ROWS = pytest.mark.parametrize("rows", [1, 3])
 STRENGTHS: dict[str, Any] = {"alpha": 1.0, "beta": 0.1, "top_k": 3}
 # A model with random weights may write an image token, which stock generate takes for an image without a cache.

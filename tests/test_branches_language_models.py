@@ -13,6 +13,7 @@ from transformers import DynamicCache, LogitsProcessor, RwkvConfig, RwkvForCausa
 from damro import DAMROProcessor
 from damro.decoding.branches.fused import can_branch
 from damro.decoding.branches.kv import keeps_columns
+from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.rules import contrast_scores
 from tests.llava_models import llava_inputs, llava_of
@@ -67,7 +68,7 @@ class StepByStep(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         new = input_ids[:, self._prompt :]
         fed = self._model.get_input_embeddings()(new[:, -1:]) if new.shape[1] else self._embeds
-        negative = self._model(inputs_embeds=fed, past_key_values=self._cache).logits[:, -1]
+        negative = self._model(inputs_embeds=fed, **{CACHE: self._cache}).logits[:, -1]
         return contrast_scores(scores, negative, DECISIVE["alpha"], DECISIVE["beta"])
 
 

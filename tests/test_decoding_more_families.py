@@ -229,6 +229,7 @@ def test_images_and_videos_in_one_call() -> None:
 
 def test_images_by_the_name_that_the_image_processor_gives_them() -> None:
     model, inputs, _ = both("video_llava")
+    inputs["pixel_values"] = inputs.pop("pixel_values_images", inputs.get("pixel_values"))
     legacy = {"pixel_values_images" if key == "pixel_values" else key: value for key, value in inputs.items()}
     for method in ("damro", "vcd"):
         options = STRENGTHS if method == "damro" else {}

@@ -18,7 +18,7 @@ from damro.decoding.prompts import stack_rows
 from damro.errors import NoClsTokenError, UnsupportedModelError
 from damro.inspection import inspect_contrast, inspect_decoder
 from damro.pruning import prune
-from tests.family_models import IMAGE, PATCHES, family_model
+from tests.family_models import IMAGE, PATCHES, family_model, needs_capped
 from tests.paligemma_cases import (
     BOTH,
     GREEDY,
@@ -126,6 +126,7 @@ def test_maps_of_generated_tokens_equal_eager_attentions() -> None:
     assert seen.maps().shape == (2, len(tokens), 4, 4)
 
 
+@needs_capped
 def test_maps_of_soft_capped_attention_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"without soft-capped .*, got Gemma2Model"):
         inspect_decoder(family_model("paligemma2"), inputs_of(1), torch.tensor([5, 6]))

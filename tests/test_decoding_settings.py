@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from damro import DAMROProcessor, contrast_processor, outlier_view
+from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError, ParameterError
 from damro.decoding.generate import decode
 from damro.decoding.settings import asks, end_tokens, setting, with_mask
@@ -152,7 +153,7 @@ def test_a_cache_of_the_caller_s_holds_the_prompt_and_the_answer(family: str, ke
     model, inputs = model_of(family), inputs_of(f"{family}_img0")
     ours, stock = DynamicCache(), DynamicCache()
     expected = model.generate(
-        **inputs, logits_processor=DAMROProcessor(model, inputs, **STRENGTHS), cache=stock, **GREEDY
+        **inputs, logits_processor=DAMROProcessor(model, inputs, **STRENGTHS), **GREEDY, **{CACHE: stock}
     )
     got = generate(model, inputs, strategy=strategy, **STRENGTHS, **GREEDY, **{key: ours})
     assert torch.equal(got, expected)

@@ -16,7 +16,7 @@ from damro.errors import ParameterError, UnsupportedModelError
 from damro.loading import prepare_inputs
 from damro.pages.explain import Explanation, explain_answers, spell_token
 from damro.pages.explain_page import pack_map, percent, render_page
-from tests.family_models import family_model, received_by_eager, siglip_processor
+from tests.family_models import family_model, needs_capped, received_by_eager, siglip_processor
 
 PROMPT = "What is <script>alert(1)</script> & 'this'?"
 PICTURE = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
@@ -181,19 +181,26 @@ def test_with_cls_the_page_names_it(case: tuple[Any, Any, Explanation], page: st
     assert "[CLS] attends to the outlier patches most." in text and "receive" not in text
 
 
-def test_what_cannot_be_shown_is_refused_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
-    def generate(*values: Any, **options: Any) -> Any:
-        raise AssertionError("an answer was generated")
+OPTIONS: dict[str, Any] = {"name": "tiny", "alpha": 2.0, "beta": 0.1, "top_k": 3}
 
-    options: dict[str, Any] = {"name": "tiny", "alpha": 2.0, "beta": 0.1, "top_k": 3}
+
+def generate_nothing(*values: Any, **options: Any) -> Any:
+    raise AssertionError("an answer was generated")
+
+
+def test_layers_that_are_not_there_are_refused_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_golden("llava")
-    monkeypatch.setattr(type(model), "generate", generate)
+    monkeypatch.setattr(type(model), "generate", generate_nothing)
     with pytest.raises(ParameterError, match="language model's 3 layers .* got 3"):
-        explain_answers(model, make_processor("llava"), PICTURE, "What", layers=[3], **options)
+        explain_answers(model, make_processor("llava"), PICTURE, "What", layers=[3], **OPTIONS)
+
+
+@needs_capped
+def test_soft_capped_scores_are_refused_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     soft_capped = family_model("paligemma2")
-    monkeypatch.setattr(type(soft_capped), "generate", generate)
+    monkeypatch.setattr(type(soft_capped), "generate", generate_nothing)
     with pytest.raises(UnsupportedModelError, match="without soft-capped scores"):
-        explain_answers(soft_capped, siglip_processor("paligemma"), PICTURE, "What", **options)
+        explain_answers(soft_capped, siglip_processor("paligemma"), PICTURE, "What", **OPTIONS)
 
 
 def test_small_things() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from damro.cli import main
+from damro.decoding.compat import CACHE
 from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
 from damro.speed.pruned import kv_bytes, measure_pruning
@@ -43,7 +44,8 @@ def test_kv_is_that_of_both_branches(model: Any, batch: int) -> None:
 def test_kv_is_what_the_stock_cache_holds(dtype: torch.dtype) -> None:
     model = random_model(SHAPES["micro"], dtype=dtype)
     inputs = random_inputs(model, 2)
-    cache = model.generate(**inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True).past_key_values
+    output = model.generate(**inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    cache = getattr(output, CACHE)
     held = sum(half.nbytes for layer in cache.layers for half in (layer.keys, layer.values))
     family = family_of(model)
     with torch.no_grad():

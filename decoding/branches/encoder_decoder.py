@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.kv import keeps_columns
 from damro.decoding.branches.negative import NegativeBranch
+from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
@@ -122,19 +123,21 @@ class PromptReader(nn.Module):
         self.embed: nn.Module = model.get_decoder().get_input_embeddings()
         self._encoded = _Encoded()
 
-    def forward(self, inputs_embeds: Tensor, past_key_values: Cache, attention_mask: Any = None, **causal: Any) -> Any:
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None, **causal: Any) -> Any:
         """Runs the model.
 
         Args:
             inputs_embeds: `(B, L, D)` of prompts with an empty cache, `(R, T, D)` of an answer's next tokens else.
-            past_key_values: KV of the decoder's self-attention, filled in place.
             attention_mask: of prompts, `(B, L)`; None if they have no padding. Of answers it is not needed.
-            **causal: what a causal model wants to know beside. Positions are relative and no business of the caller.
+            **causal: what a causal model wants to know beside. Its cache (:data:`damro.decoding.compat.CACHE`) holds KV
+                of the decoder's self-attention and is filled in place. Positions are relative and no business of the
+                caller.
 
         Returns:
             The model's output; `logits (R, T, V)`, behind a prompt `(B, S, V)`.
         """
-        if past_key_values.get_seq_length() == 0:
+        cache: Cache = causal[CACHE]
+        if cache.get_seq_length() == 0:
             self._encode(inputs_embeds, attention_mask)
             inputs_embeds = self.embed(self._start.to(inputs_embeds.device))
         self.repeat(len(inputs_embeds))
@@ -142,9 +145,9 @@ class PromptReader(nn.Module):
             encoder_outputs=(self._encoded.states,),
             attention_mask=self._encoded.mask,
             decoder_inputs_embeds=inputs_embeds,
-            # Made anew at every run: it looks which layers have seen the encoder's output when it is made.
-            past_key_values=EncoderDecoderCache(past_key_values, self._encoded.cross),
             use_cache=True,
+            # Made anew at every run: it looks which layers have seen the encoder's output when it is made.
+            **{CACHE: EncoderDecoderCache(cache, self._encoded.cross)},
         )
 
     def _encode(self, embeds: Tensor, mask: Tensor | None) -> None:
@@ -206,7 +209,7 @@ class EncodedBranches:
             tokens: `(R,)`.
         """
         fed = self._reader.embed(tokens.to(self.logits.device).repeat(self._branches).unsqueeze(-1))
-        output: Any = self._reader(inputs_embeds=fed, past_key_values=self._cache)
+        output: Any = self._reader(inputs_embeds=fed, **{CACHE: self._cache})
         self.logits = self._by_branch(output.logits[:, -1])
 
     def _by_branch(self, logits: Tensor) -> Tensor:

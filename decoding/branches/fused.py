@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from damro.decoding.branches.kv import keeps_columns, roomy_cache
 from damro.decoding.branches.rope import ropes_of_longest
+from damro.decoding.compat import CACHE
 from damro.decoding.prompts import VisualPrompt
 
 _ATTENTION = "decoding_branches"
@@ -35,9 +36,9 @@ def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
         # Without padding no mask is needed, and attention kernels are faster without one.
         attention_mask=None if bool(mask.all()) else mask,
         position_ids=prompt.position_ids,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE: cache},
         **prompt.reading(),
     )
     return Prefill(cache, mask, output.logits[:, -1])
@@ -239,9 +240,9 @@ class Branches:
             output: Any = self._decoder(
                 input_ids=tokens.unsqueeze(-1),
                 position_ids=positions.unsqueeze(-1),
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{CACHE: self._cache},
             )
         finally:
             _STEPPING.config = None

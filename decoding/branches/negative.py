@@ -12,6 +12,7 @@ from transformers import Cache
 from damro.decoding.branches.head import PartialHead
 from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.rope import forget_longest, ropes_of_longest
+from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError
 from damro.decoding.prompts import VisualPrompt
 
@@ -149,8 +150,8 @@ class NegativeBranch:
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
             **reading,
         )
         forget_longest(self._ropes)

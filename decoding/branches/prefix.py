@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.decoding.branches.fused import Prefill, prefill
+from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError
 from damro.decoding.families import Encoding, check_inputs, family_of
 from damro.decoding.families.instructblip import query_features
@@ -137,8 +138,8 @@ def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=positions_of(mask)[:, common:],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE: cache},
     )
     return Prefill(cache, mask, output.logits[:, -1])

@@ -277,7 +277,8 @@ def clip_feature_layer(model: LVLM) -> int:
         InputsError: if the model takes its features from the embeddings, which no layer produces.
     """
     depth = int(model.config.vision_config.num_hidden_layers)
-    chosen = model.config.vision_feature_layer
+    # ViP-LLaVA, which has several, named them in the plural before transformers 5.23.
+    chosen = getattr(model.config, "vision_feature_layers", None) or model.config.vision_feature_layer
     indices = [chosen] if isinstance(chosen, int) else list(chosen)
     layer = max(index + depth if index < 0 else index - 1 for index in indices)
     if not 0 <= layer < depth:

@@ -48,7 +48,7 @@ def feature_layer(model: LVLM, *, reference: bool) -> int:
 def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     """Runs CLIP and the projector once."""
     pixels = inputs["pixel_values"]
-    outputs = model.model.get_image_features(pixel_values=pixels, return_dict=True, **_sizes(model, inputs))
+    outputs = model.model.get_image_features(pixels, return_dict=True, **_sizes(model, inputs))
     features = list(outputs.pooler_output)
     return Encoding(
         outputs,

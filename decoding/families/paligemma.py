@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from damro.decoding.compat import check_version
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.families import llava
 from damro.decoding.families.base import LVLM, Encoding, embed_prompt
@@ -43,8 +44,11 @@ def decoder(model: LVLM) -> nn.Module:
 
     Raises:
         UnsupportedModelError: under flash attention, which takes no mask but causal or none: tokens that are fed
-            several at a time would see those behind them.
+            several at a time would see those behind them. With PaliGemma 2 in a transformers that does not cap its
+            logits.
     """
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None:
+        check_version("5.23", "PaliGemma 2", "leave out the soft cap of its logits")
     attention = model.config.get_text_config()._attn_implementation
     if "flash" in attention:
         raise UnsupportedModelError(
