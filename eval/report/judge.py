@@ -84,7 +84,9 @@ def parse_grades(reply: str) -> Grades:
     """
     found = {}
     for aspect in ASPECTS:
-        match = re.search(rf"{aspect}\W*A\s*[=:]\s*([\d.]+)\W+B\s*[=:]\s*([\d.]+)", reply, re.IGNORECASE)
+        # Possessive, so that a long reply is read once; the lookbehind is for "A=7.B=9", whose stop parts the two.
+        grade = r"\s*+[=:]\s*+([\d.]++)"
+        match = re.search(rf"{aspect}\W*+A{grade}(?:\W++|(?<=[\d.]\.))B{grade}", reply, re.IGNORECASE)
         try:
             grades = (float(match[1].rstrip(".")), float(match[2].rstrip("."))) if match else (0.0, 0.0)
         except ValueError:
