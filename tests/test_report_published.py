@@ -193,7 +193,7 @@ def test_a_small_model_on_few_questions_agrees_with_nothing(tmp_path: Path, caps
     assert call("reproduce", "pope", *folders) == 0
     shown = capsys.readouterr().out
     assert shown.count("not comparable") == 8 + 2
-    assert "size: 0.0039 billion parameters" in shown
+    assert "size: 3.9 million parameters" in shown
 
 
 def test_a_whole_run_is_put_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,12 +34,25 @@ def test_old_runs_are_compared_with_the_same_result(
     assert list(found["methods"]) == names
     for now, before in zip(found["methods"].values(), written["methods"].values(), strict=True):
         scores = {group: known(values, before["scores"][group]) for group, values in now["scores"].items()}
-        assert {**now, "scores": scores} == before
+        told = before["scores"]
+        if benchmark == "pope":  # six questions about one image
+            told = {group: without_ends(values) for group, values in told.items()}
+        assert {**now, "scores": scores} == {**before, "scores": told}
 
 
 def known(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """What the older version told too."""
     return {name: value for name, value in now.items() if name in before}
+
+
+def without_ends(before: dict[str, Any]) -> dict[str, Any]:
+    """Scores of one image: it has no interval any more."""
+    changes = {name: value and [value[0], None, None] for name, value in before.get("difference", {}).items()}
+    return {
+        **before,
+        "ci": dict.fromkeys(before["ci"]),
+        **({"difference": changes} if "difference" in before else {}),
+    }
 
 
 def test_parameters_of_a_method_stand_in_its_text() -> None:

@@ -166,7 +166,7 @@ def protocol_differences(run: Mapping[str, Any], scored: Group) -> list[Differen
         >>> for one in protocol_differences(to_record(request, resolved), scored):
         ...     print(one.text)
         model: 'tiny'; the paper's is llava-1.5-7b-hf
-        size: 0.004 billion parameters; the paper's have 7 billion and a vision tower
+        size: 3.9 million parameters; the paper's have 7 billion and a vision tower
         decoding: greedy; the paper samples at temperature 1
         max_new_tokens: 64; the paper allows 1024
         samples: the first 10 of each split; the paper takes all
@@ -199,7 +199,7 @@ def _of_model(asked: RunRequest, model: Mapping[str, Any]) -> list[str]:
     if size is None:
         lines.append("size: not in run.json, which an older version wrote; the paper's have 7 billion parameters")
     elif not PAPER_SIZE[0] <= size <= PAPER_SIZE[1]:
-        lines.append(f"size: {size / 1e9:.3g} billion parameters; the paper's have 7 billion and a vision tower")
+        lines.append(f"size: {size / 1e6:,.1f} million parameters; the paper's have 7 billion and a vision tower")
     if model.get("dtype") != _PAPER_DTYPE:
         lines.append(f"dtype: {model.get('dtype', 'not in run.json')}; the released code has {_PAPER_DTYPE}")
     if asked.quantization is not None:
