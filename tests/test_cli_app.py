@@ -9,7 +9,7 @@ import pytest
 from golden_models import save_golden
 from gradio_server import collected_leftovers
 
-from damro.cli import app
+from damro.cli import app, main
 from damro.errors import ParameterError
 
 
@@ -30,6 +30,12 @@ def test_without_gradio_the_extra_is_named_before_a_model_is_loaded(monkeypatch:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ParameterError, match=r"pip install 'damro\[app\]'"):
         app.run(parse("--model", "absent"))
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+def test_a_port_that_is_none_is_told_before_a_model_is_loaded(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["app", "--model", "absent", f"--port={port}"]) == 2
+    assert capsys.readouterr().err == f"damro: --port must be from 1 to 65535, got {port}\n"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

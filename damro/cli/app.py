@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     from damro.errors import ParameterError
     from damro.loading import load_model
 
+    if not 1 <= args.port <= 65535:
+        raise ParameterError(f"--port must be from 1 to 65535, got {args.port}")
     try:
         from damro.pages.app import build_app, serve_app
     except ImportError as error:

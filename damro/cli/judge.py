@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         help="have a language model grade the answers of two runs",
         description="Send each image with the answers of two runs to an OpenAI-compatible server and have accuracy and "
         f"detailedness graded, in both orders. The key is taken from {_KEY}; a judgement that is recorded is not asked "
-        "for again.",
+        "for again, one that failed with --retry-failed alone.",
     )
     parser.add_argument("runs", nargs=2, metavar="RUN", help="folder of a run")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://127.0.0.1:8000/v1")
@@ -39,29 +39,45 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-images", action="store_true", help="send the answers alone, to a judge that cannot see")
     parser.add_argument("--out", metavar="DIR", help="(default: judge-SECOND in the folder of the first run)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N pairs")
+    parser.add_argument("--retry-failed", action="store_true", help="ask again for judgements that failed")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: 60)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Asks, records and prints."""
+    """Asks, records and prints; the key and the endpoint's password stand nowhere."""
+    from damro.eval.report.judge_client import mask_endpoint, secret_masker
+
+    shown, mask = mask_endpoint(args.endpoint), secret_masker(args.endpoint, os.environ.get(_KEY))
+    try:
+        return _judge(args, shown)
+    except EvalError as error:  # of a folder, say, that an older version wrote the password to
+        raise EvalError(mask(str(error))) from error
+
+
+def _judge(args: argparse.Namespace, endpoint: str) -> int:
     from damro.eval.report.comparison import load_runs
-    from damro.eval.report.judge import ASPECTS, judge_runs, openai_judge
+    from damro.eval.report.judge import ASPECTS, judge_runs
+    from damro.eval.report.judge_client import openai_judge
 
     if args.limit is not None and args.limit < 1:
         raise EvalError(f"--limit must be at least 1, got {args.limit}")
     runs = load_runs(args.runs).runs
     first, second = runs
-    request = {"judge": args.model, "endpoint": args.endpoint, "sees_images": not args.no_images}
+    request = {"judge": args.model, "endpoint": endpoint, "sees_images": not args.no_images}
     resolved = {"runs": [load_run(folder)["resolved"] for folder in args.runs]}
     verdict = judge_runs(
         runs[first],
         runs[second],
         Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}"),
-        openai_judge(args.endpoint, args.model, os.environ.get(_KEY)),
+        openai_judge(args.endpoint, args.model, os.environ.get(_KEY), timeout=args.timeout),
         json.loads(json.dumps({"format": FORMAT, "request": request, "resolved": resolved})),
         open_bytes=(lambda name: None) if args.no_images else _image_opener(args),
         limit=args.limit,
+        retry_failed=args.retry_failed,
         progress=_tell if sys.stderr.isatty() else None,
     )
     if args.json:
