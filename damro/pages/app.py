@@ -32,7 +32,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 try:
     import gradio
 except ImportError as error:
-    raise ImportError("the app needs gradio: pip install 'damro[app]'") from error
+    raise ImportError(
+        "damro app needs the package gradio, which is not installed; pip install 'damro[app]'", name="gradio"
+    ) from error
 
 UPLOAD_LIMIT = "10mb"
 PROMPT_LIMIT = 2000  # characters
