@@ -9,6 +9,9 @@ from PIL import Image, ImageOps
 
 from damro.decoding.errors import DecodingError
 
+NO_SUCH_FILE = "no such file"
+"""How the message ends of an image that is not there."""
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _WHITE = (255, 255, 255, 255)
@@ -55,7 +58,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     except Image.DecompressionBombError as error:
         raise ImageSizeError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
     except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
 
 

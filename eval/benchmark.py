@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from damro.eval.errors import EvalError
-from damro.parameters import build, check_fields
+from damro.parameters import build, check_fields, parameters
 from damro.registry import Registry
 
 if TYPE_CHECKING:
     from damro.eval.samples import Dataset
     from damro.eval.statistics import Array, Interval, Metric
+
+_OTHER_IMAGES = "give --model and --images for other ones"
 
 Records = Mapping[str, Mapping[str, Any]]
 """The records of a run by sample id."""
@@ -248,6 +250,24 @@ class Benchmark:
             scored: What came of it: the whole of the run.
         """
         return []
+
+    def check_scenes_heed(self, *heeded: str) -> None:
+        """Refuse parameters that are given where embedded scenes are asked about, which do not depend on them.
+
+        Args:
+            heeded: Names of those that the scenes do depend on.
+
+        Raises:
+            EvalError: Another one is given.
+        """
+        for one in parameters(type(self)):
+            value = getattr(self, one.name)
+            if one.name not in heeded and value != one.default:
+                shown = " ".join(value) if isinstance(value, tuple) else value
+                raise EvalError(
+                    f"{one.flag} must be left out for the embedded scenes, which it does not change, got {shown!r}: "
+                    f"{_OTHER_IMAGES}"
+                )
 
     def to_record(self) -> dict[str, Any]:
         """Return the parameters, for ``run.json``."""

@@ -261,26 +261,30 @@ def test_an_interrupt_ends_cleanly_and_the_run_goes_on(world: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(world: Path, tmp_path: Path) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1])}
-    several = pope(world, tmp_path / "two", "--methods", "greedy", "damro@1", "--batch-size", "2")
-    done = subprocess.run([*launcher, str(RUN_CLI), *several], env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("device", [["--device", "cpu"], []], ids=["cpu", "default"])
+def test_two_processes_equal_one(device: list[str], world: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1]), "WORKER_LOG": str(tmp_path / "log")}
+    (tmp_path / "log").mkdir()
+    methods = ("greedy", "damro@1")
+
+    def arguments(out: str) -> list[str]:
+        asked = pope(world, tmp_path / out, "--methods", *methods, "--batch-size", "2")
+        place = asked.index("--device")
+        return [*asked[:place], *asked[place + 2 :], *device]
+
+    command = [*launcher, str(RUN_CLI.with_name("run_worker.py")), *arguments("two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    call(*pope(world, tmp_path / "one", "--methods", "greedy", "damro@1", "--batch-size", "2"))
-    for method in ("greedy", "damro@1"):
+    assert done.stderr.count("written to") == 1  # the leader alone tells
+    call(*arguments("one"))
+    for method in methods:
         assert records(tmp_path / "two" / method) == records(tmp_path / "one" / method)
         assert not list((tmp_path / "two" / method).glob("records-*"))
+        parts = [(tmp_path / f"log/{method}-records-{rank}.jsonl").read_text().split() for rank in (0, 1)]
+        assert all(parts)  # both had something to do
+        ids = [record["id"] for record in records(tmp_path / "one" / method)]
+        assert sorted(parts[0] + parts[1]) == sorted(ids)  # and none did what the other did
 
 
 def test_recorded_captions_are_compared_and_put_beside_the_paper(

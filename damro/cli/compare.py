@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from damro.cli.outputs import check_folder
 from damro.cli.results import (
     add_scoring_flags,
     add_truth_flags,
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Scores, compares and prints."""
     from damro.eval.report.comparison import load_runs
 
+    if args.out:
+        check_folder(args.out)
     comparison = compare_loaded(args, load_runs(args.runs), args.runs[0])
     if args.out:
         write_tables(comparison, Path(args.out))

@@ -7,11 +7,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from damro.cli.outputs import check_folder
+from damro.cli.parser import whole_number
+from damro.eval.benchmark import Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.formats import FORMAT
 from damro.eval.runs.record import folder_name, load_run
@@ -38,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--images", metavar="DIR", help="the images, where the runs' folder has moved")
     parser.add_argument("--no-images", action="store_true", help="send the answers alone, to a judge that cannot see")
     parser.add_argument("--out", metavar="DIR", help="(default: judge-SECOND in the folder of the first run)")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N pairs")
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="at most N pairs")
     parser.add_argument("--retry-failed", action="store_true", help="ask again for judgements that failed")
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: 60)"
@@ -63,19 +66,19 @@ def _judge(args: argparse.Namespace, endpoint: str) -> int:
     from damro.eval.report.judge import ASPECTS, judge_runs
     from damro.eval.report.judge_client import openai_judge
 
-    if args.limit is not None and args.limit < 1:
-        raise EvalError(f"--limit must be at least 1, got {args.limit}")
     runs = load_runs(args.runs).runs
     first, second = runs
+    out = Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}")
+    check_folder(out)
     request = {"judge": args.model, "endpoint": endpoint, "sees_images": not args.no_images}
     resolved = {"runs": [load_run(folder)["resolved"] for folder in args.runs]}
     verdict = judge_runs(
         runs[first],
         runs[second],
-        Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}"),
+        out,
         openai_judge(args.endpoint, args.model, os.environ.get(_KEY), timeout=args.timeout),
         json.loads(json.dumps({"format": FORMAT, "request": request, "resolved": resolved})),
-        open_bytes=(lambda name: None) if args.no_images else _image_opener(args),
+        open_bytes=(lambda name: None) if args.no_images else _image_opener(args, runs.values()),
         limit=args.limit,
         retry_failed=args.retry_failed,
         progress=_tell if sys.stderr.isatty() else None,
@@ -96,15 +99,21 @@ def _judge(args: argparse.Namespace, endpoint: str) -> int:
 _PARTS = ("first", "second", "difference")
 
 
-def _image_opener(args: argparse.Namespace) -> Callable[[str], bytes]:
-    """From an image's name to its PNG, as the runs saw it."""
-    from damro.eval.samples import folder_opener, open_scene
+def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable[[str], bytes]:
+    """From an image's name to its PNG, as the runs saw it; all of them are there, or nothing is judged."""
+    from damro.eval.benchmark import answered_in_all
+    from damro.eval.samples import OpenImage, folder_opener, open_scene
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)
     if request.images is None and request.model != TINY:
         raise EvalError("--images must be given: the runs do not say where their images are")
-    open_image = open_scene if request.images is None else folder_opener(Path(request.images))
+    open_image: OpenImage = open_scene
+    if request.images is not None:
+        open_image = folder = folder_opener(Path(request.images))
+        first, second = runs
+        answered = answered_in_all([first, second])
+        folder.missing((fields["image"] for key, fields in first.items() if key in answered), at_most=0)
 
     def open_bytes(name: str) -> bytes:
         content = io.BytesIO()

@@ -35,7 +35,9 @@ try:
     import gradio
     from starlette.middleware import Middleware
 except ImportError as error:
-    raise ImportError("the app needs gradio: pip install 'damro[app]'") from error
+    raise ImportError(
+        "damro app needs the package gradio, which is not installed; pip install 'damro[app]'", name="gradio"
+    ) from error
 
 UPLOAD_LIMIT = "10mb"
 PROMPT_LIMIT = 2000  # characters

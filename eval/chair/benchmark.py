@@ -79,6 +79,7 @@ class Chair(Benchmark):
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
         if request.scenes is not None:
+            self.check_scenes_heed()
             truth = scene_objects(request.scenes)
             source = {"objects": {"source": "damro.tiny.scenes", "sha256": digest_of(truth)}}
             images = {str(number): name for number, name in enumerate(truth)}

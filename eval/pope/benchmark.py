@@ -101,6 +101,10 @@ class Pope(Benchmark):
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        if self.questions and self.split:
+            raise EvalError(
+                f"--split must be left out with --questions, got {' '.join(self.split)!r}: give one of them"
+            )
         if request.scenes is not None:
             return self._of_scenes(request, request.scenes)
         opener = folder_opener(need_folder(request.images, self.name))
@@ -181,11 +185,18 @@ class Pope(Benchmark):
         return samples
 
     def _of_scenes(self, request: DataRequest, scenes: int) -> Dataset:
+        self.check_scenes_heed("split")
+        splits = [name.removeprefix("tiny/") for name in (_SCENE_SPLITS if self.split in ((), (ALL,)) else self.split)]
+        wrong = [name for name in splits if name not in _SCENE_SPLITS]
+        if wrong:
+            raise EvalError(
+                f"--split must be of {', '.join(_SCENE_SPLITS)} for the embedded scenes, got {wrong[0]!r}: leave it "
+                "out for all three, or give --model and --images for the shipped questions"
+            )
         objects = scene_objects(scenes)
         eligible = sum(len(names) >= 3 for names in objects.values())
         questions = []
-        for name in _SCENE_SPLITS if self.split in ((), (ALL,)) else self.split:
-            split = name.rpartition("/")[2]
+        for split in splits:
             records = build(objects, split, images=eligible, per_image=3, seed=request.seed)[: request.limit]
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}

@@ -51,12 +51,28 @@ def load_run(path: Path | str) -> dict[str, Any]:
         DataFormatError: It cannot be read or is no record of a run.
     """
     path = Path(path)
-    path = path / RUN_FILE if path.is_dir() else path
+    if path.is_dir() or not path.exists():
+        _check_is_run(path)
+        path = path / RUN_FILE
     record = read_json(path)
     whole = isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in ("request", "resolved"))
     if not whole or record.get("format") not in range(1, FORMAT + 1):
         raise DataFormatError(f"{path}: must be the run.json of a run (format 1 to {FORMAT}), got something else")
     return upgrade(record)
+
+
+def _check_is_run(folder: Path) -> None:
+    """Refuse a folder without ``run.json``; one that holds runs is told apart from one that does not."""
+    if (folder / RUN_FILE).exists():
+        return
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
+    if inside:
+        found = f"which holds {len(inside)}: give those wanted of {' '.join(inside)}"
+    elif folder.is_dir():
+        found = f"which holds no {RUN_FILE}: give a folder that damro run wrote"
+    else:
+        found = "which is not there"
+    raise DataFormatError(f"RUN must be the folder of one run, got {str(folder)!r}, {found}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
