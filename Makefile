@@ -3,12 +3,14 @@ PYTHON ?= python3
 # This version installs as a CPU build where that is at hand; any torch >= 2.6 will do (make TORCH=torch).
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# The oldest transformers that pyproject.toml allows, in an environment of its own.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 # Everything here works offline: no hub is asked for anything.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-browser check gallery docs install format clean
+.PHONY: demo test test-oldest test-browser check gallery docs install format clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +25,17 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# Golden vectors, decoding and families with the oldest transformers; not the tests that take long.
+test-oldest: $(VENV)-oldest/.installed
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -m 'not slow' \
+	  tests/test_damro_golden.py tests/test_decoding_*.py
+
+$(VENV)-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'transformers==$(OLDEST)' pytest hypothesis
+	touch $@
 
 # Drives the pages in a real headless Chromium; needs Debian's chromium and chromium-driver, and installs Gradio.
 test-browser: install
@@ -48,4 +61,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -43,11 +43,16 @@ def check_version(needed: str, what: str, why: str) -> None:
     Raises:
         UnsupportedModelError: naming both versions.
     """
-    if _numbers(installed) < _numbers(needed):
+    if older_than(needed):
         raise UnsupportedModelError(
             f"transformers must be {needed} or newer for {what}, as older ones {why}, got {installed}; "
             f"pip install 'transformers>={needed}'"
         )
+
+
+def older_than(version: str) -> bool:
+    """Whether the transformers at hand is older than a version such as "5.23"."""
+    return _numbers(installed) < _numbers(version)
 
 
 def _numbers(version: str) -> list[int]:

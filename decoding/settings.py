@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from damro.decoding.branches.fused import can_branch
+from damro.decoding.compat import older_than
 from damro.decoding.errors import InputsError, ParameterError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import inferred_mask, is_encoder_decoder
@@ -209,6 +210,9 @@ def check_prompt(decoder: Any, call: Mapping[str, Any], full: VisualPrompt, *, p
         _refuse(decoder, call, (*DRAFTING, "prefill_chunk_size"), "not causal", "decode without it")
     if pruned:
         _refuse(decoder, call, (*DRAFTING, *OF_TOKENS), "pruned", "keep all tokens, or decode without it")
+    if tokens and older_than("5.23"):
+        why = "of images, which transformers before 5.23 leaves out of chunks"
+        _refuse(decoder, call, ("prefill_chunk_size",), why, "decode without it, or pip install 'transformers>=5.23'")
     if not tokens:
         _refuse(decoder, call, OF_TOKENS, "given as columns, as this model's language model is", "decode without it")
 

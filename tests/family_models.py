@@ -40,8 +40,8 @@ from tests.golden_models import word_tokenizer
 MORE_FAMILIES = (
     "vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2", "paligemma"
 )  # fmt: skip
-CAPS_PALIGEMMA_2 = Version(transformers.__version__) >= Version("5.23")
-needs_capped = pytest.mark.skipif(not CAPS_PALIGEMMA_2, reason="PaliGemma 2 needs transformers 5.23 or newer")
+SINCE_5_23 = Version(transformers.__version__) >= Version("5.23")
+needs_capped = pytest.mark.skipif(not SINCE_5_23, reason="PaliGemma 2 needs transformers 5.23 or newer")
 ENCODER_DECODERS = ("instructblip-t5", "blip-2-t5")
 IMAGE, VIDEO, PATCHES, FRAMES, QUERIES = 199, 198, 16, 3, 6
 Inputs = dict[str, Tensor]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM, T5ForConditionalGeneration
@@ -10,8 +11,10 @@ from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 from damro import DAMROProcessor
 from damro.decoding import compat
 from damro.decoding.compat import CACHE, check_version, with_known_cache
-from damro.errors import UnsupportedModelError
+from damro.errors import ParameterError, UnsupportedModelError
+from tests.golden_cases import inputs_of, model_of
 from tests.paligemma_cases import STRENGTHS, parts
+from tests.told import generate
 
 
 @pytest.mark.parametrize("kind", [LlamaForCausalLM, T5ForConditionalGeneration], ids=lambda kind: kind.__name__)
@@ -46,3 +49,11 @@ def test_too_old_for_paligemma_2(version: str, monkeypatch: pytest.MonkeyPatch) 
         DAMROProcessor(model, inputs, **STRENGTHS)
     model, inputs = parts("paligemma", 1)  # has no such cap
     DAMROProcessor(model, inputs, **STRENGTHS)
+
+
+@pytest.mark.parametrize("method", ["greedy", "no-image"])
+def test_chunks_without_images_are_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "installed", "5.22.2")
+    options: dict[str, Any] = {} if method == "greedy" else {"alpha": 1.0, "beta": 0.1}
+    with pytest.raises(ParameterError, match=r"prefill_chunk_size .* before 5\.23 .* chunks, got 4; decode without it"):
+        generate(model_of("llava"), inputs_of("llava_img0"), method=method, prefill_chunk_size=4, **options)

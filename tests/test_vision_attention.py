@@ -157,7 +157,7 @@ def test_the_grid_follows_the_pixels(monkeypatch):
 def interpolating(model):
     """`get_image_features` as it is, told to interpolate positions."""
     plain = type(model.model).get_image_features
-    return lambda **arguments: plain(model.model, interpolate_pos_encoding=True, **arguments)
+    return lambda pixels, **options: plain(model.model, pixels, interpolate_pos_encoding=True, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

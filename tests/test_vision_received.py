@@ -23,7 +23,8 @@ def tiles_of(name: str, inputs: Inputs) -> Tensor:
     """The images as the ViT reads them, one after the other."""
     if name == "llava_onevision":  # three tiles of either image; the rest is padding
         return torch.cat([image[:3] for image in inputs["pixel_values"]])
-    return inputs.get("pixel_values_videos", inputs.get("pixel_values", torch.empty(0))).reshape(-1, 3, 56, 56)
+    [pixels] = [value for key, value in inputs.items() if key.startswith("pixel_values")]
+    return pixels.reshape(-1, 3, 56, 56)
 
 
 @torch.no_grad()
