@@ -54,6 +54,7 @@ def format_prompt(processor: Any, prompt: str) -> str:
             "write the whole prompt yourself, with the image token in it"
         )
     if _is_formatted(processor, prompt, marked):
+        _check_one_image(processor, prompt, marks)
         return prompt
     question = prompt
     for mark in marks:
@@ -67,6 +68,15 @@ def format_prompt(processor: Any, prompt: str) -> str:
             f"format puts the image in its place, or write the whole text as {_write(processor, '...')!r} stands"
         )
     return _write(processor, question)
+
+
+def _check_one_image(processor: Any, prompt: str, marks: tuple[str, ...]) -> None:
+    """Refuses a whole text with more image tokens than the format writes for one image."""
+    counted = [sum(text.count(mark) for mark in marks) for text in (prompt, _write(processor, ""))]
+    if counted[0] > max(counted[1], 1):
+        raise InputsError(
+            f"prompt must hold the image token of one image, got {counted[0]} in {prompt!r}; leave the others out"
+        )
 
 
 def _has_format(processor: Any) -> bool:

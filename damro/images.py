@@ -9,37 +9,56 @@ from PIL import Image, ImageOps
 
 from damro.decoding.errors import DecodingError
 
+NO_SUCH_FILE = "no such file"
+"""How the message ends of an image that is not there."""
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _WHITE = (255, 255, 255, 255)
+
+MAX_PIXELS = 100_000_000
+"""Pixels of the largest image that is opened. A file of some KB may hold any number of them."""
+MAX_ASPECT = 200
+"""How many times as long as wide an image may be. CLIP's processor resizes the short edge to 336 and keeps the shape
+until it crops: a strip of 1x1000 takes 1 GB there, one of 100x20000 a quarter of it."""
 
 
 class ImageError(DecodingError):
     """There is no such image, or it does not open."""
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
+class ImageSizeError(ImageError):
+    """The image has too many pixels, or is too long and thin."""
+
+
+def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Opens an image, upright and in RGB, see :func:`to_rgb`.
 
-    Pillow's limit on the number of pixels stays in force.
+    Its size is looked at before a pixel is decoded. Pillow's own limit stays in force.
+
+    Args:
+        path: the file.
+        max_pixels: width times height at most.
 
     Raises:
-        ImageError: if there is no such file, it is no regular one, no image, cut short, has too many pixels, or is of
-            a kind whose numbers say not what is white.
+        ImageSizeError: if it has more pixels, or is more than `MAX_ASPECT` times as long as wide.
+        ImageError: if there is no such file, it is no regular one, no image, cut short, or is of a kind whose numbers
+            say not what is white.
     """
     shown = repr(os.fspath(path))
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
         with Image.open(path) as image:
+            _check_size(*image.size, max_pixels)
             _check_tiff(image)
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError as error:
-        raise ImageError(f"{error} ({shown})") from error
+        raise type(error)(f"{error} ({shown})") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
+        raise ImageSizeError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
     except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
 
 
@@ -84,6 +103,17 @@ def _narrow(image: Image.Image) -> Image.Image:
         grey.putalpha(wide.point([0 if value == clear else 255 for value in range(0x10000)], "L"))
     grey.info.pop("transparency", None)
     return grey
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageSizeError(
+            f"image must have at most {max_pixels} pixels, got {width}x{height} = {width * height}; scale it down"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageSizeError(
+            f"image must be at most {MAX_ASPECT} times as long as wide, got {width}x{height}; cut it into parts"
+        )
 
 
 def _check_tiff(image: Image.Image) -> None:

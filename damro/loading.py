@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -22,6 +23,7 @@ from transformers import (
 
 from damro.chat import format_prompt as format_prompt
 from damro.decoding.families import family_of
+from damro.devices import SPREADS, check_device
 from damro.errors import DecodingError, InputsError, ParameterError
 from damro.images import ImageError as ImageError
 from damro.images import load_image as load_image
@@ -72,17 +74,26 @@ def load_model(
             shape, or one that is not finite.
         UnsupportedModelError: if its family is not supported.
         MissingExtraError: if "dinov2-small" lacks the extra, or quantization lacks bitsandbytes.
-        ParameterError: if `dtype` or `quantization` is unknown, or an embedded model is to be quantized.
+        ParameterError: if `dtype`, `quantization` or `attn_implementation` is unknown, there is no such device, or an
+            embedded model is to be quantized or of a revision.
     """
     if dtype not in _DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in SPREADS:
+        check_device(device)
     quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
     if str(name_or_path) in _EMBEDDED:
+        if revision is not None:
+            raise ParameterError(f"revision must be left out for the embedded {name_or_path!r}, got {revision!r}")
         loaded = _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        if attn_implementation is not None:
+            _set_attention(loaded.model, attn_implementation)
         _check_finite(name_or_path, loaded.model)
         return loaded
+    if attn_implementation is not None:
+        _check_attention(attn_implementation)
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
@@ -101,7 +112,8 @@ def load_model(
         processor = make_processor.from_pretrained(name_or_path, **options)
     except Exception as error:  # a damaged file can make transformers raise anything
         raise ModelLoadError(
-            f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}: "
+            f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}"
+            f"{'' if attn_implementation is None else f' with attn_implementation {attn_implementation!r}'}: "
             f"{str(error) or type(error).__name__}; 'tiny' needs no download"
         ) from error
     _check_complete(name_or_path, found, bare=is_bare_vit(model))
@@ -149,6 +161,26 @@ def _check_finite(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
             f"model must have finite weights, got NaN or infinity in {len(wrong)} of {str(name)!r}: {_first(wrong)}; "
             "copy the checkpoint again, or load it with dtype='float32' if it overflows another"
         )
+
+
+def _check_attention(name: str) -> None:
+    """Refuses the name of an attention that transformers does not have; one of a kernel on the Hub has a slash."""
+    known = ["eager", *AttentionInterface().valid_keys()]
+    if name not in known and "/" not in name:
+        raise ParameterError(
+            f"attn_implementation must be one of {', '.join(known)}, got {name!r}; leave it out for sdpa"
+        )
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Takes another attention for a model that is loaded already."""
+    _check_attention(name)
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise ParameterError(
+            f"attn_implementation must be one that the model and this machine can run, got {name!r}: {error}"
+        ) from error
 
 
 def _first(names: Sequence[str]) -> str:
@@ -203,7 +235,7 @@ _EMBEDDED: dict[str, Callable[[], Loaded]] = {"tiny": _load_tiny, "dinov2-small"
 def _place(loaded: Loaded, device: str, dtype: str) -> Loaded:
     """A loaded model on the device and in the dtype asked for."""
     model: Any = loaded.model  # torch's overloads of `to` do not fit a model's
-    if device != "auto":
+    if device not in SPREADS:
         model = model.to(device)
     if dtype != "auto":
         model = model.to(getattr(torch, dtype))

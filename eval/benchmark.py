@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from damro.eval.errors import EvalError
-from damro.parameters import build, check_fields
+from damro.parameters import build, check_fields, parameters
 from damro.registry import Registry
 
 if TYPE_CHECKING:
     from damro.eval.samples import Dataset
     from damro.eval.statistics import Array, Interval, Metric
+
+_OTHER_IMAGES = "give --model and --images for other ones"
 
 Records = Mapping[str, Mapping[str, Any]]
 """The records of a run by sample id."""
@@ -59,6 +61,34 @@ def share(part: Callable[[Array], Array], whole: Callable[[Array], Array]) -> Me
     return metric
 
 
+class Note(NamedTuple):
+    """What a reader must know beside a group's metrics: how answers were read, how many could not be.
+
+    Attributes:
+        name: What it is called, in a word.
+        value: Of the group.
+        meaning: What the value counts; told where it puts the metrics in doubt.
+        doubtful: Whether it does.
+    """
+
+    name: str
+    value: str | int
+    meaning: str = ""
+    doubtful: bool = False
+
+
+class Difference(NamedTuple):
+    """In what a run differs from the DAMRO paper's.
+
+    Attributes:
+        text: What, its value here and the paper's.
+        harmless: Whether figures may be compared all the same.
+    """
+
+    text: str
+    harmless: bool = False
+
+
 @dataclass(frozen=True)
 class Group:
     """A part of a run that is scored by itself: a POPE split, the captions of a CHAIR run, an MME category.
@@ -71,6 +101,8 @@ class Group:
         counts: By image, the columns that the measures are made of.
         measures: By the name of the metric.
         captions: Of captions, each with its mentions.
+        notes: Shown with the metrics wherever they are shown.
+        beside: Whether the group is another reading of answers that an earlier group has already.
     """
 
     name: str
@@ -78,6 +110,8 @@ class Group:
     counts: dict[str, tuple[float, ...]]
     measures: Mapping[str, Measure]
     captions: tuple[Any, ...] = ()
+    notes: tuple[Note, ...] = ()
+    beside: bool = False
 
     def intervals(self) -> dict[str, Interval | None]:
         """Return each metric with its 95 % interval."""
@@ -99,11 +133,18 @@ class Group:
         return bootstrap_metrics(list(self.counts.values()), self._metrics(), baseline=below)
 
     def to_dict(self, baseline: Group | None = None) -> dict[str, Any]:
-        """Return scores, intervals under ``ci`` and, with a baseline, differences under ``difference``."""
-        result: dict[str, Any] = {**self.scores, "ci": {k: _ends(v) for k, v in self.intervals().items()}}
+        """Return scores and notes, intervals under ``ci`` and, with a baseline, differences under ``difference``.
+
+        An end of an interval that is not finite is None.
+        """
+        told = {note.name: note.value for note in self.notes}
+        result: dict[str, Any] = {**told, **self.scores, "ci": {k: _ends(v) for k, v in self.intervals().items()}}
         if baseline is not None:
             found = self.differences(baseline)
-            result["difference"] = {k: None if v is None else [v.estimate, v.low, v.high] for k, v in found.items()}
+            result["difference"] = {
+                name: None if value is None else [value.estimate, *(value.ends or (None, None))]
+                for name, value in found.items()
+            }
         return result
 
     def _metrics(self) -> dict[str, Metric]:
@@ -201,9 +242,32 @@ class Benchmark:
         """Return what answers are scored with beside the records, without opening an image."""
         return {}
 
-    def paper_differences(self, request: DataRequest) -> list[str]:
-        """Say in what the data differ from those of the DAMRO paper's runs, a line each."""
+    def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
+        """Say in what the data, and the way they were scored, differ from those of the DAMRO paper's runs.
+
+        Args:
+            request: Of the run.
+            scored: What came of it: the whole of the run.
+        """
         return []
+
+    def check_scenes_heed(self, *heeded: str) -> None:
+        """Refuse parameters that are given where embedded scenes are asked about, which do not depend on them.
+
+        Args:
+            heeded: Names of those that the scenes do depend on.
+
+        Raises:
+            EvalError: Another one is given.
+        """
+        for one in parameters(type(self)):
+            value = getattr(self, one.name)
+            if one.name not in heeded and value != one.default:
+                shown = " ".join(value) if isinstance(value, tuple) else value
+                raise EvalError(
+                    f"{one.flag} must be left out for the embedded scenes, which it does not change, got {shown!r}: "
+                    f"{_OTHER_IMAGES}"
+                )
 
     def to_record(self) -> dict[str, Any]:
         """Return the parameters, for ``run.json``."""
@@ -230,9 +294,14 @@ def find_benchmark(name: str, parameters: Mapping[str, Any] | None = None) -> Be
     return build(BENCHMARKS.find(name), parameters or {}, EvalError, name)
 
 
+def answered(records: Records) -> set[str]:
+    """Return the sample ids of a run that have an answer."""
+    return {key for key, fields in records.items() if "error" not in fields}
+
+
 def answered_in_all(runs: Iterable[Records]) -> set[str]:
     """Return the sample ids that have an answer in every run: what runs can be compared on."""
-    sets = [{key for key, fields in records.items() if "error" not in fields} for records in runs]
+    sets = [answered(records) for records in runs]
     return set.intersection(*sets) if sets else set()
 
 
@@ -257,7 +326,7 @@ def score_run(benchmark: Benchmark, records: Records, scoring: Scoring, keep: se
 
 
 def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+    return None if interval is None or interval.ends is None else list(interval.ends)
 
 
 BENCHMARKS: Registry[type[Benchmark]] = Registry(

@@ -10,13 +10,16 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
+
+_SPACE = re.compile(r"\s*")
 
 
 class Record(NamedTuple):
@@ -45,7 +48,7 @@ def read_text(path: Path | str) -> str:
         return content.decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataFormatError(f"{path}: cannot be read ({reason}): give a readable JSON file") from error
+        raise DataFormatError(f"{path}: cannot be read ({reason}): give a readable file") from error
     except (EOFError, zlib.error) as error:
         raise DataFormatError(f"{path}: not a whole gzip file ({error}): copy it again or unpack it") from error
     except UnicodeDecodeError as error:
@@ -62,7 +65,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """Return the records of a file: one JSON object a line, or one list of objects.
+    """Return the records of a file: one JSON object a line, objects over several lines each, or one list of objects.
 
     The content decides, not the name: POPE's own ``.json`` files hold one object a line. Blank lines are skipped.
 
@@ -74,6 +77,8 @@ def read_records(path: Path | str) -> list[Record]:
     if text.lstrip().startswith("["):
         values = _parse(text, f"{path}", whole_file=True)
         located = [(f"{path}, record {number}", value) for number, value in enumerate(values, start=1)]
+    elif _is_indented(text):
+        located = list(_objects_in_a_row(text, path))
     else:
         # Not splitlines(): U+2028 and its kin may stand inside a JSON string and end no line.
         lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
@@ -172,10 +177,51 @@ def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}" if whole_file else where
-        line = error.doc.split("\n")[error.lineno - 1]
-        raise DataFormatError(f"{place}: not JSON ({error.msg} at column {error.colno}): {_short(line)}") from error
+        raise _no_json(place, error) from error
     except (ValueError, RecursionError) as error:
         raise DataFormatError(f"{where}: not JSON ({error}): {_short(text)}") from error
+
+
+def _is_indented(text: str) -> bool:
+    """Whether a file's first object goes on over several lines, as programs that indent JSON write it."""
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except ValueError:
+        return True
+    return False
+
+
+def _objects_in_a_row(text: str, path: Path | str) -> Iterator[tuple[str, Any]]:
+    """The values of a file that holds one behind the other, whatever their lines, and where each begins."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    place = _after_space(text, 0)
+    line = 1 + text.count("\n", 0, place)
+    while place < len(text):
+        where = f"{path}, line {line}"
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise _no_json(f"{path}, line {error.lineno}", error, "; write one object a line, or one list") from error
+        except (ValueError, RecursionError) as error:
+            raise DataFormatError(f"{where}: not JSON ({error}): {_short(text[place : place + 200])}") from error
+        yield where, value
+        end = _after_space(text, end)
+        line += text.count("\n", place, end)
+        place = end
+
+
+def _after_space(text: str, place: int) -> int:
+    """Where the next thing begins that is no space."""
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
+
+
+def _no_json(place: str, error: json.JSONDecodeError, remedy: str = "") -> DataFormatError:
+    line = error.doc.split("\n")[error.lineno - 1]
+    return DataFormatError(f"{place}: not JSON ({error.msg} at column {error.colno}): {_short(line)}{remedy}")
 
 
 def _refuse_constant(name: str) -> None:

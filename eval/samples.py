@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,8 @@ from damro.eval.errors import DataFormatError, EvalError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_SHOWN = 3
 
 OpenImage = Callable[[str], "Image.Image"]
 """From an image's name to the image."""
@@ -51,6 +53,18 @@ class Dataset:
     data: dict[str, Any]
     truth: dict[str, list[str]] = field(default_factory=dict)
 
+    def missing_images(self) -> list[str]:
+        """Return the names of images whose file is not there, each once; refuse a folder that lacks most of them.
+
+        Where images come from no `ImageFolder`, none is missing.
+
+        Raises:
+            EvalError: More than half are missing; names the folder, how many, and the first few.
+        """
+        if not isinstance(self.open_image, ImageFolder):
+            return []
+        return self.open_image.missing((sample.image for sample in self.samples), at_most=0.5)
+
 
 def check_samples(samples: Sequence[Sample]) -> None:
     """Refuse samples that no run could be made of.
@@ -83,7 +97,63 @@ def check_inside(name: str) -> None:
         raise EvalError(f"image must stay inside the images folder, got {name!r}")
 
 
-def folder_opener(folder: Path) -> OpenImage:
+def first_few(names: Sequence[str]) -> str:
+    """Return the first names of a list, for messages.
+
+    Example:
+        >>> first_few(["a.jpg", "b.jpg"]), first_few(["1", "2", "3", "4"])
+        ('a.jpg, b.jpg', '1, 2, 3, ...')
+    """
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Opens the images of a folder by their names in it; an `OpenImage` that can also tell whether a file is there.
+
+    Attributes:
+        folder: As it was given.
+    """
+
+    folder: Path
+
+    def __call__(self, name: str) -> Image.Image:
+        """Open an image.
+
+        Raises:
+            EvalError: The name, or a link of that name, leaves the folder.
+            ImageError: There is no such file, or it is no image.
+        """
+        from damro.images import load_image
+
+        check_inside(name)
+        root = Path(os.path.realpath(self.folder))
+        path = Path(os.path.realpath(root / name))  # a link may leave the folder where the name does not
+        if not path.is_relative_to(root):
+            raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
+        return load_image(path)
+
+    def missing(self, names: Iterable[str], *, at_most: float) -> list[str]:
+        """Return those of the names that the folder has no file of, each once; opens none.
+
+        Args:
+            names: Of images.
+            at_most: The share of the names that may be missing.
+
+        Raises:
+            EvalError: More are; names the folder, how many, and the first few.
+        """
+        asked = dict.fromkeys(names)
+        missing = [name for name in asked if not os.path.exists(os.path.join(self.folder, name))]
+        if len(missing) > at_most * len(asked):
+            raise EvalError(
+                f"--images must be the folder that holds the images, got {str(self.folder)!r}, which lacks "
+                f"{len(missing)} of {len(asked)} ({first_few(missing)}): give the folder with files of these names"
+            )
+        return missing
+
+
+def folder_opener(folder: Path) -> ImageFolder:
     """Return what opens the images of a folder.
 
     Raises:
@@ -91,18 +161,7 @@ def folder_opener(folder: Path) -> OpenImage:
     """
     if not folder.is_dir():
         raise EvalError(f"--images must be a folder, got {str(folder)!r}: give the folder that holds the images")
-    root = Path(os.path.realpath(folder))
-
-    def open_image(name: str) -> Image.Image:
-        from damro.images import load_image
-
-        check_inside(name)
-        path = Path(os.path.realpath(root / name))  # a link may leave the folder where the name does not
-        if not path.is_relative_to(root):
-            raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
-        return load_image(path)
-
-    return open_image
+    return ImageFolder(folder)
 
 
 def need_folder(images: Path | None, benchmark: str) -> Path:

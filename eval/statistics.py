@@ -10,6 +10,7 @@ add up their rows.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -29,12 +30,15 @@ _CHUNK = 4_000_000  # numbers gathered at once: 32 MB
 class Interval:
     """A number with its percentile bootstrap interval.
 
+    One sample says nothing of how much samples differ: its ends are infinite.
+
     Attributes:
         estimate: The metric of the samples themselves.
         low: Lower end.
         high: Upper end.
         level: Share of resamples inside, e.g. 0.95.
         resamples: Number of resamples in which the metric was defined.
+        samples: Number of samples that were drawn from; None where it is not known.
     """
 
     estimate: float
@@ -42,6 +46,17 @@ class Interval:
     high: float
     level: float
     resamples: int
+    samples: int | None = None
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Lower and upper end; None where they are not finite.
+
+        Example:
+            >>> bootstrap([1.0]).ends is None, bootstrap([1.0, 1.0]).ends
+            (True, (1.0, 1.0))
+        """
+        return (self.low, self.high) if math.isfinite(self.low) and math.isfinite(self.high) else None
 
 
 def first_column(means: Array) -> Array:
@@ -83,7 +98,7 @@ def bootstrap(
     rows = _rows(samples, "samples")
     rng = _generator(resamples, level, seed)
     means = _resampled_means(rows, resamples, rng)
-    return _interval(metric(rows.mean(axis=0)), metric(means), level)
+    return _interval(metric(rows.mean(axis=0)), metric(means), level, len(rows))
 
 
 def bootstrap_difference(
@@ -131,7 +146,7 @@ def bootstrap_difference(
     else:
         means_one, means_two = (_resampled_means(rows, resamples, rng) for rows in (one, two))
     estimate = metric(two.mean(axis=0)) - metric(one.mean(axis=0))
-    return _interval(estimate, metric(means_two) - metric(means_one), level)
+    return _interval(estimate, metric(means_two) - metric(means_one), level, min(len(one), len(two)))
 
 
 def _resampled_means(rows: Array, resamples: int, rng: np.random.Generator) -> Array:
@@ -143,12 +158,12 @@ def _resampled_means(rows: Array, resamples: int, rng: np.random.Generator) -> A
     return np.concatenate(means)
 
 
-def _interval(estimate: Array, values: Array, level: float) -> Interval:
+def _interval(estimate: Array, values: Array, level: float, samples: int) -> Interval:
     defined = values[np.isfinite(values)]
     if not np.isfinite(estimate) or not len(defined):
         raise EvalError(f"metric must be defined for the samples, got {estimate}: nothing of its denominator is there")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate), float(low), float(high), level, len(defined))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) if samples > 1 else (-math.inf, math.inf)
+    return Interval(float(estimate), float(low), float(high), level, len(defined), samples)
 
 
 def _generator(resamples: int, level: float, seed: int) -> np.random.Generator:
@@ -215,7 +230,7 @@ def bootstrap_metrics(
         if below is not None:
             estimate, values = estimate - metric(below.mean(axis=0)), values - metric(weights @ below)
         defined = np.isfinite(estimate) and np.isfinite(values).any()
-        results[name] = _interval(estimate, values, level) if defined else None
+        results[name] = _interval(estimate, values, level, len(rows)) if defined else None
     return results
 
 

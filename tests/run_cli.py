@@ -16,6 +16,16 @@ def call(module: str, *arguments: str) -> int:
     return int(args.run(args))
 
 
+def code_of(words: Sequence[str]) -> int:
+    """The exit code of the whole command line, whichever part of it ends the program."""
+    from damro.cli import main
+
+    try:
+        return main(words)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
 def main(argv: Sequence[str]) -> int:
     try:
         return call(*argv)

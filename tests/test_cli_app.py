@@ -9,8 +9,9 @@ import pytest
 from golden_models import save_golden
 from gradio_server import collected_leftovers
 
-from damro.cli import app
+from damro.cli import app, main
 from damro.errors import ParameterError
+from damro.vision.dinov2_small import MissingExtraError
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -28,8 +29,14 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
 def test_without_gradio_the_extra_is_named_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "damro.pages.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ParameterError, match=r"pip install 'damro\[app\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'damro\[app\]'"):
         app.run(parse("--model", "absent"))
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+def test_a_port_that_is_none_is_told_before_a_model_is_loaded(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["app", "--model", "absent", f"--port={port}"]) == 2
+    assert capsys.readouterr().err == f"damro: --port must be from 1 to 65535, got {port}\n"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

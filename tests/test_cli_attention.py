@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_models import FAMILIES, save_golden
 from PIL import Image
+from run_cli import code_of
 from test_vision_vit import MODELS, make
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -98,7 +99,7 @@ def test_a_picture_is_written_and_the_outliers_are_told(
     ("change", "reason"),
     [
         (["--layer", "4"], "layer must name one of the ViT's 4 layers"),
-        (["--top-k", "0"], "top_k must be a whole number from 1 to the 16 patches"),
+        (["--top-k", "0"], "--top-k must be a whole number of at least 1, got '0'"),
         (["--out", "map.bmp"], "file must end in .png, .svg or .pdf"),
         (["--out", "no/such/folder/map.png"], "no/such/folder"),
     ],
@@ -106,7 +107,7 @@ def test_a_picture_is_written_and_the_outliers_are_told(
 def test_bad_options_are_named(
     change: list[str], reason: str, photo: Path, llava: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["attention", str(photo), "--model", str(llava), *change]) == 2
+    assert code_of(["attention", str(photo), "--model", str(llava), *change]) == 2
     assert reason in capsys.readouterr().err
 
 

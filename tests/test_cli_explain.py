@@ -41,7 +41,7 @@ def test_writes_a_page_and_tells_both_answers(photo: Path, tmp_path: Path, capsy
 
 
 def test_a_folder_that_is_missing_is_told_before_the_model_is_loaded(photo: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--out must lie in a folder that exists"):
+    with pytest.raises(ParameterError, match="--out must lie in a folder that exists"):
         call(str(photo), "What", "--model", "absent", "--out", str(tmp_path / "no" / "report.html"))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_cli import call
 
+from damro.decoding.errors import ParameterError
 from damro.eval.errors import EvalError
 from damro.eval.mme import HALLUCINATION
 from damro.eval.runs.loop import FailedSampleError
@@ -78,6 +79,8 @@ def test_a_comparison_writes_records_scores_and_report(
         "parameters": {"alpha": 2.0, "beta": 0.1, "top_k": 4, "variant": "reference"},
     }
     assert pinned["resolved"]["model"]["fingerprint"].startswith("sha256 ")
+    weights = dict(build_model("llava").named_parameters()).values()
+    assert pinned["resolved"]["model"]["parameters"] == sum(weight.numel() for weight in weights)
     assert [len(record["outliers"][0]) for record in records(tmp_path / "damro")] == [4] * 10
     csv = (tmp_path / "scores.csv").read_text().splitlines()
     assert csv[0].startswith("group,method,metric,value,low,high,difference")
@@ -205,10 +208,32 @@ def test_compare_tells_recorded_runs_apart(world: Path, tmp_path: Path, capsys: 
     ]
 
 
+def test_a_method_that_fails_on_every_sample_hides_nothing_of_the_others(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = pope(world, tmp_path, "--methods", "greedy", "no-image", "vcd")
+    assert call(*arguments) == 0
+    file = tmp_path / "vcd/records.jsonl"
+    failed = [{**record, "error": "out of [red]luck"} for record in records(tmp_path / "vcd")]
+    file.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "answer"}) + "\n" for one in failed))
+    capsys.readouterr()
+    folders = [str(tmp_path / name) for name in ("greedy", "no-image", "vcd")]
+    for command in (arguments, ["compare", *folders, "--out", str(tmp_path / "compared")]):
+        assert call(*command) == 2
+        told = capsys.readouterr()
+        assert "vcd: all 10 samples failed, the first with: out of [red]luck" in told.err
+        assert "no-image" in told.out and "WARNING: vcd: all 10 samples failed" in told.out
+    for place in (tmp_path, tmp_path / "compared"):
+        methods = json.loads((place / "scores.json").read_text())["methods"]
+        assert methods["no-image"]["scores"]["questions.jsonl"]["n"] == 10
+        assert (methods["vcd"]["scores"], methods["vcd"]["failed"]) == ({}, 10)
+        assert "out of [red]luck" in (place / "report.html").read_text()
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="needs the images, none are downloaded: give --images"):
         call("run", "pope", "--model", "somebody/llava", "--out", str(tmp_path))
-    with pytest.raises(EvalError, match="method must be greedy, sample, damro"):
+    with pytest.raises(ParameterError, match="method must be one of greedy, damro, .*, got 'magic'"):
         call("run", "pope", "--method", "magic", "--out", str(tmp_path))
     with pytest.raises(EvalError, match="either a benchmark"):
         call("run", "--out", str(tmp_path))
@@ -236,26 +261,30 @@ def test_an_interrupt_ends_cleanly_and_the_run_goes_on(world: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(world: Path, tmp_path: Path) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1])}
-    several = pope(world, tmp_path / "two", "--methods", "greedy", "damro@1", "--batch-size", "2")
-    done = subprocess.run([*launcher, str(RUN_CLI), *several], env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("device", [["--device", "cpu"], []], ids=["cpu", "default"])
+def test_two_processes_equal_one(device: list[str], world: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1]), "WORKER_LOG": str(tmp_path / "log")}
+    (tmp_path / "log").mkdir()
+    methods = ("greedy", "damro@1")
+
+    def arguments(out: str) -> list[str]:
+        asked = pope(world, tmp_path / out, "--methods", *methods, "--batch-size", "2")
+        place = asked.index("--device")
+        return [*asked[:place], *asked[place + 2 :], *device]
+
+    command = [*launcher, str(RUN_CLI.with_name("run_worker.py")), *arguments("two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    call(*pope(world, tmp_path / "one", "--methods", "greedy", "damro@1", "--batch-size", "2"))
-    for method in ("greedy", "damro@1"):
+    assert done.stderr.count("written to") == 1  # the leader alone tells
+    call(*arguments("one"))
+    for method in methods:
         assert records(tmp_path / "two" / method) == records(tmp_path / "one" / method)
         assert not list((tmp_path / "two" / method).glob("records-*"))
+        parts = [(tmp_path / f"log/{method}-records-{rank}.jsonl").read_text().split() for rank in (0, 1)]
+        assert all(parts)  # both had something to do
+        ids = [record["id"] for record in records(tmp_path / "one" / method)]
+        assert sorted(parts[0] + parts[1]) == sorted(ids)  # and none did what the other did
 
 
 def test_recorded_captions_are_compared_and_put_beside_the_paper(
@@ -277,8 +306,11 @@ def test_recorded_captions_are_compared_and_put_beside_the_paper(
         ("damro", "chair_s", 0.06),
         ("damro", "chair_i", 0.036),
     ]
-    assert "decoding: greedy; the paper samples at temperature 1" in found["protocol_differences"]["damro"]
+    assert {row["outcome"] for row in found["rows"]} == {"not comparable"}
+    assert "decoding: greedy; the paper samples at temperature 1" in found["not_comparable"]["damro"]
+    assert "objects: of objects.json; the paper has COCO's" in found["not_comparable"]["greedy"]
+    assert set(found["not_comparable"]["damro"]) <= set(found["protocol_differences"]["damro"])
     assert call("reproduce", "chair", *runs, "--matcher", "builtin") == 0
-    assert "paper's protocol" in capsys.readouterr().out
+    assert "greedy: not comparable with the paper, since these differ" in capsys.readouterr().out
     with pytest.raises(EvalError, match="runs must be of pope, got runs of chair"):
         call("reproduce", "pope", *runs)

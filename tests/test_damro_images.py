@@ -4,13 +4,14 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from damro.images import ImageError, load_image, to_rgb
+from damro.images import MAX_ASPECT, MAX_PIXELS, ImageError, ImageSizeError, load_image, to_rgb
 from damro.tiny import scene
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -155,3 +156,40 @@ def test_whatever_a_decoder_throws_is_an_image_error(tmp_path: Path, monkeypatch
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
         with pytest.raises(ImageError, match=f"got .*whole.png': (odd|{type(error).__name__})$"):
             load_image(tmp_path / "whole.png")
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of so many pixels, of which none is there."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (head, data)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own, at 89 megapixels
+def test_the_size_is_looked_at_before_a_pixel_is(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    for size in ((10_000, 10_001), (1, MAX_PIXELS + 1)):
+        path.write_bytes(claiming(*size))
+        told = f"at most {MAX_PIXELS} pixels, got {size[0]}x{size[1]} = {size[0] * size[1]}; scale it down .*large.png"
+        with pytest.raises(ImageSizeError, match=told):
+            load_image(path)
+    path.write_bytes(claiming(10_000, 10_000))
+    with pytest.raises(ImageError, match="Pillow can open"):  # of a size that is taken, and then not there
+        load_image(path)
+    picture(80, 60).save(path)
+    assert load_image(path, max_pixels=4800).size == (80, 60)
+    with pytest.raises(ImageSizeError, match="at most 4799 pixels, got 80x60 = 4800"):
+        load_image(path, max_pixels=4799)
+
+
+def test_long_thin_strips_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "strip.png"
+    for size in ((1, 60_000), (60_000, 1), (2, 2 * MAX_ASPECT + 1)):
+        path.write_bytes(claiming(*size))
+        with pytest.raises(ImageSizeError, match=f"at most 200 times as long as wide, got {size[0]}x{size[1]}; cut it"):
+            load_image(path)
+    picture(2, 2 * MAX_ASPECT).save(path)
+    assert load_image(path).size == (2, 400)

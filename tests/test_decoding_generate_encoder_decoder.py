@@ -27,7 +27,7 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "damro": STRENGTHS,
     "no-image": {"alpha": 1.0, "beta": 0.1},
     "vcd": {"seed": 2},
-    "icd": {"disturbance": "What is a cat.", "alpha": 4.0, "variant": "corrected"},
+    "icd": {"disturbance": "What is a cat.", "alpha": 4.0},
     "m3id": {"forgetting": 0.5, "confidence": 1.0},
 }
 

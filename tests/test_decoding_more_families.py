@@ -185,7 +185,8 @@ def test_there_is_no_preset_to_take_parameters_from(name: str) -> None:
     for missing in STRENGTHS:
         given = {key: value for key, value in STRENGTHS.items() if key != missing}
         with pytest.raises(
-            UnsupportedModelError, match=f"preset .*, got '{model.config.model_type}'; pass alpha, beta"
+            UnsupportedModelError,
+            match=f"told {missing} .* without a preset, got none for '{model.config.model_type}'; pass {missing}",
         ):
             damro.DAMROProcessor(model, inputs, **given)
 

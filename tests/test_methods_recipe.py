@@ -107,8 +107,8 @@ def test_every_method_describes_itself(name: str) -> None:
 
 def test_a_parameter_among_the_keywords_of_generate_is_refused() -> None:
     model: Any = None
-    for name, value in (("alpha", 1.0), ("noise_step", 3), ("seed", 1), ("variant", "corrected")):
-        with pytest.raises(ParameterError, match=f"{name} must be told with the method, as in method='damro:{name}="):
+    for owner, name, value in (("damro", "alpha", 1.0), ("vcd", "noise_step", 3), ("random-k", "seed", 1)):
+        with pytest.raises(ParameterError, match=f"{name} must be told with the method, as in method='{owner}:{name}="):
             damro.generate(model, {}, **{name: value})
     with pytest.raises(ParameterError, match="do_sample must be left out where the method says it, got False"):
         damro.generation.sampling_options(parse("damro@1"), {"do_sample": False})

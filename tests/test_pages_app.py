@@ -22,9 +22,9 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 from damro import DAMROProcessor
 from damro.errors import InputsError, ParameterError
 from damro.figures import draw_overlay
-from damro.images import ImageError, load_image
+from damro.images import ImageError, ImageSizeError, load_image
 from damro.loading import prepare_inputs
-from damro.pages.app import answer_request, build_app, stream_answer, write_recipe
+from damro.pages.app import PROMPT_LIMIT, answer_request, build_app, stream_answer, write_recipe
 from damro.tiny import scene
 from tests.family_models import (
     encoder_processor,
@@ -217,6 +217,43 @@ def test_no_file_of_this_machine_is_served(address: str) -> None:
     for path in ("/etc/passwd", str(here), readme, "README.md", "../README.md", "/proc/self/environ"):
         for route in ("gradio_api/file=", "gradio_api/file/", "file="):
             assert status(f"{address}{route}{urllib.parse.quote(path)}") in (403, 404, 405), path
+
+
+def test_the_environment_opens_no_files(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    monkeypatch.setenv("GRADIO_ALLOWED_PATHS", str(tmp_path))
+    with serving(*loaded) as found:
+        assert status(found) == 200
+        assert status(f"{found}gradio_api/file={urllib.parse.quote(str(tmp_path / 'secret.txt'))}") == 403
+
+
+def test_only_its_own_hosts_are_answered(address: str) -> None:
+    port = urllib.parse.urlsplit(address).port
+    for name, expected in (("127.0.0.1", 200), ("localhost", 200), ("[::1]", 200), ("evil.example", 421), ("", 421)):
+        for path in ("", "config", "gradio_api/info"):
+            host = f"{name}:{port}" if name else ""
+            assert status(urllib.request.Request(address + path, headers={"Host": host})) == expected, (name, path)
+
+
+def test_the_server_itself_limits_prompt_and_pixels(loaded: tuple[Any, Any], photo: Path, tmp_path: Path) -> None:
+    assert next(answer_request(*loaded, "golden", str(photo), "a" * PROMPT_LIMIT, 1.0, 0.1, 3, 4))
+    with pytest.raises(InputsError, match="prompt must have at most 2000 characters, got 2001"):
+        next(answer_request(*loaded, "golden", str(photo), "a" * (PROMPT_LIMIT + 1), 1.0, 0.1, 3, 4))
+    Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
+    with pytest.raises(ImageSizeError, match="at most 25000000 pixels, got 5001x5000"):
+        next(answer_request(*loaded, "golden", str(tmp_path / "large.png"), "What", 1.0, 0.1, 3, 4))
+
+
+def test_uploads_that_do_not_open_get_a_sentence(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    import gradio
+
+    part = opened(*loaded)[1]["image"]
+    (tmp_path / "text.png").write_text("no picture")
+    upload = part.data_model(path=str(tmp_path / "text.png"), orig_name="text.png")
+    with pytest.raises(gradio.Error, match="does not open; choose a PNG or JPEG"):
+        part.preprocess(upload)
 
 
 def test_uploads_are_limited(address: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from damro.tiny.scenes import scene
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = Path(__file__).parent / "data/plugin"
-missing = [name for name in ("pip", "hatchling") if find_spec(name) is None]
+# Not find_spec: to look for pip that way has setuptools take back its own distutils, in this process and for good.
+missing = [name for name in ("pip", "hatchling") if name not in packages_distributions()]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: pip install 'damro[dev]'"),

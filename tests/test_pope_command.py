@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "tests" / "data" / "pope"
 RANDOM = str(RECORDED / "answers_llava-v1.5-13b_random.jsonl.gz")
 ADVERSARIAL = str(RECORDED / "answers_llava-v1.5-13b_adversarial.jsonl.gz")
-KEYS = "tp fp tn fn unparsed accuracy precision recall f1 yes_ratio n rule".split()
+KEYS = "tp fp tn fn unparsed misread accuracy precision recall f1 yes_ratio n rule".split()
 
 
 def write(path, *records):
@@ -26,15 +26,15 @@ def write(path, *records):
 @pytest.mark.parametrize(
     ("split", "answers", "counts"),
     [
-        ("coco/random_2910", RANDOM, [1182, 31, 1379, 318, 0]),
-        ("coco/adversarial", ADVERSARIAL, [1182, 117, 1383, 318, 0]),
+        ("coco/random_2910", RANDOM, [1182, 31, 1379, 318, 0, 0]),
+        ("coco/adversarial", ADVERSARIAL, [1182, 117, 1383, 318, 0, 0]),
     ],
 )
 def test_json(capsys, split, answers, counts):
     assert main(["score", "pope", "--split", split, "--answers", answers, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result) == KEYS
-    assert [result[key] for key in KEYS[:5]] == counts
+    assert [result[key] for key in KEYS[:6]] == counts
     assert (result["n"], result["rule"], result["recall"]) == (sum(counts), "pope", 0.788)
 
 
@@ -81,6 +81,25 @@ def test_null_for_a_zero_denominator(capsys, tmp_path):
     assert (result["precision"], result["f1"], result["recall"]) == (None, None, 0.0)
     assert main(["score", "pope", "--questions", path, "--answers", path]) == 0
     assert "-" in capsys.readouterr().out
+
+
+def test_corrected_labels(capsys, tmp_path):
+    asked = [{"image": "a.jpg", "text": f"Is there {n}?", "label": "yes", "response": "Yes"} for n in range(4)]
+    path = write(tmp_path / "both.jsonl", *asked)  # without ids: joined by image and question
+    changed = [{**asked[0], "label": "no"}, {**asked[1], "label": "ambiguous"}, asked[2]]
+    labels = write(tmp_path / "labels.jsonl", *changed)
+    arguments = ["score", "pope", "--questions", path, "--answers", path, "--labels", labels]
+    for more, counts in (([], (2, 1, 3, 1, 1)), (["--labels-complete"], (1, 1, 2, 1, 2))):
+        assert main([*arguments, *more, "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert tuple(result[key] for key in ("tp", "fp", "n", "labels_changed", "excluded_by_labels")) == counts
+    assert main(arguments) == 0
+    assert "excluded_by_labels" in capsys.readouterr().out
+    assert main([*arguments[:-2], "--labels-complete"]) == 2
+    assert "must come with --labels" in capsys.readouterr().err
+    write(tmp_path / "labels.jsonl", *[{**each, "label": "unsure"} for each in asked])
+    assert main(arguments) == 2
+    assert "--labels must leave at least one question, got a file that excludes all 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

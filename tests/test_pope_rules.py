@@ -1,10 +1,17 @@
 """eval/pope/rules.py: what an answer is read as, rule by rule."""
 
+import re
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from damro.eval.errors import EvalError
+from damro.eval.mme.scoring import parse_answer as read_mme
 from damro.eval.pope import parse_answer
-from damro.eval.pope.rules import read_neutrally
+from damro.eval.pope.rules import _BOTH, RULES, read_neutrally
+from damro.eval.records import read_records
 
 # Worked by hand from the wording of each rule:          pope   opera  lmms       vlmeval
 TABLE = {
@@ -108,3 +115,29 @@ def test_vcd_needs_the_label_and_labels_are_checked():
 )
 def test_neutral_reader(text, verdict):
     assert read_neutrally(text) == verdict
+
+
+# The neutral reader's first look as it was: any gap may be parted in two, which takes quadratic time.
+BOTH_ONCE = re.compile(r"\byes\s*(?:/|,?\s*(?:and|or)\b)\s*no\b|\bno\s*(?:/|,?\s*(?:and|or)\b)\s*yes\b")
+PIECES = st.sampled_from(["yes", "no", "and", "or", "/", ",", " ", "\n", "\u00a0", "x", "."])
+
+
+@given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=20))
+def test_yes_or_no_is_found_where_it_was(text):
+    assert bool(_BOTH.search(text)) == bool(BOTH_ONCE.search(text))
+
+
+@pytest.mark.parametrize("name", ["answers_llava-v1.5-13b_adversarial", "answers_llava-v1.5-13b_random"])
+def test_recorded_answers_are_read_as_they_were(name):
+    texts = [record.fields["answer"] for record in read_records(Path(__file__).parent / f"data/pope/{name}.jsonl.gz")]
+    assert len(texts) > 100
+    assert all(bool(_BOTH.search(text.lower())) == bool(BOTH_ONCE.search(text.lower())) for text in texts)
+    assert {read_neutrally(text) for text in texts} == {"yes", "no"}
+
+
+@pytest.mark.parametrize("start", ["", "yes", "no", "yes,", "it is "])
+@pytest.mark.parametrize("filling", ["\n", " ", "yes ", "a word ", ",", "a'", "a.b,"])
+def test_endless_answers_are_read(start, filling):
+    text = start + filling * 200_000  # hours if a reader were quadratic
+    verdicts = {parse_answer(text, rule, gold="yes") for rule in RULES} | {read_neutrally(text), read_mme(text)}
+    assert verdicts <= {"yes", "no", "unknown", "other"}

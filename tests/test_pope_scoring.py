@@ -39,6 +39,19 @@ def answer(number, text, image=None, asked=None):
     return Answer(None if number is None else str(number), image, asked, text)
 
 
+def test_answers_that_a_rule_reads_otherwise_than_a_person_are_counted():
+    texts = ["NO", "**No**", "No!", "No", "Yes", "", "a snowboard"]
+    pairs = [(question(number, "cat", "no"), text) for number, text in enumerate(texts)]
+    found = {rule: score_pairs(pairs, rule) for rule in RULES}
+    assert {result.unparsed for result in found.values()} == {2}
+    # Of the five that say something: POPE's script takes the first three for a yes, OPERA's all of them but "NO";
+    # lmms-eval knows the bare words alone, in any case; VLMEvalKit does not know an asterisk.
+    assert {rule: result.misread for rule, result in found.items()} == {
+        **{"pope": 3, "opera": 2, "vcd": 0},
+        **{"lmms": 2, "vlmeval": 1},
+    }
+
+
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +67,7 @@ def test_recorded_answers(split, file, counts):
     result = score(load_questions(split), load_answers(RECORDED / f"answers_llava-v1.5-13b_{file}.jsonl.gz"))
     tp, fp, tn, fn = counts
     assert (result.tp, result.fp, result.tn, result.fn) == counts
-    assert (result.n, result.unparsed, result.rule) == (sum(counts), 0, "pope")
+    assert (result.n, result.unparsed, result.misread, result.rule) == (sum(counts), 0, 0, "pope")
     assert result.accuracy == (tp + tn) / sum(counts)
     assert result.f1 == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-12)
     assert result.yes_ratio == (tp + fp) / sum(counts)
@@ -70,6 +83,7 @@ def test_score_by_hand():
         "tn": 1,
         "fn": 1,
         "unparsed": 0,
+        "misread": 0,
         "accuracy": 0.5,
         "precision": 0.5,
         "recall": 0.5,
@@ -78,7 +92,9 @@ def test_score_by_hand():
         "n": 4,
         "rule": "pope",
     }
-    assert list(result.to_dict()) == "tp fp tn fn unparsed accuracy precision recall f1 yes_ratio n rule".split()
+    assert (
+        list(result.to_dict()) == "tp fp tn fn unparsed misread accuracy precision recall f1 yes_ratio n rule".split()
+    )
 
 
 def test_unknown_answers_are_counted_as_the_source_of_the_rule_does():

@@ -13,7 +13,7 @@ from damro.eval.pope.benchmark import PopeScoring
 from damro.eval.report.comparison import Comparison, compare, load_runs
 from damro.eval.report.html import Page, caption_examples, pieces, render, write_report
 from damro.eval.report.plots import draw_bars, to_data_uri
-from damro.eval.report.published import load_published, put_beside
+from damro.eval.report.published import load_published
 from damro.eval.report.tables import notes, to_csv, to_json, to_markdown, to_terminal
 from damro.eval.report.verdict import CONTROLS, is_better, judge_controls, judge_sampling
 from damro.eval.statistics import Interval
@@ -75,9 +75,9 @@ def test_tables_show_the_same_numbers() -> None:
     markdown = to_markdown(comparison)
     assert "| damro | 83.3 [" in markdown
     assert "<br>+8.3 [" in markdown
-    (table,) = to_terminal(comparison)
+    ((table, _),) = to_terminal(comparison)
     assert table.row_count == 2
-    assert "greedy" in list(table.columns[0].cells)
+    assert [str(cell) for cell in table.columns[0].cells] == ["greedy", "damro"]
 
 
 def test_the_page_shows_text_as_text(tmp_path: Path) -> None:
@@ -157,20 +157,36 @@ def test_an_interval_that_holds_zero_is_no_improvement() -> None:
     assert not is_better(ANSWERS["recall"], None)
 
 
-def test_published_figures_beside_runs() -> None:
-    run = {"request": {"benchmark": "pope"}, "resolved": {"model": {"family": "llava"}, "method": {"method": "greedy"}}}
-    damro = {**run, "resolved": {**run["resolved"], "method": {"method": "damro"}}}
-    rows = put_beside(compare_answers(), {"greedy": run, "damro": damro})
-    assert [(row.method, row.metric, row.published) for row in rows[:2]] == [
-        ("greedy", "precision", 0.8863),
-        ("greedy", "recall", 0.7376),
+def test_a_run_without_an_answer_hides_nothing_of_the_others() -> None:
+    alone = compare(find_benchmark("pope"), "m", {"greedy": answers(4), "damro": answers(6)}, PopeScoring())
+    runs = {"vcd": answers(4, failed=60), "greedy": answers(4), "damro": answers(6)}
+    comparison = compare(find_benchmark("pope"), "m", runs, PopeScoring())
+    assert (comparison.rows(), comparison.compared) == (alone.rows(), 60)
+    assert comparison.baseline.name == "greedy"
+    assert [(entry.name, entry.total, len(entry.failed)) for entry in comparison.unscored] == [("vcd", 60, 60)]
+    assert notes(comparison)[-1] == "WARNING: vcd: all 60 samples failed and are not scored, e.g. 0: broken"
+    found = json.loads(to_json(comparison))
+    assert found["methods"].pop("vcd") == {"samples": 60, "failed": 60, "seconds": 30.0, "scores": {}}
+    assert found == alone.to_dict()
+    with pytest.raises(EvalError, match="got none; the first of 60 failed with: broken"):
+        compare(find_benchmark("pope"), "m", {"vcd": answers(4, failed=60)}, PopeScoring())
+
+
+def test_runs_without_an_answered_sample_in_common_are_refused_with_their_names() -> None:
+    first, second = answers(4, count=2), answers(4, count=2, failed=1)
+    first["1"] = {"error": "broken"}
+    with pytest.raises(EvalError, match="in common to be compared, got none among a, b: score them one by one"):
+        compare(find_benchmark("pope"), "m", {"a": first, "b": second}, PopeScoring())
+
+
+def test_the_whole_of_a_run_is_read_as_its_first_rule_does() -> None:
+    parts = {key: {**fields, "split": "t"} for key, fields in answers(4).items()}
+    runs = {"greedy": {**answers(4), **{f"t/{key}": fields for key, fields in parts.items()}}}
+    comparison = compare(find_benchmark("pope"), "m", runs, PopeScoring(rules=("opera", "lmms")))
+    assert [group.name for group in comparison.baseline.groups] == [
+        *("s", "t", "all splits", "s (lmms)", "t (lmms)", "all splits (lmms)")
     ]
-    accuracy = rows[-1]
-    assert (accuracy.method, accuracy.metric, accuracy.published) == ("damro", "accuracy", 0.8531)
-    assert accuracy.inside is True  # 83.3 of 60 answers
-    other = {**run, "resolved": {**run["resolved"], "model": {"family": "gpt"}}}
-    with pytest.raises(EvalError, match="family in the paper"):
-        put_beside(compare_answers(), {"greedy": other, "damro": other})
+    assert (comparison.baseline.whole.name, comparison.baseline.whole.scores["rule"]) == ("all splits", "opera")
 
 
 def test_published_figures_are_consistent() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -6,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from run_cli import call
 
@@ -24,6 +27,43 @@ def biased(text: str, image: bytes | None) -> str:
     """A judge that likes long answers, and adds two for standing in front."""
     first, second = (part.split("\n")[1] for part in text.split(" answered:")[1:])
     return f"Accuracy: A={min(10, len(first) + 2)} B={len(second)}\nDetailedness: A=3 B=1"
+
+
+def grades_once(reply: str) -> Any:
+    """The grades by the plain expression, which takes quadratic time on many full stops."""
+    found = []
+    for aspect in ("accuracy", "detailedness"):
+        match = re.search(rf"{aspect}\W*A\s*[=:]\s*([\d.]+)\W+B\s*[=:]\s*([\d.]+)", reply, re.IGNORECASE)
+        try:
+            found.append((float(match[1].rstrip(".")), float(match[2].rstrip("."))) if match else None)
+        except ValueError:
+            return None
+    whole = all(pair and all(1 <= grade <= 10 for grade in pair) for pair in found)
+    return tuple(found) if whole else None
+
+
+PIECES = st.sampled_from(["7", "1", "10", ".", "..", " ", "\n", "*", "A", "B", "=", ":", ",", "accuracy", "\u0663"])
+
+
+@given(st.lists(PIECES, max_size=6).map("".join), st.lists(PIECES, max_size=6).map("".join))
+def test_grades_are_found_where_they_were(gap: str, more: str) -> None:
+    for reply in (
+        f"Accuracy{gap}A={more}B=3 Detailedness: A=1 B=2",
+        f"Accuracy: A=7{gap}B={more}9 detailedness A=1{more}B=2",
+        f"accuracy A={gap}{more} accuracy: A=2 B=3 Detailedness A=.{more}B=2",
+    ):
+        try:
+            grades = tuple(parse_grades(reply))
+        except JudgeReplyError:
+            grades = None
+        assert grades == grades_once(reply)
+
+
+@pytest.mark.parametrize("start", ["", "Accuracy", "Accuracy: A", "Accuracy: A=", "Accuracy: A=7", "Accuracy: A=7 B="])
+@pytest.mark.parametrize("filling", ["\n", " ", ".", "7", "7.", "a word ", "accuracy ", "Accuracy: A=7 "])
+def test_endless_replies_are_read(start: str, filling: str) -> None:
+    with pytest.raises(JudgeReplyError):  # after hours if it were quadratic
+        parse_grades(start + filling * 200_000)
 
 
 @pytest.mark.parametrize(

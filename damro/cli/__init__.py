@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from damro._version import __version__
+from damro.cli.parser import Parser
 from damro.decoding.errors import DecodingError
 from damro.eval.benchmark import BENCHMARKS
 from damro.eval.errors import EvalError
@@ -36,7 +37,7 @@ _COMMANDS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="damro",
         description="Find the outlier visual tokens of an LVLM, decode against them, and measure what changed.",
     )
@@ -61,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         return int(args.run(args))
-    except (DecodingError, EvalError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        print(f"damro: {error}", file=sys.stderr)
-        return 2
+    except (DecodingError, EvalError) as error:
+        return _tell(str(error))
     except KeyboardInterrupt:
         print("damro: stopped", file=sys.stderr)
         return 130
@@ -71,3 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has left. Point stdout elsewhere, so that the interpreter's last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno is None:  # raised by a program, and no word of the system about a file
+            raise
+        if error.filename is None:
+            return _tell(f"the system must allow what the command does, refused: {error.strerror}; mend that")
+        return _tell(f"path {str(error.filename)!r} must be usable, got: {error.strerror}; mend it or give another")
+
+
+def _tell(message: str) -> int:
+    """Prints an error as one line, and returns its exit code."""
+    print(f"damro: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, Recipe, parse
 from damro.parameters import given
 
@@ -16,7 +17,9 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("answer", help="ask a model about an image, plainly, with DAMRO or otherwise")
     parser.add_argument("image", help="an image file")
-    parser.add_argument("prompt", help="the question or instruction; the model's chat template is put around it")
+    parser.add_argument(
+        "prompt", type=filled_text, help="the question or instruction; the model's chat template is put around it"
+    )
     parser.add_argument(
         "--method",
         default="damro",
@@ -27,8 +30,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="show the answer of greedy, too; --keep-tokens prunes for both"
     )
-    parser.add_argument("--keep-tokens", type=int, metavar="N", help="patches of a tile to keep (default: all)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
+    parser.add_argument(
+        "--keep-tokens", type=whole_number, metavar="N", help="patches of a tile to keep (default: all)"
+    )
+    parser.add_argument("--max-new-tokens", type=whole_number, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
     add_method_flags(parser)

@@ -20,12 +20,16 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Loads the model once and serves until interrupted."""
     from damro.errors import ParameterError
-    from damro.loading import load_model
+    from damro.loading import MissingExtraError, load_model
 
+    if not 1 <= args.port <= 65535:
+        raise ParameterError(f"--port must be from 1 to 65535, got {args.port}")
     try:
         from damro.pages.app import build_app, serve_app
     except ImportError as error:
-        raise ParameterError(f"damro app needs an optional package, got none; {error}") from error
+        if error.name != "gradio":
+            raise
+        raise MissingExtraError(str(error)) from error
     model, processor = load_model(
         args.model,
         device=args.device,

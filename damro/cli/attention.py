@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 from damro.cli.options import add_model_options
+from damro.cli.outputs import check_file
+from damro.cli.parser import filled_text, whole_number
 
 _NEUTRAL_PROMPT = "Describe the image."
 _READ = {"cls": "[CLS] of", "received": "attention received in"}
@@ -20,14 +22,16 @@ def add_parser(subparsers: Any) -> None:
     also = "--model also takes a ViT on its own: a folder, a Hub name, or 'dinov2-small' (extra vit)"
     parser = subparsers.add_parser("attention", help=about, description=f"{about}; {also}")
     parser.add_argument("image", help="an image file")
-    parser.add_argument("--prompt", help="also answer this, and show where each word of the answer looks")
+    parser.add_argument(
+        "--prompt", type=filled_text, help="also answer this, and show where each word of the answer looks"
+    )
     parser.add_argument("--layer", type=int, help="ViT layer, negative from the end (default: the one DAMRO reads)")
     parser.add_argument(
         "--heads", choices=("merged", "mean", "max"), help="(default: as the family's DAMRO; a bare ViT: mean)"
     )
     parser.add_argument(
         "--top-k",
-        type=int,
+        type=whole_number,
         metavar="K",
         help="how many patches to flag (default: the family's preset; without one, 10)",
     )
@@ -39,7 +43,9 @@ def add_parser(subparsers: Any) -> None:
         "redundancy (default: topk)",
     )
     parser.add_argument("--smooth", action="store_true", help="blend the patches of the picture into each other")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="with --prompt (default: 64)")
+    parser.add_argument(
+        "--max-new-tokens", type=whole_number, default=64, metavar="N", help="with --prompt (default: 64)"
+    )
     parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         from damro.figures import check_format
 
         check_format(args.out)  # before the model is loaded
+        check_file(args.out)
     from damro.inspection import inspect_vit
     from damro.loading import load_image, load_model, prepare_inputs
     from damro.vision.vit import is_bare_vit

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from damro.cli.parser import whole_number
+
 _TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
 """Image tokens: patches along a side of an image, and images."""
 
@@ -29,8 +31,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--batch", type=_count, nargs="+", default=[1, 4], metavar="B", help="(default: 1 4)")
-    parser.add_argument("--new-tokens", type=_count, nargs="+", default=[64], metavar="N", help="(default: 64)")
+    parser.add_argument("--batch", type=whole_number, nargs="+", default=[1, 4], metavar="B", help="(default: 1 4)")
+    parser.add_argument("--new-tokens", type=whole_number, nargs="+", default=[64], metavar="N", help="(default: 64)")
     parser.add_argument(
         "--image-tokens",
         type=int,
@@ -40,11 +42,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="T",
         help="64, 576, 2880: how the cost grows, at the first batch size (default: all). 2880 is five images of 576",
     )
-    parser.add_argument("--repeats", type=_count, default=3, help="runs of which the median is taken (default: 3)")
+    parser.add_argument(
+        "--repeats", type=whole_number, default=3, help="runs of which the median is taken (default: 3)"
+    )
     parser.add_argument("--no-questions", action="store_true", help="leave out the questions about one image")
     parser.add_argument(
         "--keep-tokens",
-        type=_count,
+        type=whole_number,
         nargs="+",
         metavar="K",
         help="image tokens of an image that pruning keeps, at the first batch size and number of new tokens "
@@ -59,10 +63,12 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     import torch
 
+    from damro.devices import check_device
     from damro.speed.timing import copy_bandwidth, machine, questions_per_second, weight_bytes
 
     keep_tokens = _keep_tokens(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     report: dict[str, Any] = {
         "config": args.config,
         "dtype": args.dtype,
@@ -97,13 +103,6 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(report) if args.json else _tail(report))
     return 0
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
-    return value
 
 
 def _cells(args: argparse.Namespace) -> Iterator[tuple[int, int, int]]:

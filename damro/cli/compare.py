@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from damro.cli.results import add_scoring_flags, add_truth_flags, compare_loaded, print_comparison, write_tables
+from damro.cli.outputs import check_folder
+from damro.cli.results import (
+    add_scoring_flags,
+    add_truth_flags,
+    compare_loaded,
+    print_comparison,
+    tell_unscored,
+    write_tables,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Scores, compares and prints."""
     from damro.eval.report.comparison import load_runs
 
+    if args.out:
+        check_folder(args.out)
     comparison = compare_loaded(args, load_runs(args.runs), args.runs[0])
     if args.out:
         write_tables(comparison, Path(args.out))
     print_comparison(comparison, as_json=args.json)
-    return 0
+    return tell_unscored(comparison)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from damro.cli.outputs import check_folder
+
 if TYPE_CHECKING:
     from damro.eval.demo.demo import Demo, Progress
 
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.scenes < 10:
         raise EvalError(f"--scenes must be at least 10 to make questions of, got {args.scenes}")
+    check_folder(args.out)
     with _progress() as progress:
         demo = run_demo(args.out, args.scenes, progress=progress)
     if args.json:

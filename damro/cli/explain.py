@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from damro.cli.options import add_method_flags, add_model_options, given_flags, read_values
+from damro.cli.outputs import check_file
+from damro.cli.parser import filled_text, whole_number
 from damro.decoding.errors import ParameterError
 from damro.methods import Damro
 
@@ -15,9 +17,11 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("explain", help="a page that shows what DAMRO changed in an answer, word by word")
     parser.add_argument("image", help="an image file")
-    parser.add_argument("prompt", help="the question or instruction; the model's chat template is put around it")
+    parser.add_argument(
+        "prompt", type=filled_text, help="the question or instruction; the model's chat template is put around it"
+    )
     parser.add_argument("--out", default="report.html", metavar="FILE", help="(default: report.html)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
+    parser.add_argument("--max-new-tokens", type=whole_number, default=128, metavar="N", help="(default: 128)")
     parser.add_argument(
         "--layers",
         type=int,
@@ -33,8 +37,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answers twice, and writes the page."""
     target = Path(args.out)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"--out must lie in a folder that exists, got {args.out!r}; make {target.parent} first")
+    check_file(target)
     from damro.loading import load_image, load_model
     from damro.pages.explain import explain_answers
     from damro.pages.explain_page import render_page

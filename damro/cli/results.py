@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,10 +90,36 @@ def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    for table in to_terminal(comparison):
+    for table, below in to_terminal(comparison):
         console.print(table)
-    for line in notes(comparison):
-        console.print(line, markup=False, style="bold red" if line.startswith("WARNING") else None)
+        print_notes(below)
+    print_notes(notes(comparison))
+
+
+def tell_unscored(comparison: Comparison) -> int:
+    """Says on stderr which runs have not a single answer, and why.
+
+    Returns:
+        The exit code: 2 if there are any, else 0.
+    """
+    from damro.eval.report.text import to_line
+
+    for entry in comparison.unscored:
+        reason = next(iter(entry.failed.values()), "no records")
+        text = f"damro: {entry.name}: all {entry.total} samples failed, the first with: {reason}"
+        print(to_line(text), file=sys.stderr)
+    return 2 if comparison.unscored else 0
+
+
+def print_notes(lines: list[str]) -> None:
+    """Prints notes below tables; those that begin with WARNING stand out."""
+    from rich.console import Console
+
+    from damro.eval.report.tables import WARNING
+
+    for line in lines:
+        style = "bold red" if line.startswith(WARNING) else None
+        Console().print(line, markup=False, emoji=False, style=style)
 
 
 def _names(owner: type[Benchmark]) -> list[str]:

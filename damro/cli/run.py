@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.cli.options import add_flags, add_method_flags, check_used, given_flags, read_values
-from damro.cli.results import add_scoring_flags, make_scoring, print_comparison, write_tables
-from damro.eval.benchmark import BENCHMARKS
+from damro.cli.outputs import check_folder
+from damro.cli.results import add_scoring_flags, make_scoring, print_comparison, tell_unscored, write_tables
+from damro.eval.benchmark import BENCHMARKS, Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
-from damro.eval.runs.request import RunRequest, to_request
-from damro.methods import METHODS, labels, parse
+from damro.eval.runs.request import TINY, RunRequest, to_request
+from damro.methods import METHODS, Recipe, labels, parse
 
 if TYPE_CHECKING:
     from damro.eval.runs.loop import Loop, Progress
     from damro.eval.runs.run import Prepared
 
 _REQUEST_OPTIONS = (
-    *("model", "revision", "images", "limit", "scenes", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
+    *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
     *("dtype", "device", "device_map", "quantization"),
 )
 
@@ -88,13 +89,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", metavar="DIR", help="COCO val2014 images, or MME's folder; 'tiny' needs none")
     group.add_argument("--limit", type=int, metavar="N", help="at most N samples (of each split)")
     group.add_argument(
-        "--scenes", type=int, default=200, metavar="N", help="embedded scenes, for 'tiny' (default: 200)"
+        "--scenes", type=int, metavar="N", help="embedded scenes, for 'tiny' without --images (default: 200)"
     )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="tiny", metavar="NAME_OR_PATH", help="(default: tiny, the embedded model)")
+    group.add_argument("--model", metavar="NAME_OR_PATH", help=f"(default: {TINY}, the embedded model)")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     group.add_argument("--device", help="as torch names it (default: a GPU, if any)")
@@ -112,7 +113,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="go on with what is recorded in --out; --no-resume refuses a folder that holds records",
     )
-    group.add_argument("--retry-failed", action="store_true", help="do failed samples again")
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="do failed samples again; those whose image was not there are done again without it",
+    )
     group.add_argument("--strict", action="store_true", help="stop at the first sample that fails")
     group.add_argument("--json", action="store_true", help="print the scores as JSON")
 
@@ -127,23 +132,42 @@ def run(args: argparse.Namespace) -> int:
     planned = plan(args)
     first = planned[0].request
     out = Path(args.out or Path("runs", first.benchmark, folder_name(first.model)))
+    check_folder(out)
     workers = find_workers(first.device)
+    if workers.leads and args.model is None and args.source is None:
+        _tell(f"no --model given, so it is {TINY!r}, the embedded one")
     if not args.resume and any((out / one.folder / "records.jsonl").exists() for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
-    prepared = prepare(*(one.request for one in planned))
+    prepared = prepare(*(one.request for one in planned), tell=_tell if workers.leads else lambda sentence: None)
     runs = {}
     for label, folder, request in planned:
         with show_progress(f"{first.benchmark} {label}", quiet=not workers.leads) as progress:
             loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
             runs[label] = _run_one(request, out / folder, loop, prepared, run_benchmark)
     if workers.leads:
+        _tell_failed(runs)
         scoring = make_scoring(args, first.asked, prepared.dataset.truth)
         comparison = compare(first.asked, first.model, runs, scoring)
         write_tables(comparison, out)
         print_comparison(comparison, as_json=args.json)
         print(f"written to {out}", file=sys.stderr)
+        return tell_unscored(comparison)
     return 0
+
+
+def _tell(sentence: str) -> None:
+    print(f"damro: {sentence}", file=sys.stderr)
+
+
+def _tell_failed(runs: Mapping[str, Records]) -> None:
+    """Says how many samples failed, and how they are done again."""
+    failed = [fields for records in runs.values() for fields in records.values() if "error" in fields]
+    if failed:
+        _tell(
+            f"{len(failed)} of {sum(map(len, runs.values()))} samples failed, the first with: {failed[0]['error']}; "
+            "mend it and give the same command with --retry-failed to do them again"
+        )
 
 
 def _run_one(request: RunRequest, folder: Path, loop: Loop, prepared: Prepared, run_benchmark: Any) -> Any:
@@ -172,7 +196,9 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     folders = [folder_name(parse(text).text) for text in texts]
     if len(set(recipes)) < len(recipes) or len(set(folders)) < len(folders):
         raise EvalError(f"--methods must be different, got {' '.join(texts)}")
+    _check_together(args, recipes)
     options = {name: getattr(args, name) for name in _REQUEST_OPTIONS}
+    options |= {"model": args.model or TINY, **({} if args.scenes is None else {"scenes": args.scenes})}
     options["batch_size"] = None if args.batch_size == "auto" else _whole_number(args.batch_size)
     data = read_values(BENCHMARKS.find(args.benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
     return [
@@ -181,12 +207,25 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     ]
 
 
+def _check_together(args: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
+    """Refuses options that nothing would heed beside the others."""
+    if args.scenes is not None and (args.images is not None or args.model not in (None, TINY)):
+        raise EvalError(f"--scenes must come with the embedded model and no --images, got {args.scenes}: leave it out")
+    if args.top_p != 1 and not any(recipe.temperature for recipe in recipes):
+        raise EvalError(
+            f"--top-p must come with a method that samples, got {args.top_p} with "
+            f"{', '.join(recipe.name for recipe in recipes)}: add a temperature, such as {recipes[0].method.name}@1"
+        )
+    if args.device is not None and args.device_map is not None:
+        raise EvalError(f"--device must be left out with --device-map, got {args.device!r}: give one of them")
+
+
 def _plan_again(args: argparse.Namespace) -> Planned:
     """What a run.json says."""
     if args.out is None:
         raise EvalError("--from must come with --out, the folder for the new records")
     flags = (*given_flags(args, dict(METHODS)), *given_flags(args, dict(BENCHMARKS)))
-    for name in ("methods", "method", "batch_size", *_REQUEST_OPTIONS, *flags):
+    for name in ("methods", "method", "model", "scenes", "batch_size", *_REQUEST_OPTIONS, *flags):
         if name != "images" and getattr(args, name) != getattr(args.defaults, name):
             raise EvalError(
                 f"--{name.replace('_', '-')} must be left out with --from, got {getattr(args, name)!r}: "

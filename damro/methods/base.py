@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from damro.decoding.errors import ParameterError
@@ -57,7 +57,7 @@ class Scene:
     processor: Any = None
     task: Task | None = None
     seed: int = 0
-    images: Sequence[str] | None = field(default=None)
+    images: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Checks the task's name."""
@@ -154,6 +154,9 @@ class Method:
         """
         import torch
 
+        from damro.decoding.families import family_of
+
+        family_of(model)  # before a preset is missed, a family that there is none of
         with torch.no_grad():
             return self.settle(model.config.model_type, scene.task, scene.seed).contrast(model, inputs, scene)
 

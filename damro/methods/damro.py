@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from damro.decoding.rules import Contrast
-    from damro.methods.patches import PatchContrast
 
 Variant = Literal["reference", "corrected"]
 Patches = Annotated[int, Range(1)]
@@ -67,7 +66,7 @@ class Damro(PresetMethod):
     top_k: Patches | None = None
     variant: Variant = "reference"
 
-    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> PatchContrast | Contrast:
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the one with the chosen patches in descending attention."""
         from damro.methods.patches import patch_contrast
         from damro.vision.outliers import rank_patches

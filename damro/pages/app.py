@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from threading import Event, Thread
 from typing import Any
 
@@ -17,25 +17,33 @@ from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
-from damro.images import ImageError, load_image
+from damro.images import ImageError, ImageSizeError, load_image
 from damro.inspection import inspect_contrast, inspect_vit, seen_image
 from damro.loading import prepare_inputs
-from damro.methods.presets import has_preset, starting_preset
+from damro.methods.presets import starting_preset
+from damro.pages.app_texts import introduce, write_recipe
 from damro.pages.explain import spell_token
 from damro.pages.explain_page import taken_rows
+from damro.pages.hosts import OwnHostOnly
 from damro.processor import DAMROProcessor
 from damro.tiny import scene
-from damro.vision.sources import SOURCE_NAMES, Source, resolve_source
+from damro.vision.sources import SOURCE_NAMES, resolve_source
 
 # Gradio reads it when it is imported: nothing is reported to anybody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 try:
     import gradio
+    from starlette.middleware import Middleware
 except ImportError as error:
-    raise ImportError("the app needs gradio: pip install 'damro[app]'") from error
+    raise ImportError(
+        "damro app needs the package gradio, which is not installed; pip install 'damro[app]'", name="gradio"
+    ) from error
 
 UPLOAD_LIMIT = "10mb"
 PROMPT_LIMIT = 2000  # characters
+PIXEL_LIMIT = 25_000_000
+_NO_IMAGE = "The image does not open; choose a PNG or JPEG file."
+_NO_SIZE = f"The image is too large: at most {PIXEL_LIMIT // 10**6} megapixels are taken, and no long thin strips."
 _SCENES = 8
 _DPI = 110
 _QUEUE = 16
@@ -70,6 +78,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
                     value=scenes[0], type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
                     label="Image", height=300, elem_id="image",
                 )  # fmt: skip
+                image.preprocess = _telling(image.preprocess)
                 gallery = gradio.Gallery(
                     scenes,
                     format="png",
@@ -107,8 +116,10 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
         def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
             try:
                 yield from answer_request(model, processor, name, *values)
+            except ImageSizeError as error:
+                raise gradio.Error(_NO_SIZE) from error
             except ImageError as error:
-                raise gradio.Error("The image does not open; choose a PNG or JPEG file.") from error
+                raise gradio.Error(_NO_IMAGE) from error
             except DecodingError as error:
                 raise gradio.Error(str(error)) from error
 
@@ -129,39 +140,25 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
     return page
 
 
-def introduce(name: str, family: str, source: Source) -> str:
-    """The head of the page in Markdown, with what a model of this kind does otherwise than the paper's.
+def _telling(preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio opens an upload before anybody else, and has no word for one that does not open."""
 
-    Args:
-        name: the model's name.
-        family: its `config.model_type`.
-        source: what ranks its patches.
+    def tell(payload: Any) -> Any:
+        try:
+            return preprocess(payload)
+        except Image.DecompressionBombError as error:
+            raise gradio.Error(_NO_SIZE) from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise gradio.Error(_NO_IMAGE) from error
 
-    Example:
-        >>> print(introduce("tiny", "llava", "cls"))
-        # DAMRO
-        Greedy search and DAMRO side by side, on **tiny**.
-    """
-    text = f"# DAMRO\nGreedy search and DAMRO side by side, on **{name}**."
-    if source == "received":
-        text += (
-            "\n\nIts vision transformer has no [CLS]: patches are ranked by the attention they receive, which is not "
-            "the paper's method."
-        )
-    if not has_preset(family):
-        start = starting_preset(family)
-        text += (
-            f"\n\nThe paper has no preset for {family}: alpha, beta and top-k start at LLaVA's, {start.alpha:g}, "
-            f"{start.beta:g} and {start.top_k}. Nothing was measured that would say they suit this model."
-        )
-    return text
+    return tell
 
 
 def serve_app(page: Any, host: str = "127.0.0.1", port: int = 7860, *, block: bool = True) -> str:
     """Opens the page to visitors of one address.
 
-    No file of this machine is served but what the page itself made or a visitor uploaded, and nothing is loaded
-    from elsewhere.
+    No file of this machine is served but what the page itself made or a visitor uploaded, whatever Gradio's variables
+    in the environment say, and nothing is loaded from elsewhere. Requests must name one of the page's own hosts.
 
     Args:
         page: what :func:`build_app` returned.
@@ -175,12 +172,14 @@ def serve_app(page: Any, host: str = "127.0.0.1", port: int = 7860, *, block: bo
     Raises:
         OSError: if the port is taken.
     """
+    os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # Gradio takes it for an empty list
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
         max_file_size=UPLOAD_LIMIT,
         allowed_paths=[],
+        app_kwargs={"middleware": [Middleware(OwnHostOnly, host=host)]},
         share=False,
         quiet=True,
         footer_links=[],
@@ -199,7 +198,7 @@ def answer_request(
     processor: Any,
     name: str,
     image_path: str | None,
-    prompt: str,
+    prompt: str | None,
     alpha: float,
     beta: float,
     top_k: int,
@@ -211,12 +210,15 @@ def answer_request(
         Greedy text, DAMRO's text, the map, the rows of what was taken out, the Python: all that is known so far.
 
     Raises:
-        InputsError: if there is no image or no prompt.
+        InputsError: if there is no image or no prompt, or one above `PROMPT_LIMIT`.
+        ImageError: if the image does not open or has more pixels than `PIXEL_LIMIT`.
     """
-    if image_path is None or not prompt.strip():
+    if image_path is None or not prompt or not prompt.strip():
         raise InputsError("image and prompt must both be given; choose a scene or upload an image, then ask")
+    if len(prompt) > PROMPT_LIMIT:
+        raise InputsError(f"prompt must have at most {PROMPT_LIMIT} characters, got {len(prompt)}; shorten it")
     recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
-    inputs = prepare_inputs(processor, [load_image(image_path)], [prompt], model)
+    inputs = prepare_inputs(processor, [load_image(image_path, max_pixels=PIXEL_LIMIT)], [prompt], model)
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
     picture = draw_attention(model, processor, inputs, contrast, name)
     greedy = damro = ""
@@ -320,22 +322,3 @@ def tell_taken(
     spelled = [spell_token(tokenizer, token) for token in tokens]
     best = [[spell_token(tokenizer, token) for token in row] for row in steps.candidates.tolist()]
     return [list(row.values()) for row in taken_rows(steps, spelled, best)]
-
-
-def write_recipe(name: str, prompt: str, alpha: float, beta: float, top_k: int, max_new_tokens: int) -> str:
-    """Python that gives DAMRO's answer again.
-
-    Example:
-        >>> print(write_recipe("tiny", "What's this?", 2.0, 0.1, 10, 64).splitlines()[4])
-        inputs = prepare_inputs(processor, [load_image("image.png")], ["What's this?"], model)
-    """
-    return f"""from damro import DAMROProcessor, returned_prompt
-from damro.loading import load_image, load_model, prepare_inputs
-
-model, processor = load_model({name!r})
-inputs = prepare_inputs(processor, [load_image("image.png")], [{prompt!r}], model)
-contrast = DAMROProcessor(model, inputs, alpha={alpha!r}, beta={beta!r}, top_k={top_k!r})
-ids = model.generate(**inputs, logits_processor=contrast, do_sample=False, max_new_tokens={max_new_tokens!r})
-answer = ids[0, returned_prompt(model, inputs).shape[1]:]
-print(processor.tokenizer.decode(answer, skip_special_tokens=True).strip())
-"""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Measure, Note, Records, Scoring, share
 from damro.eval.chair.coco import ImageId, image_key, normalize_objects, read_objects
-from damro.eval.chair.images import choose_images
+from damro.eval.chair.images import choose_images, read_image_ids
 from damro.eval.chair.matchers import load_matcher
 from damro.eval.chair.scoring import parse_captions, score_mentions
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.errors import EvalError
 from damro.eval.records import digest_of_file
-from damro.eval.resources import coco_objects_path
+from damro.eval.resources import coco_objects_path, pope_questions_path
 from damro.eval.samples import (
     Dataset,
     Sample,
@@ -36,6 +37,9 @@ MEASURES: dict[str, Measure] = {
 }
 """Of the columns captions, hallucinated captions, mentions, hallucinated ones, unique, hallucinated unique, recalled,
 present, words."""
+
+PAPER_MATCHER = "nltk"
+"""What the released code of DAMRO finds objects with (``evaluation/eval_chair/eval_chair.py``)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Chair(Benchmark):
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
         if request.scenes is not None:
+            self.check_scenes_heed()
             truth = scene_objects(request.scenes)
             source = {"objects": {"source": "damro.tiny.scenes", "sha256": digest_of(truth)}}
             images = {str(number): name for number, name in enumerate(truth)}
@@ -116,11 +121,25 @@ class Chair(Benchmark):
         for caption, row in zip(captions, zip(*result.counts, strict=True), strict=True):
             n_mentions, n_hallucinated, *others = map(float, row)
             counts[caption.image_id] = (1.0, float(n_hallucinated > 0), n_mentions, n_hallucinated, *others)
-        return [Group("captions", result.to_dict(), counts, MEASURES, result.records)]
+        notes = [Note("matcher", matcher.name), Note("captions", len(captions))]
+        files = {"objects": self.objects, "vocabulary": self.vocabulary}
+        notes += [Note(name, Path(file).name) for name, file in files.items() if file is not None]
+        return [Group("captions", result.to_dict(), counts, MEASURES, result.records, tuple(notes))]
 
-    def paper_differences(self, request: DataRequest) -> list[str]:
+    def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
-        return ["images: chosen here by the seed or given; which 500 the paper took is not told"]
+        own = [note for note in scored.notes if note.name in ("objects", "vocabulary")]  # they may be given anew
+        found = [f"{note.name}: of {note.value}; the paper has COCO's" for note in own]
+        if request.scenes is not None:
+            found.append("images: embedded scenes; the paper's are of COCO val2014")
+        elif scored.counts.keys() != _paper_images():
+            found.append(
+                f"images: {len(scored.counts)} that are not the paper's, the {len(_paper_images())} that POPE asks "
+                "about: give --image-ids with POPE's questions of COCO"
+            )
+        if scored.scores["matcher"] != PAPER_MATCHER:
+            found.append(f"matcher: {scored.scores['matcher']}; the paper's script is that of {PAPER_MATCHER}")
+        return list(map(Difference, found))
 
     def _normalize(self, truth: Mapping[str, Sequence[str]], wanted: set[str]) -> dict[str, frozenset[str]]:
         given: dict[ImageId, Sequence[str]] = dict(truth.items())
@@ -137,3 +156,9 @@ class Chair(Benchmark):
         ]
         check_samples(samples)
         return samples
+
+
+@functools.cache
+def _paper_images() -> frozenset[str]:
+    """The images of the released code's ``data/chair/coco_pope_random.jsonl``: those that POPE asks about."""
+    return frozenset(read_image_ids(pope_questions_path("coco/random")))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import HALLUCINATION, MMEAnswer, MMEScore, parse_answer, score
@@ -100,7 +100,12 @@ def _group(category: str, answers: Sequence[MMEAnswer]) -> Group:
         columns[1] += 1
         columns[2] = float(columns[0] == 2)
     scores = result.to_dict()["categories"][category]
-    return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES)
+    notes = (Note("questions", scores["n_questions"]), _other(scores["other"]))
+    return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES, notes=notes)
+
+
+def _other(count: int) -> Note:
+    return Note("other", count, "read as neither a yes nor a no, and counted as wrong", doubtful=count > 0)
 
 
 def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
@@ -117,7 +122,8 @@ def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
         for image, columns in group.counts.items():
             before = (0.0,) * (len(COLUMNS) * number)
             counts[f"{group.name}/{image}"] = (*before, *columns, *(0.0,) * (width - len(before) - len(columns)))
-    return Group(SUMS, scores, counts, measures)
+    other = sum(category.other for category in result.categories.values())
+    return Group(SUMS, scores, counts, measures, notes=(_other(other),))
 
 
 def _sum(places: Sequence[int]) -> Metric:

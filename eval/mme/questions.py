@@ -52,7 +52,8 @@ def load_questions(folder: Path, categories: Sequence[str] | None = None) -> lis
         wrong = [name for name in categories if name not in CATEGORIES or not (folder / name).is_dir()]
         if wrong:
             raise EvalError(
-                f"category must be one of {', '.join(CATEGORIES)} and a folder in {folder}, got {wrong[0]!r}"
+                f"--split must be of MME's categories ({', '.join(CATEGORIES)}) and a folder in {str(folder)!r}, got "
+                f"{wrong[0]!r}"
             )
     wanted = [name for name in (categories or CATEGORIES) if (folder / name).is_dir()]
     questions = [question for name in wanted for question in _category(folder, name)]

@@ -109,11 +109,12 @@ def load_answers(path: Path | str, category: str | None = None) -> list[MMEAnswe
         EvalError: The category is unknown.
     """
     path = Path(path)
+    text = read_text(path)  # first: of a file that is not there, its name is not the fault
     category = _category_of(path) if category is None else category
     if category not in CATEGORIES:
         raise EvalError(f"category must be one of {', '.join(CATEGORIES)}, got {category!r}")
     answers = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         fields = line.removesuffix("\r").split("\t")
@@ -191,4 +192,7 @@ def _category_of(path: Path) -> str:
     for name in CATEGORIES:
         if path.stem == name or path.stem.endswith(f"_{name}"):
             return name
-    raise EvalError(f"category must be given where the file's name does not end in one, got {path.name!r}")
+    raise EvalError(
+        "an answer file's name must end in its category, such as existence.txt or my-model_existence.txt, got "
+        f"{path.name!r}: rename it after one of {', '.join(CATEGORIES)}"
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Measure, Note, Records, Scoring, share
+from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
-from damro.eval.pope.labels import correct, load_labels
+from damro.eval.pope.labels import correct_pairs, load_labels
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
 from damro.eval.pope.scoring import judge, score_pairs
@@ -30,6 +31,14 @@ ALL = "all"
 """Every split, but for the older release of coco/random."""
 PAPER_SPLITS = ("coco/random", "coco/popular", "coco/adversarial")
 """What the DAMRO paper averages over."""
+PAPER_QUESTIONS = 9000
+"""How many these are together."""
+PAPER_RULE = "vcd"
+"""How the released code of DAMRO reads answers (``evaluation/eval_pope/eval_pope.py``)."""
+_MEANINGS = {
+    "unparsed": "neither a yes nor a no to a neutral reader, and counted all the same",
+    "misread": "a yes or a no to a neutral reader, and not the same to the rule",
+}
 _SCENE_SPLITS = ("random", "popular", "adversarial")
 _OUTCOMES = ("tp", "fp", "tn", "fn", "unread")
 
@@ -56,6 +65,12 @@ class PopeScoring(Scoring):
     rules: tuple[Literal["pope", "opera", "vcd", "lmms", "vlmeval", "all"], ...] = ("pope",)
     labels: str | None = None
     labels_complete: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that a file is there to be complete."""
+        super().__post_init__()
+        if self.labels_complete and self.labels is None:
+            raise EvalError("--labels-complete must come with --labels, got no file: give it, or leave this out")
 
     @property
     def named_rules(self) -> tuple[str, ...]:
@@ -86,6 +101,10 @@ class Pope(Benchmark):
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        if self.questions and self.split:
+            raise EvalError(
+                f"--split must be left out with --questions, got {' '.join(self.split)!r}: give one of them"
+            )
         if request.scenes is not None:
             return self._of_scenes(request, request.scenes)
         opener = folder_opener(need_folder(request.images, self.name))
@@ -103,29 +122,45 @@ class Pope(Benchmark):
         for key, fields in records.items():
             question = Question(key, fields["image"], fields["question"], fields["label"])
             splits.setdefault(str(fields["split"]), []).append((question, fields["answer"]))
-        notes: dict[str, dict[str, Any]] = {}
+        changes: dict[str, dict[str, int]] = {split: {} for split in splits}
         if scoring.labels is not None:
             labels = load_labels(scoring.labels, complete=scoring.labels_complete)
             for split, pairs in splits.items():
-                corrected = correct([question for question, _ in pairs], labels)
-                texts = {question.question_id: text for question, text in pairs}
-                splits[split] = [(question, texts[question.question_id]) for question in corrected.questions]
-                notes[split] = {"labels_changed": corrected.changed, "excluded_by_labels": corrected.excluded}
-        groups = []
-        for rule in scoring.named_rules:
-            suffix = "" if rule == scoring.named_rules[0] else f" ({rule})"
-            parts = [_group(split + suffix, pairs, rule, notes.get(split, {})) for split, pairs in splits.items()]
-            if len(parts) > 1:
-                together = [pair for pairs in splits.values() for pair in pairs]
-                parts.append(_group("all splits" + suffix, together, rule, {}))
-            groups += parts
-        return groups
+                splits[split], changes[split] = correct_pairs(pairs, labels)
+        if len(splits) > 1:
+            names = next(iter(changes.values()))
+            changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
+            splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
+        return [
+            _group(split, pairs, rule, changes[split], beside=rule != scoring.named_rules[0])
+            for rule in scoring.named_rules
+            for split, pairs in splits.items()
+        ]
 
-    def paper_differences(self, request: DataRequest) -> list[str]:
+    def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
-        if (self._splits() or PAPER_SPLITS) == PAPER_SPLITS:
-            return []
-        return [f"splits: {', '.join(self._splits())}; the paper averages {', '.join(PAPER_SPLITS)}"]
+        asked = self._asked(request)
+        found = [] if asked is None else [f"questions: {asked}; the paper averages {', '.join(PAPER_SPLITS)}"]
+        if scored.scores["n"] != PAPER_QUESTIONS:
+            found.append(f"samples: {scored.scores['n']} questions answered; the paper's are {PAPER_QUESTIONS}")
+        if scored.scores["rule"] != PAPER_RULE:
+            found.append(
+                f"rule: {scored.scores['rule']}; the released code reads answers as {PAPER_RULE} does: give --rules "
+                f"{PAPER_RULE}"
+            )
+        if "labels_changed" in scored.scores:
+            found.append("labels: corrected; the paper's are those of the question files")
+        pooled = Difference("average: over questions; the paper's is that of the splits' figures", harmless=True)
+        return [*map(Difference, found), pooled]
+
+    def _asked(self, request: DataRequest) -> str | None:
+        """What is asked instead of the paper's questions, if so."""
+        if request.scenes is not None:
+            return "about embedded scenes"
+        if self.questions:
+            return f"of {Path(self.questions).name}"
+        splits = self._splits() or PAPER_SPLITS
+        return None if sorted(splits) == sorted(PAPER_SPLITS) else ", ".join(splits)
 
     def _splits(self) -> tuple[str, ...]:
         if self.split == (ALL,):
@@ -150,20 +185,37 @@ class Pope(Benchmark):
         return samples
 
     def _of_scenes(self, request: DataRequest, scenes: int) -> Dataset:
+        self.check_scenes_heed("split")
+        splits = [name.removeprefix("tiny/") for name in (_SCENE_SPLITS if self.split in ((), (ALL,)) else self.split)]
+        wrong = [name for name in splits if name not in _SCENE_SPLITS]
+        if wrong:
+            raise EvalError(
+                f"--split must be of {', '.join(_SCENE_SPLITS)} for the embedded scenes, got {wrong[0]!r}: leave it "
+                "out for all three, or give --model and --images for the shipped questions"
+            )
         objects = scene_objects(scenes)
         eligible = sum(len(names) >= 3 for names in objects.values())
         questions = []
-        for name in _SCENE_SPLITS if self.split in ((), (ALL,)) else self.split:
-            split = name.rpartition("/")[2]
+        for split in splits:
             records = build(objects, split, images=eligible, per_image=3, seed=request.seed)[: request.limit]
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}
         return Dataset(self._samples(request, questions), open_scene, data)
 
 
-def _group(name: str, pairs: Sequence[tuple[Question, str]], rule: str, notes: Mapping[str, Any]) -> Group:
+def _group(
+    name: str, pairs: Sequence[tuple[Question, str]], rule: str, changes: Mapping[str, int], *, beside: bool
+) -> Group:
     counts: dict[str, list[float]] = {}
     for question, text in pairs:
         counts.setdefault(question.image, [0.0] * 5)[_OUTCOMES.index(judge(question, text, rule))] += 1
-    scores = {**score_pairs(pairs, rule).to_dict(), **notes}
-    return Group(name, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES)
+    result = score_pairs(pairs, rule)
+    notes = [Note("rule", rule), Note("questions", result.n)]
+    notes += [
+        Note(what, count, _MEANINGS[what], doubtful=count > 0)
+        for what, count in (("unparsed", result.unparsed), ("misread", result.misread))
+    ]
+    notes += [Note(what.replace("_", " "), count) for what, count in changes.items()]
+    columns_of = {image: tuple(columns) for image, columns in counts.items()}
+    title = f"{name} ({rule})" if beside else name
+    return Group(title, {**result.to_dict(), **changes}, columns_of, MEASURES, notes=tuple(notes), beside=beside)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from damro.eval.pope import POPE_SPLITS, RULES, PopeScore, align, load_answers, load_questions, score_pairs
+from damro.eval.errors import EvalError
+from damro.eval.pope import POPE_SPLITS, RULES, align, load_answers, load_questions, score_pairs
+from damro.eval.pope.labels import correct_pairs, load_labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="pope",
         help="how an answer's text becomes yes or no (default: pope, the official one); all: a column for each",
     )
+    parser.add_argument("--labels", metavar="FILE", help="corrected labels, with exclusions")
+    parser.add_argument(
+        "--labels-complete", action="store_true", help="exclude what the file of labels does not name (RePOPE)"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, fractions unrounded (a list with --rule all)"
     )
@@ -61,32 +68,35 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EvalError: A file is malformed, or questions and answers do not match.
     """
+    if args.labels_complete and args.labels is None:
+        raise EvalError("--labels-complete must come with --labels, got no file: give it, or leave this out")
     questions = load_questions(args.split or args.questions)
     pairs = align(questions, load_answers(args.answers))
+    changes: dict[str, int] = {}
+    if args.labels is not None:
+        pairs, changes = correct_pairs(pairs, load_labels(args.labels, complete=args.labels_complete))
     rules = RULES if args.rule == _ALL else (args.rule,)
-    scores = [score_pairs(pairs, rule) for rule in rules]
+    results = [{**score_pairs(pairs, rule).to_dict(), **changes} for rule in rules]
     if args.json:
-        results = [result.to_dict() for result in scores]
         print(json.dumps(results if args.rule == _ALL else results[0]))
     else:
         from rich.console import Console
 
-        Console().print(_table(scores))
+        Console().print(_table(results))
     return 0
 
 
-def _table(scores: list[PopeScore]) -> Table:
+def _table(results: Sequence[Mapping[str, int | float | str | None]]) -> Table:
     # Rules are columns: five of them fit a terminal of 80 characters, twelve measures would not.
     from rich.table import Table
 
     table = Table(title="POPE")
     table.add_column("rule")
-    for result in scores:
-        table.add_column(result.rule, justify="right")
-    rows = [result.to_dict() for result in scores]
-    for name in rows[0]:
+    for result in results:
+        table.add_column(str(result["rule"]), justify="right")
+    for name in results[0]:
         if name != "rule":
-            table.add_row(name, *(_cell(row[name]) for row in rows))
+            table.add_row(name, *(_cell(result[name]) for result in results))
     return table
 
 

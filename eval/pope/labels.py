@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,28 @@ def load_labels(path: Path | str, *, complete: bool = False) -> Labels:
         if labels.setdefault((image, text), label) != label:
             raise DataFormatError(f"{where}: a question must have one label, got two for {text!r} about {image}")
     return Labels(labels, complete, {"file": Path(path).name, "sha256": digest_of_file(path)})
+
+
+def correct_pairs(
+    pairs: Sequence[tuple[Question, str]], labels: Labels
+) -> tuple[list[tuple[Question, str]], dict[str, int]]:
+    """Apply corrected labels to questions that have their answers.
+
+    Returns:
+        The pairs that stay, and what is reported: ``labels_changed``, ``excluded_by_labels``.
+
+    Raises:
+        EvalError: Not one of them is in the file, or it excludes all of them.
+    """
+    # By their places: questions may have no ids.
+    found = correct([question._replace(question_id=str(n)) for n, (question, _) in enumerate(pairs)], labels)
+    if not found.questions:
+        raise EvalError(f"--labels must leave at least one question, got a file that excludes all {found.excluded}")
+    kept = []
+    for corrected in found.questions:
+        question, text = pairs[int(corrected.question_id or 0)]
+        kept.append((question._replace(label=corrected.label), text))
+    return kept, {"labels_changed": found.changed, "excluded_by_labels": found.excluded}
 
 
 def correct(questions: Iterable[Question], labels: Labels) -> Corrected:

@@ -184,8 +184,26 @@ def align(
             f"({_first(conflicts)}): give the answers to these questions"
         )
     raise AlignmentError(
-        f"each answer must carry its question's id, or its image and question, got {len(said)} answers that share no "
-        f"unique id with the {len(asked)} questions: add 'question_id'"
+        f"each answer must carry its question's id, or its image and question, got {len(said)} answers to {len(asked)} "
+        f"questions, {_no_shared_id(asked, said)}"
+    )
+
+
+def _no_shared_id(asked: Sequence[Question], said: Sequence[Answer]) -> str:
+    """Why answers cannot be joined by id, and what helps."""
+    ids = [item.question_id for item in asked if item.question_id is not None]
+    named = [item.question_id for item in said if item.question_id is not None]
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    both = "give the answers 'image' and 'question'"
+    if not named:
+        return f"where no answer has an id: add 'question_id', or {both}"
+    if twice:
+        return f"where {len(twice)} ids of questions stand twice ({_first(twice)}): {both}, or each question its own id"
+    if len(ids) < len(asked):
+        return f"where {len(asked) - len(ids)} questions have no 'question_id': add it, or {both}"
+    return (
+        f"where no id of an answer ({_first(named)}) is one of a question ({_first(ids)}): give the answers to these "
+        "questions"
     )
 
 

@@ -108,7 +108,8 @@ def read_neutrally(text: str) -> Verdict:
 _AFFIRMING = frozenset({"yes", "yeah", "yep", "yup", "true", "correct", "indeed"})
 _DENYING = frozenset({"no", "nope", "nah", "false", "incorrect"})
 _NEGATIONS = frozenset({"no", "not", "none", "nope", "never", "neither", "nor", "without", "cannot"})
-_BOTH = re.compile(r"\byes\s*(?:/|,?\s*(?:and|or)\b)\s*no\b|\bno\s*(?:/|,?\s*(?:and|or)\b)\s*yes\b")
+# Possessive, so that a long gap is read once and not once a place where it could be parted in two.
+_BOTH = re.compile(r"\byes\s*+(?:/|,?\s*+(?:and|or)\b)\s*+no\b|\bno\s*+(?:/|,?\s*+(?:and|or)\b)\s*+yes\b")
 _HEDGE = re.compile(
     r"\b(?:not (?:sure|certain|clear|possible)|unsure|uncertain|unclear|unknown|unable|maybe|perhaps|possibly|might"
     r"|(?:can ?not|can't|could not|couldn't|difficult to|hard to|impossible to)"

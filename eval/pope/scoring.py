@@ -35,6 +35,7 @@ class PopeScore:
         tn: Right noes.
         fn: Wrong noes (`judge` says what else).
         unparsed: Answers that are neither a yes nor a no to a neutral reader, however the rule counts them.
+        misread: Answers that are a yes or a no to a neutral reader, and not the same to the rule.
         accuracy: ``(tp + tn) / n``.
         precision: ``tp / (tp + fp)``.
         recall: ``tp / (tp + fn)``.
@@ -51,6 +52,7 @@ class PopeScore:
     tn: int
     fn: int
     unparsed: int
+    misread: int
     accuracy: float
     precision: float | None
     recall: float | None
@@ -92,6 +94,7 @@ def score_pairs(pairs: Iterable[tuple[Question, str]], rule: str = "pope") -> Po
     pairs = list(pairs)
     if not pairs:
         raise EvalError("pairs must hold at least one question, got none")
+    neutral = [read_neutrally(text) for _, text in pairs]
     counts = Counter(judge(question, text, rule) for question, text in pairs)
     tp, fp, tn, fn = (counts[outcome] for outcome in ("tp", "fp", "tn", "fn"))
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
@@ -101,7 +104,11 @@ def score_pairs(pairs: Iterable[tuple[Question, str]], rule: str = "pope") -> Po
         fp=fp,
         tn=tn,
         fn=fn,
-        unparsed=sum(read_neutrally(text) == "unknown" for _, text in pairs),
+        unparsed=neutral.count("unknown"),
+        misread=sum(
+            verdict not in ("unknown", parse_answer(text, rule, question.label))
+            for verdict, (question, text) in zip(neutral, pairs, strict=True)
+        ),
         accuracy=(tp + tn) / len(pairs),
         precision=precision,
         recall=recall,

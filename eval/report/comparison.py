@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from damro.decoding.errors import ParameterError
-from damro.eval.benchmark import Benchmark, Group, Measure, Records, Scoring, answered_in_all, score_run
+from damro.eval.benchmark import (
+    Benchmark,
+    Group,
+    Measure,
+    Records,
+    Scoring,
+    answered,
+    answered_in_all,
+    score_run,
+)
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import load_run
 from damro.eval.runs.request import to_request
@@ -24,7 +33,7 @@ class Entry:
 
     Attributes:
         name: Of the method, with what else tells the runs apart.
-        groups: Scores on the samples that all runs of the comparison answered.
+        groups: Scores on the samples that all runs of the comparison answered; none if the run answered nothing.
         total: Samples with a record.
         failed: The reasons of those without an answer, by sample id.
         seconds: What the answers took together.
@@ -36,6 +45,11 @@ class Entry:
     failed: Mapping[str, str]
     seconds: float
 
+    @property
+    def whole(self) -> Group:
+        """All splits together, or the only group; as answers are read first, where they are read in several ways."""
+        return [group for group in self.groups if not group.beside][-1]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -45,13 +59,15 @@ class Comparison:
         benchmark: Its name.
         model: Name of the model, or of the models.
         entries: The runs.
-        compared: How many samples all runs answered.
+        compared: How many samples all of them answered.
+        unscored: Runs without a single answer: no part of the comparison, but told.
     """
 
     benchmark: str
     model: str
     entries: tuple[Entry, ...]
     compared: int
+    unscored: tuple[Entry, ...] = ()
 
     @property
     def baseline(self) -> Entry:
@@ -74,7 +90,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         methods = {}
-        for entry in self.entries:
+        for entry in (*self.entries, *self.unscored):
             below = None if entry is self.baseline else self.baseline
             methods[entry.name] = {
                 "samples": entry.total,
@@ -124,20 +140,33 @@ def compare(benchmark: Benchmark, model: str, runs: Mapping[str, Records], scori
         runs: The records of each run, by the name it shall have; the first is the baseline.
         scoring: How to score.
 
+    A run without a single answer hides nothing of the others: it is left out and told (`Comparison.unscored`). If it is
+    the first, the next one is the baseline.
+
     Raises:
-        EvalError: There are no runs, or there is no sample that all of them answered.
+        EvalError: There are no runs, none has an answer, or there is no sample that all others answered.
     """
     if not runs:
         raise EvalError("runs must hold at least one run, got none")
-    keep = answered_in_all(runs.values())
-    entries = tuple(_entry(benchmark, name, records, scoring, keep) for name, records in runs.items())
-    return Comparison(benchmark.name, model, entries, len(keep))
+    good = {name: records for name, records in runs.items() if answered(records)}
+    keep = answered_in_all(good.values())
+    if good and not keep:
+        raise EvalError(
+            f"runs must have an answered sample in common to be compared, got none among {', '.join(good)}: "
+            "score them one by one"
+        )
+    # Of no run with answers, scoring the first says what went wrong.
+    entries = tuple(_entry(benchmark, name, of, scoring, keep) for name, of in (good or runs).items())
+    unscored = tuple(_entry(benchmark, name, of, scoring, None) for name, of in runs.items() if name not in good)
+    return Comparison(benchmark.name, model, entries, len(keep), unscored)
 
 
-def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, keep: set[str]) -> Entry:
+def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, keep: set[str] | None) -> Entry:
+    """A run with its scores on some samples; None scores nothing."""
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
     seconds = sum(float(fields.get("seconds", 0)) for fields in records.values())
-    return Entry(name, tuple(score_run(benchmark, records, scoring, keep)), len(records), failed, seconds)
+    groups = () if keep is None else tuple(score_run(benchmark, records, scoring, keep))
+    return Entry(name, groups, len(records), failed, seconds)
 
 
 class Loaded(NamedTuple):

@@ -13,7 +13,7 @@ from damro.eval.chair.scoring import CaptionScore
 from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison, Row
 from damro.eval.report.plots import draw_bars, to_data_uri
-from damro.eval.report.tables import is_clear, notes, show_difference, show_value
+from damro.eval.report.tables import by_group, group_notes, is_clear, notes, show_difference, show_value
 
 _FAILED_SHOWN = 20
 
@@ -141,23 +141,22 @@ def pieces(record: CaptionScore) -> tuple[Piece, ...]:
 
 def _table(comparison: Comparison) -> dict[str, Any]:
     """What the template shows of a comparison."""
-    rows = comparison.rows()
     groups = []
-    for name in dict.fromkeys(row.group for row in rows):
-        of_group = [row for row in rows if row.group == name]
+    for name, of_group in by_group(comparison).items():
         metrics = list(dict.fromkeys(row.measure.title for row in of_group))
         lines = [
             (method, [_cell(row) for row in of_group if row.method == method])
             for method in dict.fromkeys(row.method for row in of_group)
         ]
-        groups.append({"name": name, "metrics": metrics, "lines": lines})
-    failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in comparison.entries if entry.failed]
+        groups.append({"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)})
+    runs = (*comparison.entries, *comparison.unscored)
+    failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in runs if entry.failed]
     return {"title": comparison.benchmark.upper(), "groups": groups, "notes": notes(comparison), "failed": failed}
 
 
 def _cell(row: Row) -> dict[str, str]:
     kind = ""
-    if row.difference is not None and is_clear(row.difference) and row.measure.better is not None:
+    if row.difference is not None and is_clear(row.difference, row.measure.unit) and row.measure.better:
         kind = "better" if (row.difference.estimate < 0) == (row.measure.better == "lower") else "worse"
     difference = show_difference(row.difference, row.measure.unit)
     return {"value": show_value(row.value, row.measure.unit), "difference": difference, "kind": kind}

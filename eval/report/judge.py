@@ -17,11 +17,13 @@ from damro.eval.benchmark import Records, answered_in_all
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter, read_records
 from damro.eval.runs.record import check_same, load_run, write_run
+from damro.eval.runs.sharding import lock_folder
 from damro.eval.statistics import Interval, bootstrap_metrics
 
 ASPECTS = ("accuracy", "detailedness")
 JUDGEMENTS = "judgements.jsonl"
 _TRIES = 3
+_SHOWN = 2000  # characters of a reply that are kept
 _INSTRUCTION = """Two assistants were given the attached image and this request: {prompt}
 
 Assistant A answered:
@@ -50,7 +52,7 @@ class Grades(NamedTuple):
 
 
 class JudgeReplyError(EvalError):
-    """The judge's reply holds no grades."""
+    """The judge's reply is none, or holds no grades."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def parse_grades(reply: str) -> Grades:
     """
     found = {}
     for aspect in ASPECTS:
-        match = re.search(rf"{aspect}\W*A\s*[=:]\s*([\d.]+)\W+B\s*[=:]\s*([\d.]+)", reply, re.IGNORECASE)
+        # Possessive, so that a long reply is read once; the lookbehind is for "A=7.B=9", whose stop parts the two.
+        grade = r"\s*+[=:]\s*+([\d.]++)"
+        match = re.search(rf"{aspect}\W*+A{grade}(?:\W++|(?<=[\d.]\.))B{grade}", reply, re.IGNORECASE)
         try:
             grades = (float(match[1].rstrip(".")), float(match[2].rstrip("."))) if match else (0.0, 0.0)
         except ValueError:
@@ -104,21 +108,27 @@ def judge_runs(
     *,
     open_bytes: OpenBytes = lambda name: None,
     limit: int | None = None,
+    retry_failed: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
     """Have two runs judged, pair by pair and in both orders; goes on where an earlier call stopped.
+
+    What is recorded is not asked for again, a failure neither.
 
     Args:
         first: Records of one run.
         second: Records of the other; samples that either failed are left out.
         folder: Where ``judgements.jsonl`` goes, with a ``run.json`` of what it depends on.
-        ask: Sends a text and an image to the judge.
+        ask: Sends a text and an image to the judge. A `JudgeReplyError` of its is this judgement's failure, any other
+            error ends the judging.
         pinned: What the judgements depend on; a folder with another is refused.
         open_bytes: From an image's name to its PNG; None sends no image.
         limit: At most so many pairs.
+        retry_failed: Ask again for judgements that failed.
         progress: Told after each judgement.
 
     Raises:
+        BusyRunError: Another process judges in the folder.
         RunMismatchError: The folder holds judgements of other runs or by another judge.
         EvalError: There is no sample that both runs answered.
     """
@@ -127,23 +137,31 @@ def judge_runs(
     if not samples:
         raise EvalError("runs must have an answered sample in common to be judged, got none")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "run.json").exists():
-        check_same(folder, load_run(folder), pinned)
-    else:
-        write_run(folder, pinned)
-    path = folder / JUDGEMENTS
-    RecordWriter(path).close()  # repairs the end
-    done = {str(one.fields["id"]): one.fields for one in read_records(path)} if path.stat().st_size else {}
-    todo = [(key, swapped) for key in samples for swapped in (False, True)]
-    with RecordWriter(path) as writer:
-        for number, (key, swapped) in enumerate(todo, start=1):
-            name = f"{key}#{'second first' if swapped else 'first first'}"
-            if name not in done:
-                done[name] = _judge_one(name, first[key], second[key], swapped, ask, open_bytes)
-                writer.write(done[name])
-            if progress is not None:
-                progress(number, len(todo))
+    with lock_folder(folder):
+        if (folder / "run.json").exists():
+            check_same(folder, load_run(folder), pinned)
+        else:
+            write_run(folder, pinned)
+        done = _read_done(folder / JUDGEMENTS, drop_failed=retry_failed)
+        todo = [(key, swapped) for key in samples for swapped in (False, True)]
+        with RecordWriter(folder / JUDGEMENTS) as writer:
+            for number, (key, swapped) in enumerate(todo, start=1):
+                name = f"{key}#{'second first' if swapped else 'first first'}"
+                if name not in done:
+                    done[name] = _judge_one(name, first[key], second[key], swapped, ask, open_bytes)
+                    writer.write(done[name])
+                if progress is not None:
+                    progress(number, len(todo))
     return conclude(samples, done)
+
+
+def _read_done(path: Path, *, drop_failed: bool) -> dict[str, dict[str, Any]]:
+    """The judgements so far; of two of one pair and order, the later one."""
+    RecordWriter(path).close()  # repairs the end
+    if not path.stat().st_size:
+        return {}
+    done = {str(record.fields["id"]): record.fields for record in read_records(path)}
+    return {name: fields for name, fields in done.items() if not (drop_failed and "error" in fields)}
 
 
 def _judge_one(
@@ -158,16 +176,18 @@ def _judge_one(
         image = open_bytes(first["image"])
     except (ValueError, OSError) as error:
         return {"id": name, "error": str(error)}
-    reply = ""
+    reply = failure = ""
     for _ in range(_TRIES):
-        reply = ask(text, image)
         try:
+            reply = ask(text, image)
             grades = parse_grades(reply)
-        except JudgeReplyError:
+        except JudgeReplyError as error:
+            failure = str(error)
             continue
         order = -1 if swapped else 1
-        return {"id": name, "reply": reply, **{a: list(pair[::order]) for a, pair in grades._asdict().items()}}
-    return {"id": name, "reply": reply, "error": f"no grades in {_TRIES} replies, the last: {reply[:120]!r}"}
+        both = {aspect: list(pair[::order]) for aspect, pair in grades._asdict().items()}
+        return {"id": name, "reply": reply[:_SHOWN], **both}
+    return {"id": name, "reply": reply[:_SHOWN], "error": f"no grades in {_TRIES} replies, the last: {failure}"}
 
 
 def conclude(samples: Sequence[str], judgements: Mapping[str, Mapping[str, Any]]) -> Verdict:
@@ -202,41 +222,3 @@ def conclude(samples: Sequence[str], judgements: Mapping[str, Mapping[str, Any]]
 
 def _column(number: int) -> Callable[[Any], Any]:
     return lambda means: means[..., number]
-
-
-def openai_judge(endpoint: str, model: str, key: str | None, *, timeout: float = 120.0) -> Ask:
-    """Return what asks an OpenAI-compatible server; connection faults and overload are tried again by the client.
-
-    Args:
-        endpoint: The server's address, up to and with ``/v1``.
-        model: The judge's name there.
-        key: The key, or None for servers that want none.
-        timeout: Seconds to wait for a reply.
-
-    Raises:
-        EvalError: The ``openai`` package is not installed; when asking, the server refuses.
-    """
-    try:
-        import openai
-    except ImportError as error:
-        raise EvalError("judging needs the openai package: pip install 'damro[judge]'") from error
-    import base64
-
-    client = openai.OpenAI(base_url=endpoint, api_key=key or "none", timeout=timeout, max_retries=4)
-
-    def ask(text: str, image: bytes | None) -> str:
-        content: list[Any] = [{"type": "text", "text": text}]
-        if image is not None:
-            address = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-            content.append({"type": "image_url", "image_url": {"url": address}})
-        try:
-            reply = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=64
-            )
-        except openai.OpenAIError as error:
-            raise EvalError(
-                f"--endpoint {endpoint} must answer, failed: {error}; give the same command again"
-            ) from error
-        return (reply.choices[0].message.content if reply.choices else None) or ""
-
-    return ask

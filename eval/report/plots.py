@@ -62,10 +62,11 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
             continue
         factor = 100 if row.measure.unit == "%" else 1
         value, low, high = (factor * number for number in (row.value.estimate, row.value.low, row.value.high))
-        # A percentile interval may leave its estimate outside; a bar of negative length cannot be drawn.
-        reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.barh(place, value, color=colour_of(row.method), height=0.7)
-        axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
+        if row.value.ends is not None:
+            # A percentile interval may leave its estimate outside; a bar of negative length cannot be drawn.
+            reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
     axes.set_yticks(range(len(rows)), [row.method for row in rows] if named else [""] * len(rows), **_AS_IT_IS)
     axes.invert_yaxis()
     axes.set_title(f"{rows[0].group}", fontsize=9, **_AS_IT_IS)

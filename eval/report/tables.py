@@ -5,119 +5,192 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from damro.eval.benchmark import Note
 from damro.eval.report.comparison import Comparison, Row
+from damro.eval.report.text import to_cell, to_line, to_markdown_text, to_rich
 from damro.eval.statistics import Interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMATS = ("json", "csv", "md")
+WARNING = "WARNING"
+"""How a note begins that puts the metrics in doubt."""
+FEWEST = 6
+"""A difference must be of so many images to be clear. Where a change has no direction, all of five images still change
+the same way in 2 of 2**5 cases: more often than the 5 % that an interval leaves."""
 
 
 def show_value(value: Interval | None, unit: str = "%") -> str:
-    """Write a value with its interval, fractions in percent.
+    """Write a value with its interval, fractions in percent; of one image without.
 
     Example:
         >>> show_value(Interval(0.8048, 0.79, 0.82, 0.95, 2000)), show_value(None)
         ('80.5 [79.0, 82.0]', '-')
+        >>> show_value(Interval(1.0, float("-inf"), float("inf"), 0.95, 2000))
+        '100.0'
     """
-    if value is None:
-        return "-"
-    factor = 100 if unit == "%" else 1
-    return f"{factor * value.estimate:.1f} [{factor * value.low:.1f}, {factor * value.high:.1f}]"
+    return "-" if value is None else _show(value, unit, sign="")
 
 
 def show_difference(value: Interval | None, unit: str = "%") -> str:
-    """Write a difference with its interval, in points; a star marks an interval that does not hold zero.
+    """Write a difference with its interval, in points; a star marks one that `is_clear`.
 
     Example:
         >>> show_difference(Interval(-0.02, -0.035, -0.004, 0.95, 2000))
         '-2.0 [-3.5, -0.4]*'
+        >>> show_difference(Interval(-0.02, -0.035, -0.0004, 0.95, 2000))
+        '-2.0 [-3.5, +0.0]'
     """
     if value is None:
         return ""
-    factor = 100 if unit == "%" else 1
-    star = "*" if is_clear(value) else ""
-    return f"{factor * value.estimate:+.1f} [{factor * value.low:+.1f}, {factor * value.high:+.1f}]{star}"
+    return _show(value, unit, sign="+") + ("*" if is_clear(value, unit) else "")
 
 
-def is_clear(difference: Interval) -> bool:
-    """Whether the interval of a difference lies on one side of zero."""
-    return difference.low > 0 or difference.high < 0
+def is_clear(difference: Interval, unit: str = "%") -> bool:
+    """Whether the interval of a difference lies on one side of zero, as it is shown, and is of enough images.
+
+    Example:
+        >>> is_clear(Interval(0.02, 0.004, 0.035, 0.95, 2000)), is_clear(Interval(0.02, 0.0004, 0.035, 0.95, 2000))
+        (True, False)
+        >>> is_clear(Interval(-1.0, -1.0, -1.0, 0.95, 2000, samples=2))
+        False
+    """
+    if difference.ends is None or (difference.samples is not None and difference.samples < FEWEST):
+        return False
+    low, high = (round(_factor(unit) * end, 1) for end in difference.ends)
+    return low > 0 or high < 0
+
+
+def _show(value: Interval, unit: str, sign: str) -> str:
+    numbers = [value.estimate, *(value.ends or ())]
+    shown, *ends = [f"{_factor(unit) * number:{sign}z.1f}" for number in numbers]
+    return f"{shown} [{', '.join(ends)}]" if ends else shown
+
+
+def _factor(unit: str) -> int:
+    return 100 if unit == "%" else 1
 
 
 def to_json(comparison: Comparison) -> str:
     """Return the comparison as JSON, fractions unrounded."""
-    return json.dumps(comparison.to_dict(), indent=2)
+    return json.dumps(comparison.to_dict(), indent=2, allow_nan=False)
 
 
 def to_csv(comparison: Comparison) -> str:
     """Return one line a metric, fractions unrounded, empty where not defined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["group", "method", "metric", "value", "low", "high", "difference", "difference_low", "difference_high"]
-    )
+    ends = ["low", "high", "difference", "difference_low", "difference_high", "notes"]
+    writer.writerow(["group", "method", "metric", "value", *ends])
+    told = {
+        (group.name, entry.name): "; ".join(f"{note.name}: {note.value}" for note in group.notes)
+        for entry in comparison.entries
+        for group in entry.groups
+    }
     for row in comparison.rows():
-        writer.writerow([row.group, row.method, row.metric, *_numbers(row.value), *_numbers(row.difference)])
+        names = [to_cell(name) for name in (row.group, row.method, row.metric)]
+        numbers = [*_numbers(row.value), *_numbers(row.difference)]
+        writer.writerow([*names, *numbers, to_cell(told[row.group, row.method])])
     return text.getvalue()
 
 
 def to_markdown(comparison: Comparison) -> str:
     """Return a table a group; below each value its difference to the baseline."""
-    parts = [f"# {comparison.benchmark.upper()}: {comparison.model}", ""]
-    for group, rows in _by_group(comparison).items():
-        metrics = list(dict.fromkeys(row.measure.title for row in rows))
-        parts += [f"## {group}", "", "| method | " + " | ".join(metrics) + " |"]
+    parts = [f"# {comparison.benchmark.upper()}: {to_markdown_text(comparison.model)}", ""]
+    for group, rows in by_group(comparison).items():
+        metrics = list(dict.fromkeys(to_markdown_text(row.measure.title) for row in rows))
+        parts += [f"## {to_markdown_text(group)}", "", "| method | " + " | ".join(metrics) + " |"]
         parts.append("|---" * (len(metrics) + 1) + "|")
         for method in dict.fromkeys(row.method for row in rows):
             cells = [_cell(row, "<br>") for row in rows if row.method == method]
-            parts.append(f"| {method} | " + " | ".join(cells) + " |")
-        parts.append("")
-    return "\n".join([*parts, *notes(comparison), ""])
+            parts.append(f"| {to_markdown_text(method)} | " + " | ".join(cells) + " |")
+        parts += _paragraphs(["", *group_notes(comparison, group)])
+    return "\n".join(parts + _paragraphs(notes(comparison)))
 
 
-def to_terminal(comparison: Comparison) -> list[Table]:
-    """Return a table of rich a group."""
+def to_terminal(comparison: Comparison) -> list[tuple[Table, list[str]]]:
+    """Return a table of rich a group, each with the notes that belong below it."""
     from rich.table import Table
 
     tables = []
-    for group, rows in _by_group(comparison).items():
-        table = Table(title=f"{comparison.benchmark.upper()} {group}", show_lines=True)
+    for group, rows in by_group(comparison).items():
+        table = Table(title=to_rich(f"{comparison.benchmark.upper()} {group}"), show_lines=True)
         table.add_column("method")
         for title in dict.fromkeys(row.measure.title for row in rows):
-            table.add_column(title, justify="right")
+            table.add_column(to_rich(title), justify="right")
         for method in dict.fromkeys(row.method for row in rows):
-            table.add_row(method, *(_cell(row, "\n").replace("[", "\\[") for row in rows if row.method == method))
-        tables.append(table)
+            # Not through `to_rich`: a line break stands between a value and its difference.
+            cells = [_cell(row, "\n").replace("[", "\\[") for row in rows if row.method == method]
+            table.add_row(to_rich(method), *cells)
+        tables.append((table, group_notes(comparison, group)))
     return tables
+
+
+def group_notes(comparison: Comparison, group: str) -> list[str]:
+    """Return what a reader must know of one group: how answers were read, how many could not be, run by run.
+
+    Those that put the metrics in doubt are lines of their own, and begin with WARNING.
+    """
+    names: dict[str, list[tuple[str, Note]]] = {}
+    for entry in comparison.entries:
+        for note in next(one for one in entry.groups if one.name == group).notes:
+            names.setdefault(note.name, []).append((entry.name, note))
+    plain, doubtful = [], []
+    for name, told in names.items():
+        values = {note.value for _, note in told}
+        same = len(values) == 1 and len(told) == len(comparison.entries)
+        shown = str(told[0][1].value) if same else ", ".join(f"{method} {note.value}" for method, note in told)
+        doubts = [note for _, note in told if note.doubtful]
+        if doubts:
+            meaning = f" ({doubts[0].meaning})" if doubts[0].meaning else ""
+            doubtful.append(to_line(f"{WARNING}: {name}{meaning}: {shown}"))
+        else:
+            plain.append(f"{name}: {shown}")
+    return ([to_line("; ".join(plain))] if plain else []) + doubtful
 
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what a reader must know: how to read the tables, and which samples are not in them."""
-    lines = ["Brackets: 95 % bootstrap interval over images."]
+    lines = ["Brackets: 95 % bootstrap interval over images; none of a single image."]
     if len(comparison.entries) > 1:
         lines.append(
-            f"Second lines: difference to {comparison.baseline.name} on the same {comparison.compared} samples; "
-            "* marks an interval without zero."
+            f"Second lines: difference to {to_line(comparison.baseline.name)} on the same {comparison.compared} "
+            f"samples; * marks an interval without zero, of at least {FEWEST} images."
         )
-    for entry in comparison.entries:
+    return lines + warnings(comparison)
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Return what is not in the tables: how many samples of each run failed, with the first reason."""
+    lines = []
+    for entry in (*comparison.entries, *comparison.unscored):
         if entry.failed:
             first = next(iter(entry.failed.items()))
+            how_many = "all" if entry in comparison.unscored else f"{len(entry.failed)} of"
             lines.append(
-                f"WARNING: {entry.name}: {len(entry.failed)} of {entry.total} samples failed and are not scored, "
-                f"e.g. {first[0]}: {first[1]}"
+                to_line(
+                    f"{WARNING}: {entry.name}: {how_many} {entry.total} samples failed and are not scored, "
+                    f"e.g. {first[0]}: {first[1]}"
+                )
             )
     return lines
 
 
-def _by_group(comparison: Comparison) -> dict[str, list[Row]]:
+def by_group(comparison: Comparison) -> dict[str, list[Row]]:
+    """Return the rows of each group, by its name."""
     groups: dict[str, list[Row]] = {}
     for row in comparison.rows():
         groups.setdefault(row.group, []).append(row)
     return groups
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    """Lines as Markdown, each a paragraph."""
+    return [part for line in lines for part in ([to_markdown_text(line), ""] if line else [""])]
 
 
 def _cell(row: Row, line_break: str) -> str:
@@ -126,4 +199,4 @@ def _cell(row: Row, line_break: str) -> str:
 
 
 def _numbers(interval: Interval | None) -> list[float | str]:
-    return ["", "", ""] if interval is None else [interval.estimate, interval.low, interval.high]
+    return ["", "", ""] if interval is None else [interval.estimate, *(interval.ends or ("", ""))]

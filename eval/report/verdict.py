@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from damro.eval.benchmark import Group, Measure
+from damro.eval.benchmark import Measure
 from damro.eval.report.comparison import Comparison, Entry
-from damro.eval.report.tables import show_difference
+from damro.eval.report.tables import is_clear, show_difference
 from damro.eval.statistics import Interval
 
 CONTROLS = ("random-k", "least-k", "no-image")
@@ -18,7 +18,7 @@ def judge_controls(pope: Comparison, chair: Comparison, method: str = "damro") -
     """
     parts, beaten = [], []
     for comparison, metric in ((pope, _ACCURACY), (chair, _HALLUCINATED)):
-        measure = _whole(comparison.baseline).measures[metric]
+        measure = comparison.baseline.whole.measures[metric]
         differences = {name: _difference(comparison, method, name, metric) for name in CONTROLS}
         beaten += [is_better(measure, found) for found in differences.values()]
         shown = "; ".join(f"{_shown(found)} against {name}" for name, found in differences.items())
@@ -42,7 +42,7 @@ def judge_sampling(chair: Comparison, method: str, plain: str, cooler: str) -> s
         plain: Plain sampling at the same temperature.
         cooler: Plain sampling at a lower temperature.
     """
-    measure = _whole(chair.baseline).measures[_HALLUCINATED]
+    measure = chair.baseline.whole.measures[_HALLUCINATED]
     found = {other: _difference(chair, method, other, _HALLUCINATED) for other in (plain, cooler)}
     changes = " and ".join(f"{_shown(one)} against {other}" for other, one in found.items())
     verdict = "beats" if is_better(measure, found[cooler]) else "does not beat"
@@ -50,7 +50,7 @@ def judge_sampling(chair: Comparison, method: str, plain: str, cooler: str) -> s
 
 
 def is_better(measure: Measure, difference: Interval | None) -> bool:
-    """Whether a difference is an improvement beyond doubt.
+    """Whether a difference is an improvement beyond doubt: to the better side, and with a star in tables.
 
     Example:
         >>> from damro.eval.statistics import first_column
@@ -59,7 +59,7 @@ def is_better(measure: Measure, difference: Interval | None) -> bool:
         >>> is_better(Measure(first_column, "accuracy"), Interval(0.01, -0.01, 0.03, 0.95, 2000))
         False
     """
-    if difference is None or measure.better is None:
+    if difference is None or measure.better is None or not is_clear(difference, measure.unit):
         return False
     return difference.high < 0 if measure.better == "lower" else difference.low > 0
 
@@ -74,16 +74,11 @@ def _against_baseline(pope: Comparison, chair: Comparison, method: str) -> str:
 
 
 def _difference(comparison: Comparison, method: str, other: str, metric: str) -> Interval | None:
-    return _whole(_entry(comparison, method)).differences(_whole(_entry(comparison, other)))[metric]
+    return _entry(comparison, method).whole.differences(_entry(comparison, other).whole)[metric]
 
 
 def _entry(comparison: Comparison, name: str) -> Entry:
     return next(entry for entry in comparison.entries if entry.name == name)
-
-
-def _whole(entry: Entry) -> Group:
-    """All splits together, or the only group."""
-    return entry.groups[-1]
 
 
 def _shown(difference: Interval | None) -> str:

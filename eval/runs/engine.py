@@ -234,6 +234,7 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
         "model": {
             "family": model.config.model_type,
             "fingerprint": _fingerprint(request, model),
+            "parameters": model.num_parameters(),
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": getattr(model.config, "_attn_implementation", None),
         },

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
-from damro.eval.runs.sharding import Workers, consolidate, read_done, records_path
+from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, read_done, records_path
 from damro.eval.samples import Sample
 
 
@@ -65,7 +65,7 @@ class Loop:
     Attributes:
         batch_size: Samples at once.
         strict: Stop at the first sample that fails.
-        retry_failed: Do again what failed before.
+        retry_failed: Do again what failed before. Samples whose image was not there are done again in any case.
         workers: This process among those of the run.
         progress: Told after each batch; None if nobody asks.
     """
@@ -93,7 +93,7 @@ class Loop:
         order = [sample.sample_id for sample in samples]
         folder.mkdir(parents=True, exist_ok=True)
         if self.workers.leads:
-            consolidate(folder, order, drop_failed=self.retry_failed)
+            consolidate(folder, order, drop=is_failed if self.retry_failed else lacks_image)
         self.workers.wait()
         done = read_done(folder)
         self.workers.wait()

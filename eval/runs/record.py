@@ -28,6 +28,8 @@ RUN_FILE = "run.json"
 _PACKAGES = ("damro", "torch", "transformers", "tokenizers", "accelerate", "pillow", "numpy", "bitsandbytes")
 # Where the run stands and how fast it goes; none of it changes an answer (a batch's size not beyond rounding).
 _FREE = ("created", "request.images", "request.batch_size", "request.device_map")
+# Written since the format had its number: an older record that lacks one says nothing about it.
+_LATER = ("resolved.model.parameters",)
 
 
 class RunMismatchError(EvalError):
@@ -49,7 +51,9 @@ def load_run(path: Path | str) -> dict[str, Any]:
         DataFormatError: It cannot be read or is no record of a run.
     """
     path = Path(path)
-    path = path / RUN_FILE if path.is_dir() else path
+    if path.is_dir() or not path.exists():
+        _check_is_run(path)
+        path = path / RUN_FILE
     record = read_json(path)
     whole = isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in ("request", "resolved"))
     if not whole or record.get("format") not in range(1, FORMAT + 1):
@@ -57,17 +61,33 @@ def load_run(path: Path | str) -> dict[str, Any]:
     return upgrade(record)
 
 
+def _check_is_run(folder: Path) -> None:
+    """Refuse a folder without ``run.json``; one that holds runs is told apart from one that does not."""
+    if (folder / RUN_FILE).exists():
+        return
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
+    if inside:
+        found = f"which holds {len(inside)}: give those wanted of {' '.join(inside)}"
+    elif folder.is_dir():
+        found = f"which holds no {RUN_FILE}: give a folder that damro run wrote"
+    else:
+        found = "which is not there"
+    raise DataFormatError(f"RUN must be the folder of one run, got {str(folder)!r}, {found}")
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say in which keys two records of runs differ, leaving out what changes no answer.
 
-    A request without a key, from a version that did not know it, is one with its default.
+    A request without a key, from a version that did not know it, is one with its default; what an older version did not
+    resolve is no difference.
 
     Example:
         >>> differences({"request": {"seed": 1}}, {"request": {"seed": 2, "images": "a"}})
         ['request.seed: 1 -> 2']
     """
     before, after = dict(_flatten(_complete(old))), dict(_flatten(_complete(new)))
-    keys = [key for key in {**before, **after} if not key.startswith(_FREE)]
+    unknown = [key for key in _LATER if key not in before]
+    keys = [key for key in {**before, **after} if not key.startswith(_FREE) and key not in unknown]
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in keys

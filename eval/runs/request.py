@@ -72,6 +72,8 @@ class RunRequest:
                 raise EvalError(f"{name} must be at least 1, got {value}")
         if not 0 < self.top_p <= 1:
             raise EvalError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.prompt is not None and not self.prompt.strip():
+            raise EvalError(f"prompt must be a text that is not empty, got {self.prompt!r}: leave it out for the usual")
         if self.prompt is not None and "{question}" in benchmark.prompt and "{question}" not in self.prompt:
             raise EvalError(f"prompt must hold {{question}}, got {self.prompt!r}")
         if self.quantization not in (None, "4bit", "8bit"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from damro.eval.runs.loop import Loop
 from damro.eval.runs.record import RUN_FILE, check_same, load_run, to_record, write_run
 from damro.eval.runs.request import RunRequest
 from damro.eval.runs.sharding import lock_folder
-from damro.eval.samples import Dataset
+from damro.eval.samples import Dataset, first_few
 
 if TYPE_CHECKING:
     from damro.loading import Loaded
@@ -31,18 +32,26 @@ class Prepared(NamedTuple):
     dataset: Dataset
 
 
-def prepare(request: RunRequest, *others: RunRequest) -> Prepared:
+def prepare(request: RunRequest, *others: RunRequest, tell: Callable[[str], None] = lambda sentence: None) -> Prepared:
     """Load the samples and the model of a request, and see whether it can be run.
 
     Args:
         request: What to run.
         others: What else to run with the same model and samples.
+        tell: Told, before the model is loaded, how many images are not there; their samples become failed records.
 
     Raises:
-        EvalError: A file is malformed or missing, or a method does not have an option of its request.
+        EvalError: A file is malformed or missing, most images are not there, or a method does not have an option of
+            its request.
         DecodingError: The model does not load, or a parameter is out of range.
     """
     dataset = request.asked.load(request.data_request)  # first: a missing folder is found before 14 GB are loaded
+    missing = dataset.missing_images()
+    if missing:
+        tell(
+            f"{len(missing)} images are not in {str(request.images)!r} ({first_few(missing)}): their samples fail, and "
+            "are tried again when the same command is given with the files there"
+        )
     from damro.eval.runs.engine import load, make_engine
 
     for one in (request, *others):

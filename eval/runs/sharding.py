@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,7 @@ from typing import Any
 
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter, read_records, write_whole
+from damro.images import NO_SUCH_FILE
 
 RECORDS = "records.jsonl"
 _PARTS = "records-*.jsonl"
@@ -62,7 +63,19 @@ def records_path(folder: Path, workers: Workers) -> Path:
     return folder / (RECORDS if workers.count == 1 else f"records-{workers.rank}.jsonl")
 
 
-def consolidate(folder: Path, order: Sequence[str], *, drop_failed: bool = False) -> dict[str, dict[str, Any]]:
+def is_failed(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is of a sample without an answer."""
+    return "error" in fields
+
+
+def lacks_image(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is of a sample whose image was not there: nothing that the model said, and soon mended."""
+    return str(fields.get("error", "")).endswith(NO_SUCH_FILE)
+
+
+def consolidate(
+    folder: Path, order: Sequence[str], *, drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
+) -> dict[str, dict[str, Any]]:
     """Put everything recorded so far into one file, in the order of the samples, each sample once.
 
     Repairs torn ends first. A crash in between loses nothing: parts go only after the whole is in place.
@@ -70,7 +83,7 @@ def consolidate(folder: Path, order: Sequence[str], *, drop_failed: bool = False
     Args:
         folder: The folder of the run.
         order: The sample ids of the run.
-        drop_failed: Forget failed samples, so that they are done again.
+        drop: Which records to forget, so that their samples are done again.
 
     Returns:
         The records by sample id.
@@ -92,7 +105,7 @@ def consolidate(folder: Path, order: Sequence[str], *, drop_failed: bool = False
             f"{folder} must hold records of this run's samples, got {len(strange)} others ({', '.join(strange[:3])}): "
             "give another --out"
         )
-    kept = {key: records[key] for key in order if key in records and not (drop_failed and "error" in records[key])}
+    kept = {key: records[key] for key in order if key in records and not drop(records[key])}
     if parts or lines != len(kept) or list(records) != list(kept):
         write_whole(whole, "".join(json.dumps(fields) + "\n" for fields in kept.values()))
     for path in parts:

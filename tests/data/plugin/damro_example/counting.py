@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
 from damro.eval.records import digest_of_file, read_records
 from damro.eval.samples import Dataset, Sample, check_samples, folder_opener, need_folder
@@ -50,10 +50,14 @@ class Counting(Benchmark):
     def score(self, records: Records, scoring: Scoring) -> list[Group]:
         """One group, of all questions."""
         counts: dict[str, tuple[float, ...]] = {}
+        silent = 0
         for fields in records.values():
             found = re.search(r"\d+", fields["answer"])
+            silent += found is None
             error = abs(int(found[0] if found else 0) - fields["number"])
             before = counts.get(fields["image"], (0.0, 0.0, 0.0))
             counts[fields["image"]] = (before[0] + (error == 0), before[1] + error, before[2] + 1)
         right, errors, n = map(sum, zip(*counts.values(), strict=True))
-        return [Group("questions", {"accuracy": right / n, "error": errors / n, "n": int(n)}, counts, MEASURES)]
+        scores = {"accuracy": right / n, "error": errors / n, "n": int(n)}
+        note = Note("silent", silent, "without a number, and counted as zero", doubtful=silent > 0)
+        return [Group("questions", scores, counts, MEASURES, notes=(note,))]
