@@ -11,6 +11,7 @@ from gradio_server import collected_leftovers
 
 from damro.cli import app
 from damro.errors import ParameterError
+from damro.vision.dinov2_small import MissingExtraError
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
 def test_without_gradio_the_extra_is_named_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "damro.pages.app", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ParameterError, match=r"pip install 'damro\[app\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'damro\[app\]'"):
         app.run(parse("--model", "absent"))
 
 
