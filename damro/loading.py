@@ -83,6 +83,8 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in SPREADS:
         check_device(device)
+    if attn_implementation is not None:
+        _check_attention(attn_implementation)
     quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
     if str(name_or_path) in _EMBEDDED:
         if revision is not None:
@@ -92,8 +94,6 @@ def load_model(
             _set_attention(loaded.model, attn_implementation)
         _check_finite(name_or_path, loaded.model)
         return loaded
-    if attn_implementation is not None:
-        _check_attention(attn_implementation)
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
@@ -165,7 +165,8 @@ def _check_finite(name: str | os.PathLike[str], model: PreTrainedModel) -> None:
 
 def _check_attention(name: str) -> None:
     """Refuses the name of an attention that transformers does not have; one of a kernel on the Hub has a slash."""
-    known = ["eager", *AttentionInterface().valid_keys()]
+    registered: Any = AttentionInterface  # transformers leaves it untyped
+    known = ["eager", *registered().valid_keys()]
     if name not in known and "/" not in name:
         raise ParameterError(
             f"attn_implementation must be one of {', '.join(known)}, got {name!r}; leave it out for sdpa"
@@ -174,7 +175,6 @@ def _check_attention(name: str) -> None:
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
     """Takes another attention for a model that is loaded already."""
-    _check_attention(name)
     try:
         model.set_attn_implementation(name)
     except (ImportError, ValueError) as error:

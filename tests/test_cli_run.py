@@ -116,13 +116,54 @@ def test_bad_images_are_counted_aloud_or_stop_a_strict_run(
     (images / "COCO_val2014_000000000002.png").unlink()
     arguments = pope(world, tmp_path / "out", "--images", str(images))
     assert call(*arguments) == 0
-    assert "4 of 10 samples failed and are not scored" in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert "4 of 10 samples failed and are not scored" in " ".join(printed.out.split())
+    assert f"damro: 1 images are not in {str(images)!r} (COCO_val2014_000000000002.png): their samples" in printed.err
+    assert "damro: 4 of 10 samples failed, the first with: image must be" in printed.err
+    assert "--retry-failed" in printed.err
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["methods"]["greedy"]["failed"] == 4
     assert scores["methods"]["greedy"]["scores"]["questions.jsonl"]["n"] == 6
     assert "no such file" in records(tmp_path / "out/greedy")[2]["error"]
     with pytest.raises(FailedSampleError, match="under --strict"):
         call(*pope(world, tmp_path / "strict", "--images", str(images), "--strict"))
+
+
+def test_a_missing_folder_of_images_poisons_no_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    arguments = pope(world, tmp_path / "out", "--images", str(images))
+    with pytest.raises(EvalError, match=r"lacks 5 of 5 \(COCO_val2014_000000000001.png, .*: give the folder"):
+        call(*arguments, "--model", "no such model")  # told before a model is looked for
+    assert not (tmp_path / "out").exists()
+    files = sorted((world / "images").iterdir())
+    for path in files[:3]:
+        (images / path.name).write_bytes(path.read_bytes())
+    assert call(*arguments) == 0
+    assert sum("error" in record for record in records(tmp_path / "out/greedy")) == 4
+    for path in files[3:]:
+        (images / path.name).write_bytes(path.read_bytes())
+    capsys.readouterr()
+    assert call(*arguments) == 0  # the same command, and no --retry-failed
+    assert "failed" not in capsys.readouterr().err
+    call(*pope(world, tmp_path / "whole"))
+    assert records(tmp_path / "out/greedy") == records(tmp_path / "whole/greedy")
+
+
+def test_the_embedded_model_is_named_where_none_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for model, told in (([], True), (["--model", "tiny"], False)):
+        asked = ["run", "pope", *model, "--scenes", "10", "--limit", "1", "--split", "random", *FAST]
+        assert call(*asked, "--out", "out") == 0
+        assert ("no --model given, so it is 'tiny', the embedded one" in capsys.readouterr().err) is told
+    for data in (["--questions", "/nope.jsonl"], ["--split", "coco/random"]):
+        with pytest.raises(EvalError, match=f"{data[0]} must .* for the embedded scenes.*, got '{data[1]}'"):
+            call("run", "pope", *data, "--out", "refused", *FAST)
+    assert not Path("refused").exists()
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd", "a/../../b.png", "..\\b.png", "C:/b.png"])
@@ -263,7 +304,7 @@ def test_an_interrupt_ends_cleanly_and_the_run_goes_on(world: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [["--device", "cpu"], []], ids=["cpu", "default"])
 def test_two_processes_equal_one(device: list[str], world: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(RUN_CLI.parents[1]), "WORKER_LOG": str(tmp_path / "log")}
     (tmp_path / "log").mkdir()
     methods = ("greedy", "damro@1")
@@ -274,7 +315,7 @@ def test_two_processes_equal_one(device: list[str], world: Path, tmp_path: Path)
         return [*asked[:place], *asked[place + 2 :], *device]
 
     command = [*launcher, str(RUN_CLI.with_name("run_worker.py")), *arguments("two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("written to") == 1  # the leader alone tells
     call(*arguments("one"))

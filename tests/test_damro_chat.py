@@ -108,3 +108,9 @@ def test_an_image_token_in_another_place_is_refused(prompt: str, family: str) ->
         InputsError, match=r"prompt must hold the image token in front or not at all, got '.*leave it out"
     ):
         format_prompt(make_processor(family), prompt)
+
+
+@pytest.mark.parametrize("prompt", ["USER: <image>\n<image>\nWhat? ASSISTANT:", "USER: <image>\nWhat <image>?"])
+def test_a_whole_text_with_two_images_is_refused(prompt: str) -> None:
+    with pytest.raises(InputsError, match="prompt must hold the image token of one image, got 2 in 'USER"):
+        format_prompt(make_processor("llava"), prompt)

@@ -136,3 +136,34 @@ def test_writer_refuses_what_json_cannot_hold_and_writes_nothing(tmp_path):
     assert path.read_bytes() == b""
     with pytest.raises(EvalError, match="path must be a plain .jsonl file, got .*x.jsonl.gz"):
         RecordWriter(tmp_path / "x.jsonl.gz")
+
+
+@pytest.mark.parametrize("indent", [0, 1, 4, "\t"])
+@pytest.mark.parametrize("between", ["\n", "\n\n", " "])
+def test_objects_over_several_lines_each(tmp_path, indent, between):
+    values = [{"a": [1, {"b": "}\n{"}]}, {"a": {}}, {"c": None, "d": "x"}]
+    path = tmp_path / "x.json"
+    texts = [json.dumps(value, indent=indent) for value in values]
+    path.write_text("\n " + between.join(texts) + "\n")
+    records = read_records(path)
+    assert [record.fields for record in records] == values
+    starts = [1 + path.read_text().index(text, 0) for text in texts]
+    lines = [1 + path.read_text().count("\n", 0, start) for start in starts]
+    assert [record.where for record in records] == [f"{path}, line {line}" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n "a": 1\n}\n{\n "a": 2,\n', r"line 6.*not JSON .*; write one object a line, or one list"),
+        ('{\n "a": 1\n}\n{\n "a" 2\n}', r"line 5: not JSON \(Expecting ':' delimiter at column 6\): ' \"a\" 2'; write"),
+        ('{\n "a": NaN\n}', "line 1: not JSON .NaN is not a JSON number"),
+        ('{\n "a": 1\n}\n[1]', "line 4: must be a JSON object, got list"),
+        ('{"a": 1}\n{\n"a": 2}', "line 2: not JSON"),
+    ],
+)
+def test_faults_in_objects_over_several_lines(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(DataFormatError, match=message):
+        read_records(path)

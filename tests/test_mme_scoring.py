@@ -105,7 +105,10 @@ def test_images_without_two_different_questions_are_named(extra):
 def test_bad_categories(tmp_path):
     path = tmp_path / "answers.txt"
     path.write_text("a\tq\tYes\tYes\n")
-    with pytest.raises(EvalError, match="category must be given where the file's name does not end in one"):
+    with pytest.raises(
+        EvalError,
+        match="name must end in its category, such as existence.txt .*, got 'answers.txt': rename it after one of ",
+    ):
         load_answers(path)
     with pytest.raises(EvalError, match="category must be one of existence, .*got 'colour'"):
         load_answers(path, "colour")

@@ -219,6 +219,29 @@ def test_nothing_to_join_by():
         align([question(1, "cat")], [])
 
 
+@pytest.mark.parametrize(
+    ("ids", "answered", "message"),
+    [
+        (
+            (1, 2),
+            (None, None),
+            "got 2 answers to 2 questions, where no answer has an id: add 'question_id', or give the",
+        ),
+        ((1, 2), (11, 12), r"no id of an answer \(11, 12\) is one of a question \(1, 2\): give the answers to these"),
+        (
+            (1, 1),
+            (1, 1),
+            r"where 1 ids of questions stand twice \(1\): give the answers 'image' and 'question', or each",
+        ),
+        ((1, None), (1, 2), "where 1 questions have no 'question_id': add it, or give the answers 'image'"),
+    ],
+)
+def test_why_ids_do_not_join_is_told(ids, answered, message):
+    questions = [question(one, noun) for one, noun in zip(ids, ("cat", "dog"), strict=True)]
+    with pytest.raises(AlignmentError, match=message):
+        align(questions, [answer(one, "Yes") for one in answered])
+
+
 @pytest.mark.parametrize("split", ["coco/adversarial", "coco/random_2910"])
 def test_questions_are_no_answers(split):
     path = pope_questions_path(split)

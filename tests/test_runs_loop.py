@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from run_stub import answer, make_samples
 
 from damro.eval.errors import EvalError
 from damro.eval.runs.loop import Answered, FailedSampleError, Loop, Tally
-from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, lock_folder
+from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, find_workers, lock_folder
 from damro.eval.samples import Sample
+from damro.images import ImageError, load_image
 
 STUB = Path(__file__).with_name("run_stub.py")
 
@@ -46,6 +49,55 @@ def test_a_finished_run_is_not_answered_again(tmp_path: Path) -> None:
 
     Loop(batch_size=4).run(tmp_path, make_samples(10), refuse)
     assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_samples_whose_image_was_not_there_are_done_again_unasked(tmp_path: Path) -> None:
+    for name in ("0.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    asked: list[str] = []
+
+    def open_each(batch: Sequence[Sample]) -> list[Answered]:
+        answers = []
+        for sample in batch:
+            asked.append(sample.image)
+            try:
+                load_image(tmp_path / sample.image)
+                answers.append(Answered("seen"))
+            except ImageError as error:
+                answers.append(Answered(None, error=str(error)))
+        return answers
+
+    records = Loop(batch_size=1).run(tmp_path / "run", make_samples(4), open_each)
+    assert [record["error"].endswith("no such file") for record in records.values()] == [False, True, False, True]
+    asked.clear()
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    records = Loop(batch_size=1).run(tmp_path / "run", make_samples(4), open_each)
+    assert asked == ["1.jpg", "3.jpg"]  # a broken image waits for retry_failed
+    assert ["answer" in record for record in records.values()] == [False, True, False, False]
+    records = Loop(batch_size=1, retry_failed=True).run(tmp_path / "run", make_samples(4), open_each)
+    assert ["answer" in record for record in records.values()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_processes_that_do_not_see_each_other_are_refused(device: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Alone:
+        num_processes, process_index = 1, 0
+
+        def __init__(self, cpu: bool, timeout: object) -> None:
+            asked.append(cpu)
+
+    monkeypatch.setattr("accelerate.PartialState", Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        EvalError, match=r"must see all 2 that were started \(WORLD_SIZE\), got 1: start them with torchrun"
+    ):
+        find_workers(device)
+    assert asked == [device == "cpu" or not torch.accelerator.is_available()]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert find_workers(device).count == 1
 
 
 def test_resuming_answers_the_rest_in_the_batches_of_an_undisturbed_run(tmp_path: Path) -> None:

@@ -30,9 +30,60 @@ def test_tiny_questions_are_popes_on_scenes() -> None:
 
 
 def test_limit_is_for_each_split_and_one_split_is_enough() -> None:
-    dataset = dataset_of(request("pope", "tiny", scenes=40, limit=6, split=("coco/popular", "random")))
+    dataset = dataset_of(request("pope", "tiny", scenes=40, limit=6, split=("tiny/popular", "random")))
     assert [sample.fields["split"] for sample in dataset.samples].count("tiny/popular") == 6
     assert len(dataset.samples) == 12
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "data", "message"),
+    [
+        ("pope", {"split": ("random", "coco/random")}, "--split must be of random, popular, .*, got 'coco/random'"),
+        (
+            "pope",
+            {"questions": "q.jsonl"},
+            "--questions must be left out for the embedded scenes.*, got 'q.jsonl': give",
+        ),
+        ("chair", {"objects": "o.json"}, "--objects must be left out .*, got 'o.json'"),
+        ("chair", {"image_ids": "ids.txt"}, "--image-ids must be left out .*, got 'ids.txt'"),
+        ("chair", {"vocabulary": "words.txt"}, "--vocabulary must be left out .*, got 'words.txt'"),
+    ],
+)
+def test_what_embedded_scenes_cannot_heed_is_refused(benchmark: str, data: dict[str, object], message: str) -> None:
+    with pytest.raises(EvalError, match=message):
+        dataset_of(request(benchmark, "tiny", scenes=10, **data))
+
+
+def test_a_split_beside_a_file_of_questions_is_refused(tmp_path: Path) -> None:
+    asked = request("pope", "m", images=str(tmp_path), questions="q.jsonl", split=("coco/random",))
+    with pytest.raises(EvalError, match="--split must be left out with --questions, got 'coco/random'"):
+        dataset_of(asked)
+
+
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    """Half of them may be missing; each counts once, however many questions there are about it."""
+    names = [f"{number}.png" for number in range(4)]
+    lines = [
+        json.dumps({"question_id": f"{name} {number}", "image": name, "text": f"Is it {number}?", "label": "no"})
+        for name in names
+        for number in range(3)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "images").mkdir()
+    dataset = dataset_of(
+        request("pope", "m", images=str(tmp_path / "images"), questions=str(tmp_path / "questions.jsonl"))
+    )
+    message = (
+        r"--images must be .*, got '.*images', which lacks 4 of 4 \(0.png, 1.png, 2.png, \.\.\.\): give the folder"
+    )
+    with pytest.raises(EvalError, match=message):
+        dataset.missing_images()
+    (tmp_path / "images/1.png").touch()
+    with pytest.raises(EvalError, match=r"lacks 3 of 4 \(0.png, 2.png, 3.png\)"):
+        dataset.missing_images()
+    (tmp_path / "images/3.png").touch()
+    assert dataset.missing_images() == ["0.png", "2.png"]
+    assert dataset_of(request("pope", "tiny", scenes=10)).missing_images() == []
 
 
 def test_the_shipped_splits_with_an_images_folder(tmp_path: Path) -> None:
@@ -55,6 +106,10 @@ def test_chair_images_are_chosen_by_seed_or_by_list(tmp_path: Path) -> None:
         return [sample.fields["image_id"] for sample in dataset_of(asked).samples]
 
     assert sorted(ids()) == [42, 73, 74, 133]  # 999999999 is not annotated
+    for name in ("zebra_mask_42.png", "42_mask.png", "COCO_val2014_42_mask.jpg", "mask-000000000042.jpg"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)  # number 42 alone does not make it image 42
+    images = [sample.image for sample in dataset_of(request("chair", "m", images=str(tmp_path))).samples]
+    assert sorted(images) == [f"COCO_val2014_{number:012d}.jpg" for number in (42, 73, 74, 133)]
     assert ids(limit=2) == ids(limit=2)
     assert {tuple(ids(limit=2, seed=seed)) for seed in range(20)} > {tuple(ids(limit=2))}
     (tmp_path / "ids.json").write_text("[133, 164]")

@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Loads the model once and serves until interrupted."""
     from damro.errors import ParameterError
-    from damro.loading import MissingExtraError, load_model
+    from damro.loading import load_model
+    from damro.vision.dinov2_small import MissingExtraError
 
     if not 1 <= args.port <= 65535:
         raise ParameterError(f"--port must be from 1 to 65535, got {args.port}")

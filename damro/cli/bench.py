@@ -76,9 +76,10 @@ def run(args: argparse.Namespace) -> int:
         **machine(torch.device(device)),
         "cells": [],
     }
+    models = _Models(args.config, device, args.dtype)
+    models.of(args.image_tokens[0])  # what is wrong with a checkpoint is told before anything is printed
     if not args.json:
         print(_headline(report))
-    models = _Models(args.config, device, args.dtype)
     for image_tokens, batch, new_tokens in _cells(args):
         model = models.of(image_tokens)
         speeds = _measure(model, _inputs(model, batch, image_tokens), new_tokens, args.repeats)

@@ -18,7 +18,7 @@ def check_folder(path: str | Path) -> None:
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise ParameterError(f"--out must be a folder, got {str(path)!r}: {there} is none; give another")
+        raise ParameterError(f"--out must be a folder, got {str(path)!r}: {str(there)!r} is a file; give another")
     _check_writable(path, there)
 
 
@@ -41,5 +41,5 @@ def check_file(path: str | Path) -> None:
 def _check_writable(path: str | Path, place: Path) -> None:
     if not os.access(place, os.W_OK):
         raise ParameterError(
-            f"--out must be where you may write, got {str(path)!r}: {place} is read-only; give another"
+            f"--out must be where you may write, got {str(path)!r}: {str(place)!r} is read-only; give another"
         )

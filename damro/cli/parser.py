@@ -15,6 +15,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2 and one line on stderr, without the usage of dozens of options."""
         told = re.sub(r"^argument ([^:]+): must ", r"\1 must ", message)
+        told = re.sub(r"^argument ([^:]+): invalid int value: ", r"\1 must be a whole number, got ", told)
+        told = re.sub(r"^argument ([^:]+): invalid float value: ", r"\1 must be a number, got ", told)
         self.exit(2, f"{self.prog}: {told}; '{self.prog} --help' lists what there is\n")
 
     def parse_known_args(  # type: ignore[override]

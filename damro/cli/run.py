@@ -50,7 +50,8 @@ def add_parser(subparsers: Any) -> None:
         "run",
         help=f"run a model over a benchmark ({names}) and score it",
         description="Run a model over a benchmark. Every answer is recorded as it comes; a run cut off goes on "
-        "where it stopped when the same command is given again. Several GPUs: accelerate launch -m damro.cli run ...",
+        "where it stopped when the same command is given again. Several GPUs, or several processes on CPUs: "
+        "torchrun --standalone --nproc_per_node N -m damro.cli run ...",
     )
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help=f"{names}; left out with --from")
     parser.add_argument("--from", dest="source", metavar="RUN", help="run again what a run.json says, into --out")

@@ -67,7 +67,7 @@ def _check_is_run(folder: Path) -> None:
         return
     inside = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
     if inside:
-        found = f"which holds {len(inside)}: give those wanted of {' '.join(inside)}"
+        found = f"which holds runs: give the one wanted, or to compare several of {' '.join(inside)}"
     elif folder.is_dir():
         found = f"which holds no {RUN_FILE}: give a folder that damro run wrote"
     else:

@@ -45,16 +45,27 @@ class Workers:
 
 
 def find_workers(device: str | None = None) -> Workers:
-    """Return this process's place among those that ``accelerate launch`` or ``torchrun`` started.
+    """Return this process's place among those that ``torchrun`` or ``accelerate launch`` started.
 
     Args:
         device: "cpu" keeps the processes on CPUs where there are GPUs.
+
+    Raises:
+        EvalError: The processes do not find each other; each would do the whole run.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started < 2:
         return Workers()
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu", timeout=_WAIT)
+    # Unless told, accelerate takes processes on a machine without a GPU for single ones.
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=_WAIT)
+    if state.num_processes != started:
+        raise EvalError(
+            f"a run of several processes must see all {started} that were started (WORLD_SIZE), got "
+            f"{state.num_processes}: start them with torchrun, or a single one"
+        )
     return Workers(state.process_index, state.num_processes, state.wait_for_everyone)
 
 
