@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_cli import call
 
+from damro.errors import ParameterError
 from damro.eval.errors import EvalError
 from damro.eval.mme import HALLUCINATION
 from damro.eval.runs.loop import FailedSampleError
@@ -249,7 +250,7 @@ def test_compare_tells_recorded_runs_apart(world: Path, tmp_path: Path, capsys: 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="needs the images, none are downloaded: give --images"):
         call("run", "pope", "--model", "somebody/llava", "--out", str(tmp_path))
-    with pytest.raises(EvalError, match="method must be greedy, sample, damro"):
+    with pytest.raises(ParameterError, match="method must be one of greedy, damro, .*, got 'magic'"):
         call("run", "pope", "--method", "magic", "--out", str(tmp_path))
     with pytest.raises(EvalError, match="either a benchmark"):
         call("run", "--out", str(tmp_path))

@@ -107,7 +107,7 @@ def test_bad_categories(tmp_path):
     path.write_text("a\tq\tYes\tYes\n")
     with pytest.raises(
         EvalError,
-        match="name must end in its category, such as existence.txt .*, got 'answers.txt': rename it after one of exist",
+        match="name must end in its category, .*, got 'answers.txt': rename it after one of exist",
     ):
         load_answers(path)
     with pytest.raises(EvalError, match="category must be one of existence, .*got 'colour'"):
