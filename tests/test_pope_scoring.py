@@ -237,7 +237,10 @@ def test_nothing_to_join_by():
     ],
 )
 def test_why_ids_do_not_join_is_told(ids, answered, message):
-    questions = [question(one, noun) for one, noun in zip(ids, ("cat", "dog"), strict=True)]
+    questions = [
+        Question(one and str(one), "a.jpg", f"Is there a {noun} in the image?", "yes")
+        for one, noun in zip(ids, ("cat", "dog"), strict=True)
+    ]
     with pytest.raises(AlignmentError, match=message):
         align(questions, [answer(one, "Yes") for one in answered])
 

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "--max-new-tokens 1024 --dtype float32, scored with --rules vcd. A run that differs in what moves a figure is "
         "not comparable, and an interval wider than what DAMRO changes in the paper decides nothing.",
     )
-    parser.add_argument("benchmark", choices=("pope", "chair"))
+    parser.add_argument("benchmark", help="whose runs they are; the paper has figures for pope and chair")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run: plain decoding, DAMRO, or both")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_truth_flags(parser)
