@@ -78,7 +78,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
                     value=scenes[0], type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
                     label="Image", height=300, elem_id="image",
                 )  # fmt: skip
-                image.preprocess = _telling(image.preprocess)
+                image.preprocess = _telling(image.preprocess)  # type: ignore[method-assign, assignment, unused-ignore]
                 gallery = gradio.Gallery(
                     scenes,
                     format="png",
