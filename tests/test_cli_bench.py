@@ -57,7 +57,7 @@ def test_other_image_tokens_are_measured_at_the_first_batch_only() -> None:
 def test_counts_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*MICRO, "--batch", "0"])
-    assert "at least 1, got '0'" in capsys.readouterr().err
+    assert "--batch must be a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_all_methods_but_the_idle_one_write_the_same() -> None:

@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--top-k",
-        type=whole_number,
+        type=int,
         metavar="K",
         help="how many patches to flag (default: the family's preset; without one, 10)",
     )
