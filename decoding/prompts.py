@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from damro.decoding.errors import InputsError
+
+
+class Prompt(Protocol):
+    """What branches know of a prompt: whether it is made of embedded columns or of a model's own inputs is its business.
+
+    See :class:`VisualPrompt` and :class:`damro.decoding.families.generic.prompt.TokenPrompt`.
+    """
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """`(B, L)`, 1 for columns that are read and 0 for padding."""
+
+    @property
+    def image_mask(self) -> Tensor:
+        """`(B, L)`, True for columns that come from an image."""
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every column is read with all columns of its row in view."""
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether the prompt must be read as a whole, and not its beginning first."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the columns."""
+
+    @property
+    def next_position(self) -> Tensor:
+        """`(B,)`, the position of the token behind each row."""
+
+    def first_inputs(self) -> dict[str, Any]:
+        """What the language model is given to read the prompt in one pass, beside a cache."""
+
+    def next_inputs(self, tokens: Tensor, embed: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What it is given of tokens `(R, T)` behind the prompt, beside mask, positions and cache."""
+
+    def keep(self, indices: Sequence[Tensor]) -> Self:
+        """Keeps only some image columns of each row, see :meth:`VisualPrompt.keep`."""
+
+    def drop_image(self) -> Self:
+        """The text alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +98,36 @@ class VisualPrompt:
         """`(B,)`, the number of columns that are read in each row."""
         return self.attention_mask.sum(dim=-1)
 
+    @property
+    def next_position(self) -> Tensor:
+        """`(B,)`, the position of the token behind each row."""
+        return self.lengths
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether the prompt must be read as a whole: columns that see what stands behind them are of one pass."""
+        return self.bidirectional
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the columns."""
+        return self.inputs_embeds.dtype
+
+    def first_inputs(self) -> dict[str, Any]:
+        """What the language model is given to read the prompt in one pass, beside a cache."""
+        mask = self.attention_mask
+        return {
+            "inputs_embeds": self.inputs_embeds,
+            # Without padding no mask is needed, and attention kernels are faster without one.
+            "attention_mask": None if bool(mask.all()) else mask,
+            "position_ids": self.position_ids,
+            **self.reading(),
+        }
+
+    def next_inputs(self, tokens: Tensor, embed: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What it is given of tokens `(R, T)` behind the prompt, beside mask, positions and cache."""
+        return {"inputs_embeds": embed(tokens)}
+
     def reading(self, following: int = 0) -> dict[str, Tensor]:
         """What the language model is told beside mask and positions when it reads the prompt in one pass.
 
@@ -84,10 +158,13 @@ class VisualPrompt:
         Raises:
             InputsError: if a row is missing or an ordinal does not name an image column.
         """
-        if len(indices) != len(self.image_mask):
-            raise InputsError(f"indices must have one tensor a row: got {len(indices)} for {len(self.image_mask)} rows")
-        rows = [self._columns_of_row(row, kept) for row, kept in enumerate(indices)]
-        return self._gather(rows)
+        columns = columns_to_keep(self.image_mask, self.attention_mask, indices)
+        return VisualPrompt(
+            take_columns(self.inputs_embeds, columns, dim=1),
+            take_columns(self.attention_mask, columns),
+            take_columns(self.image_mask, columns),
+            self.bidirectional,
+        )
 
     def drop_image(self) -> VisualPrompt:
         """Drops every image column: the text alone."""
@@ -102,40 +179,63 @@ class VisualPrompt:
         """
         return replace(self, inputs_embeds=scatter_features(self.inputs_embeds, self.image_mask, features))
 
-    def _columns_of_row(self, row: int, kept: Tensor) -> Tensor:
-        """The columns of one row that stay, in their new order."""
-        is_image = self.image_mask[row]
-        image_columns = is_image.nonzero().flatten()
-        kept = kept.to(image_columns.device)
-        if kept.numel() and not (0 <= int(kept.min()) and int(kept.max()) < len(image_columns)):
-            raise InputsError(
-                f"indices must be ordinals of the row's {len(image_columns)} image columns: "
-                f"got {kept.tolist()} for row {row}"
-            )
-        chosen = image_columns[kept]
-        text = (~is_image & self.attention_mask[row].bool()).nonzero().flatten()
-        # A run of image columns is named by its first column. A stable sort by that name puts every chosen
-        # column where its run stood and leaves the order within a run as it was asked for.
-        starts = is_image & ~torch.roll(is_image, 1)
-        starts[0] = is_image[0]
-        column = torch.arange(len(is_image), device=is_image.device)
-        run_start = torch.where(starts, column, -1).cummax(dim=0).values
-        columns = torch.cat([text, chosen])
-        return columns[torch.argsort(torch.cat([text, run_start[chosen]]), stable=True)]
 
-    def _gather(self, rows: Sequence[Tensor]) -> VisualPrompt:
-        """Takes the columns of each row and pads on the left."""
-        length = max(len(columns) for columns in rows)
-        batch, _, width = self.inputs_embeds.shape
-        embeds = self.inputs_embeds.new_zeros(batch, length, width)
-        mask = self.attention_mask.new_zeros(batch, length)
-        image = torch.zeros_like(mask, dtype=torch.bool)
-        for row, columns in enumerate(rows):
-            start = length - len(columns)
-            embeds[row, start:] = self.inputs_embeds[row, columns.to(embeds.device)]
-            mask[row, start:] = 1
-            image[row, start:] = self.image_mask[row, columns]
-        return VisualPrompt(embeds, mask, image, self.bidirectional)
+def columns_to_keep(image_mask: Tensor, attention_mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+    """The columns that stay of each row, in their new order: its text, and some of its image columns.
+
+    Args:
+        image_mask: `(B, L)`.
+        attention_mask: `(B, L)`.
+        indices: for each row, the ordinals of the image columns to keep; see :meth:`VisualPrompt.keep`.
+
+    Raises:
+        InputsError: if a row is missing or an ordinal does not name an image column.
+    """
+    if len(indices) != len(image_mask):
+        raise InputsError(f"indices must have one tensor a row: got {len(indices)} for {len(image_mask)} rows")
+    rows = zip(image_mask, attention_mask, indices, strict=True)
+    return [_columns_of_row(image, mask, kept, row) for row, (image, mask, kept) in enumerate(rows)]
+
+
+def _columns_of_row(is_image: Tensor, mask: Tensor, kept: Tensor, row: int) -> Tensor:
+    image_columns = is_image.nonzero().flatten()
+    kept = kept.to(image_columns.device)
+    if kept.numel() and not (0 <= int(kept.min()) and int(kept.max()) < len(image_columns)):
+        raise InputsError(
+            f"indices must be ordinals of the row's {len(image_columns)} image columns: got {kept.tolist()} for row {row}"
+        )
+    chosen = image_columns[kept]
+    text = (~is_image & mask.bool()).nonzero().flatten()
+    # A run of image columns is named by its first column. A stable sort by that name puts every chosen
+    # column where its run stood and leaves the order within a run as it was asked for.
+    starts = is_image & ~torch.roll(is_image, 1)
+    starts[0] = is_image[0]
+    column = torch.arange(len(is_image), device=is_image.device)
+    run_start = torch.where(starts, column, -1).cummax(dim=0).values
+    columns = torch.cat([text, chosen])
+    return columns[torch.argsort(torch.cat([text, run_start[chosen]]), stable=True)]
+
+
+def take_columns(table: Tensor, rows: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """Takes some columns of each row, and pads on the left with zeros.
+
+    Args:
+        table: something of every column. Its rows are the dimension in front of `dim`.
+        rows: for each row, the columns to take.
+        dim: the dimension of columns.
+
+    Example:
+        >>> import torch
+        >>> take_columns(torch.tensor([[5, 6, 7], [8, 9, 3]]), [torch.tensor([2, 0]), torch.tensor([1])]).tolist()
+        [[7, 5], [0, 9]]
+    """
+    dim = dim % table.ndim
+    length = max(len(columns) for columns in rows)
+    taken = table.new_zeros(*table.shape[:dim], length, *table.shape[dim + 1 :])
+    by_row = taken.movedim((dim - 1, dim), (0, 1))
+    for row, (columns, source) in enumerate(zip(rows, table.movedim((dim - 1, dim), (0, 1)), strict=True)):
+        by_row[row, length - len(columns) :] = source[columns.to(source.device)]
+    return taken
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

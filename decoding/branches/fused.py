@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,37 +10,30 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from damro.decoding.attending import attending
 from damro.decoding.branches.kv import keeps_columns, roomy_cache
 from damro.decoding.branches.rope import ropes_of_longest
 from damro.decoding.compat import CACHE
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt
 
 _ATTENTION = "decoding_branches"
 
 
 class Prefill(NamedTuple):
-    """A prompt that has been read: its KV, which of its columns count `(R, L)`, the next logits `(R, V)`."""
+    """A prompt that has been read: KV, which columns count `(R, L)`, the next logits `(R, V)` and position `(R,)`."""
 
     cache: Cache
     mask: Tensor
     logits: Tensor
+    position: Tensor
 
 
 @torch.no_grad()
-def prefill(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
+def prefill(decoder: nn.Module, prompt: Prompt) -> Prefill:
     """Runs the decoder over a whole prompt."""
-    cache, mask = roomy_cache(), prompt.attention_mask
-    output: Any = decoder(
-        inputs_embeds=prompt.inputs_embeds,
-        # Without padding no mask is needed, and attention kernels are faster without one.
-        attention_mask=None if bool(mask.all()) else mask,
-        position_ids=prompt.position_ids,
-        use_cache=True,
-        logits_to_keep=1,
-        **{CACHE: cache},
-        **prompt.reading(),
-    )
-    return Prefill(cache, mask, output.logits[:, -1])
+    cache = roomy_cache()
+    output: Any = decoder(**prompt.first_inputs(), use_cache=True, logits_to_keep=1, **{CACHE: cache})
+    return Prefill(cache, prompt.attention_mask, output.logits[:, -1], prompt.next_position)
 
 
 class _States(NamedTuple):
@@ -59,7 +51,7 @@ class _Branch:
         self._cache = read.cache
         if copies > 1:
             self._cache.batch_repeat_interleave(copies)
-        self.position = read.mask.sum(dim=-1).repeat_interleave(copies)
+        self.position = read.position.repeat_interleave(copies)
         padded = not bool(read.mask.all())
         self._mask = read.mask.bool().repeat_interleave(copies, dim=0) if padded else None
 
@@ -121,36 +113,6 @@ def _attend(
 
 # A name without a mask function: transformers then makes no mask, as each branch brings its own.
 AttentionInterface.register(_ATTENTION, _attend)
-
-
-class _Stepping(threading.local):
-    """The config of the language model that is running a step of branches in this thread."""
-
-    config: Any = None
-
-
-# A context variable would do, but torch.compile cannot read one.
-_STEPPING = _Stepping()
-
-
-class _AttentionName(property):
-    """`config._attn_implementation`: what is stored there, or :data:`_ATTENTION` in a thread that is in a step.
-
-    Threads share a model's config. So it is not the name that is changed for a step, but what one thread reads.
-    """
-
-
-def _read_by_thread(config: Any) -> None:
-    """Lets configs of this class answer every thread by itself; what they answer outside of steps stays the same."""
-    kind = type(config)
-    stored: Any = kind._attn_implementation
-    if isinstance(stored, _AttentionName):
-        return
-
-    def name(self: Any) -> Any:
-        return _ATTENTION if _STEPPING.config is self else stored.fget(self)
-
-    kind._attn_implementation = _AttentionName(name, stored.fset, stored.fdel, stored.__doc__)
 
 
 _TOUCH_KEYS = ("diffllama", "doge", "jetmoe")
@@ -215,7 +177,6 @@ class Branches:
 
     def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         self._decoder = decoder
-        _read_by_thread(decoder.get_decoder().config)
         self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
         self._branches = [_Branch(one, copies) for one in read]
         self._cache = _BranchCache(self._branches)
@@ -227,7 +188,6 @@ class Branches:
         Args:
             tokens: `(R,)`.
         """
-        # The new token's position is the number of columns read before it.
         positions = torch.cat([branch.position for branch in self._branches])
         tokens = tokens.to(positions.device).repeat(len(self._branches))
         rows = len(tokens)
@@ -235,8 +195,7 @@ class Branches:
         tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
         for branch in self._branches:
             branch.begin_step()
-        try:
-            _STEPPING.config = self._decoder.get_decoder().config
+        with attending(_ATTENTION, [self._decoder.get_decoder().config]):
             output: Any = self._decoder(
                 input_ids=tokens.unsqueeze(-1),
                 position_ids=positions.unsqueeze(-1),
@@ -244,8 +203,6 @@ class Branches:
                 logits_to_keep=1,
                 **{CACHE: self._cache},
             )
-        finally:
-            _STEPPING.config = None
         self.logits = output.logits[:rows, -1].unflatten(0, (len(self._branches), -1))
 
     def keep(self, rows: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.rope import forget_longest, ropes_of_longest
 from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt
 
 
 class _State(NamedTuple):
@@ -42,8 +42,8 @@ class NegativeBranch:
     may share a branch: each has a cache of its own, for as long as the thread and the branch live.
 
     Args:
-        decoder: the causal language model; called with `inputs_embeds` or `input_ids`, returns `.logits`.
-        embed: the embedding of its tokens.
+        decoder: the causal language model; called with what the prompt says, returns `.logits`.
+        embed: the embedding of its tokens, for prompts of embedded columns.
         prompt: the prompt in front of every history, `B` rows.
 
     Attributes:
@@ -54,7 +54,7 @@ class NegativeBranch:
 
     may_wait = True
 
-    def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: VisualPrompt) -> None:
+    def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: Prompt) -> None:
         self._head = PartialHead(decoder)
         self._embed = embed
         self.prompt = prompt
@@ -114,10 +114,8 @@ class NegativeBranch:
         """The state to continue from; the first call runs the prompt."""
         state, prompt_logits = self._held.state, self._held.prompt_logits
         if state is None or prompt_logits is None:
-            prompt, cache = self.prompt, roomy_cache()
-            mask = prompt.attention_mask
-            read = mask if self._padded else None
-            prompt_logits = self._run(cache, prompt.inputs_embeds, read, prompt.position_ids, **prompt.reading())
+            cache, mask = roomy_cache(), self.prompt.attention_mask
+            prompt_logits = self._run(cache, self.prompt.first_inputs())
             rows = torch.arange(len(mask), device=mask.device)
             state = _State(cache, mask.new_empty(len(mask), 0, dtype=torch.long), rows)
             self._held.state, self._held.prompt_logits = state, prompt_logits
@@ -129,31 +127,16 @@ class NegativeBranch:
         if self._padded:
             mask = self.prompt.attention_mask[state.prompt_of]
             full_mask = torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
-        start = self.prompt.lengths[state.prompt_of].unsqueeze(-1)
+        start = self.prompt.next_position[state.prompt_of].unsqueeze(-1)
         positions = start + torch.arange(common, history.shape[1], device=start.device)
-        logits = self._run(state.cache, self._embed(history[:, common:]), full_mask, positions, tokens)
+        new = self.prompt.next_inputs(history[:, common:], self._embed)
+        logits = self._run(state.cache, {**new, "attention_mask": full_mask, "position_ids": positions}, tokens)
         self._held.state = state._replace(tokens=history.clone())
         return logits
 
-    def _run(
-        self,
-        cache: Cache,
-        embeds: Tensor,
-        mask: Tensor | None,
-        positions: Tensor,
-        tokens: Tensor | None = None,
-        **reading: Tensor,
-    ) -> Tensor:
+    def _run(self, cache: Cache, inputs: dict[str, Any], tokens: Tensor | None = None) -> Tensor:
         forget_longest(self._ropes)  # what the model has read of the other prompt
-        logits = self._head.logits(
-            tokens,
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **{CACHE: cache},
-            **reading,
-        )
+        logits = self._head.logits(tokens, **inputs, use_cache=True, **{CACHE: cache})
         forget_longest(self._ropes)
         with self._counting:
             self.passes += 1

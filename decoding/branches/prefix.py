@@ -21,7 +21,7 @@ from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError
 from damro.decoding.families import Encoding, check_inputs, family_of
 from damro.decoding.families.instructblip import query_features
-from damro.decoding.prompts import VisualPrompt, positions_of
+from damro.decoding.prompts import Prompt, VisualPrompt, positions_of
 
 
 def encode_images(model: PreTrainedModel, inputs: Mapping[str, Any], *, shared: bool) -> Encoding:
@@ -105,7 +105,7 @@ def shared_columns(prompt: VisualPrompt) -> int:
 
 
 @torch.no_grad()
-def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
+def prefill_shared(decoder: nn.Module, prompt: Prompt) -> Prefill:
     """Reads prompts, their common columns once for all of them.
 
     Args:
@@ -114,12 +114,13 @@ def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
 
     Returns:
         What :func:`damro.decoding.branches.fused.prefill` returns, up to the place of padding, which stands behind the
-        common columns instead of before them. Bidirectional prompts have nothing in common that could be read once, and
-        are read as one batch.
+        common columns instead of before them. Prompts that must be read as a whole are read as one batch.
     """
-    common, rows = shared_columns(prompt), len(prompt.attention_mask)
-    # Columns that see what stands behind them are no longer the same once that differs.
-    if rows == 1 or common == 0 or prompt.bidirectional:
+    rows = len(prompt.attention_mask)
+    if rows == 1 or prompt.in_one_pass or not isinstance(prompt, VisualPrompt):
+        return prefill(decoder, prompt)
+    common = shared_columns(prompt)
+    if common == 0:
         return prefill(decoder, prompt)
     start = prompt.attention_mask.shape[1] - int(prompt.lengths[0])
     columns = slice(start, start + common)
@@ -142,4 +143,4 @@ def prefill_shared(decoder: nn.Module, prompt: VisualPrompt) -> Prefill:
         logits_to_keep=1,
         **{CACHE: cache},
     )
-    return Prefill(cache, mask, output.logits[:, -1])
+    return Prefill(cache, mask, output.logits[:, -1], prompt.next_position)

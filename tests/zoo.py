@@ -1,0 +1,225 @@
+"""Tiny models with random weights of image-text families that need no module of their own, and inputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+from tests.zoo_images import FILLED, IMAGE, TILES, VIDEO, Inputs, by_prompt, drawn, images, token_types
+
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
+        "max_position_embeddings": 2048}  # fmt: skip
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_HALF = {**_MROPE, "partial_rotary_factor": 1.0}
+_VIT = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3}
+_SIGLIP = {"model_type": "siglip_vision_model", **_VIT, "image_size": 56, "patch_size": 7, "vision_use_head": False}
+_PIXTRAL = {"model_type": "pixtral", **_VIT, "head_dim": 8, "image_size": 56, "patch_size": 7}
+_QWEN = {"depth": 3, "hidden_size": 24, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 3,
+         "patch_size": 7, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}  # fmt: skip
+_WINDOWS = {"depth": 4, "window_size": 28, "fullatt_block_indexes": [1, 3]}
+_TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+_STARTS = {**_TOKENS, "vision_start_token_id": 196, "vision_end_token_id": 195}
+_GLM_STARTS = {**_TOKENS, "image_start_token_id": 196, "image_end_token_id": 195, "video_start_token_id": 194,
+               "video_end_token_id": 193}  # fmt: skip
+
+
+def text(kind: str | None = None, **more: Any) -> dict[str, Any]:
+    """The configuration of a language model."""
+    return {**TEXT, **({} if kind is None else {"model_type": kind}), **more}
+
+
+def _vision_text(**more: Any) -> dict[str, Any]:
+    return text(rope_parameters=dict(_MROPE), **more)
+
+
+class Kind(NamedTuple):
+    """How to make a model, and what its processor makes of images; see `tests.zoo_images`."""
+
+    make: Callable[[], Any]
+    shown: str
+
+
+def _qwen2_vl() -> Any:
+    vision = {**_QWEN, "embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2}
+    del vision["intermediate_size"], vision["out_hidden_size"]
+    return hf.Qwen2VLConfig(vision_config=vision, text_config=_vision_text(), **_STARTS)
+
+
+def _qwen3_5() -> Any:
+    states = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+              "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+    vision = {**_QWEN, "deepstack_visual_indexes": [], "num_position_embeddings": 64}
+    return hf.Qwen3_5Config(
+        vision_config=vision, text_config=text(head_dim=8, rope_parameters=dict(_HALF), **states), **_STARTS
+    )
+
+
+def _deepstack(config: Any, **more: Any) -> Any:
+    vision = {**_QWEN, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return config(vision_config=vision, text_config=_vision_text(head_dim=8, **more), **_STARTS)
+
+
+def _internvl(**more: Any) -> Any:
+    return hf.InternVLConfig(
+        vision_config={**_VIT, "image_size": [56, 56], "patch_size": [7, 7], **more}, text_config=text("qwen2"),
+        image_token_id=IMAGE, image_seq_length=16, downsample_ratio=0.5,
+    )  # fmt: skip
+
+
+def _idefics3(config: Any, kind: str) -> Any:
+    vision = {"model_type": kind, **_VIT, "image_size": 56, "patch_size": 7}
+    return config(vision_config=vision, text_config=text("llama"), image_token_id=IMAGE, scale_factor=2, pad_token_id=0)
+
+
+def _gemma3() -> Any:
+    words = text("gemma3_text", head_dim=8, sliding_window=12, num_hidden_layers=6, query_pre_attn_scalar=8)
+    return hf.Gemma3Config(
+        vision_config=_SIGLIP, text_config=words, image_token_id=IMAGE, mm_tokens_per_image=16, boi_token_index=196,
+        eoi_token_index=195,
+    )  # fmt: skip
+
+
+def _aya_vision() -> Any:
+    return hf.AyaVisionConfig(
+        vision_config=_SIGLIP, text_config=text("cohere2", sliding_window=8, head_dim=8), image_token_index=IMAGE,
+        downsample_factor=2, vision_feature_select_strategy="full", vision_feature_layer=-1,
+        adapter_layer_norm_eps=1e-6,
+    )  # fmt: skip
+
+
+def _cohere2_vision() -> Any:
+    return hf.Cohere2VisionConfig(
+        vision_config=_SIGLIP, text_config=text("cohere2", sliding_window=8, head_dim=8), image_token_id=IMAGE,
+        downsample_factor=2, alignment_intermediate_size=32,
+    )  # fmt: skip
+
+
+def _glm(config: Any, **more: Any) -> Any:
+    vision = {**_QWEN, "image_size": 56, "model_type": "glm4v_vision"}
+    return config(
+        vision_config=vision,
+        text_config=text("glm4v_text", head_dim=8, rope_parameters=dict(_HALF), **more), **_GLM_STARTS,
+    )  # fmt: skip
+
+
+def _ovis2() -> Any:
+    vision = {**_VIT, "image_size": 56, "patch_size": 7, "vocab_size": 40, "hidden_stride": 2,
+              "num_visual_indicator_tokens": 5}  # fmt: skip
+    return hf.Ovis2Config(
+        vision_config=vision, text_config=text("qwen2"), image_token_id=IMAGE,
+        visual_indicator_token_ids=[190, 191, 192, 193, 194], vocab_size=200, hidden_size=32,
+    )  # fmt: skip
+
+
+def _lfm2_vl() -> Any:
+    vision = {"model_type": "siglip2_vision_model", **_VIT, "num_patches": 64, "patch_size": 7,
+              "vision_use_head": False}  # fmt: skip
+    return hf.Lfm2VlConfig(
+        vision_config=vision, text_config=text("lfm2", layer_types=["conv", "full_attention"]), image_token_id=IMAGE,
+        downsample_factor=2, projector_hidden_size=32,
+    )  # fmt: skip
+
+
+def _exaone4_5() -> Any:
+    vision = {**_QWEN, **_WINDOWS, "num_key_value_heads": 3}
+    words = text("exaone4", sliding_window=8, num_hidden_layers=4, head_dim=8)
+    return hf.Exaone4_5_Config(vision_config=vision, text_config=words, **_TOKENS)
+
+
+KINDS: dict[str, Kind] = {
+    "internvl": Kind(_internvl, "square"),
+    "internvl_qknorm": Kind(lambda: _internvl(use_qk_norm=True), "square"),
+    "internvl_tiles": Kind(_internvl, "tiles"),
+    "qwen2_vl": Kind(_qwen2_vl, "packed"),
+    "qwen2_5_vl": Kind(
+        lambda: hf.Qwen2_5_VLConfig(vision_config={**_QWEN, **_WINDOWS}, text_config=_vision_text(), **_STARTS),
+        "packed",
+    ),
+    "qwen3_vl": Kind(lambda: _deepstack(hf.Qwen3VLConfig), "packed"),
+    "qwen3_vl_moe": Kind(
+        lambda: _deepstack(hf.Qwen3VLMoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+        "packed",
+    ),
+    "qwen3_5": Kind(_qwen3_5, "packed"),
+    "smolvlm": Kind(lambda: _idefics3(hf.SmolVLMConfig, "smolvlm_vision"), "marked_tiles"),
+    "idefics3": Kind(lambda: _idefics3(hf.Idefics3Config, "idefics3_vision"), "marked_tiles"),
+    "gemma3": Kind(_gemma3, "square"),
+    "mistral3": Kind(
+        lambda: hf.Mistral3Config(
+            vision_config=_PIXTRAL, text_config=text("mistral"), image_token_index=IMAGE, spatial_merge_size=2,
+            vision_feature_layer=-1,
+        ), "lines",
+    ),
+    "glm4v": Kind(lambda: _glm(hf.Glm4vConfig), "packed"),
+    "glm46v": Kind(lambda: _glm(hf.Glm46VConfig), "packed"),
+    "aya_vision": Kind(_aya_vision, "square"),
+    "cohere2_vision": Kind(_cohere2_vision, "square"),
+    "deepseek_vl": Kind(
+        lambda: hf.DeepseekVLConfig(vision_config=_SIGLIP, text_config=text("llama"), image_token_id=IMAGE), "whole"
+    ),
+    "ovis2": Kind(_ovis2, "square"),
+    "video_llama_3": Kind(
+        lambda: hf.VideoLlama3Config(vision_config={**_VIT, "patch_size": 7}, text_config=text("qwen2"), **_TOKENS),
+        "packed_still",
+    ),
+    "lighton_ocr": Kind(
+        lambda: hf.LightOnOcrConfig(
+            vision_config=_PIXTRAL, text_config=text("qwen3", head_dim=8), image_token_id=IMAGE, spatial_merge_size=2
+        ), "sized",
+    ),
+    "exaone4_5": Kind(_exaone4_5, "packed_plain"),
+    "lfm2_vl": Kind(_lfm2_vl, "padded"),
+}  # fmt: skip
+
+ZOO = tuple(KINDS)
+RECURRENT = ("qwen3_5", "lfm2_vl")
+SLIDING = ("gemma3", "aya_vision", "cohere2_vision", "exaone4_5")
+PROMPTS: tuple[tuple[Any, ...], ...] = ((1, 9, 11, "image", 30, 31, 32, 33), (1, "image", 40, 41))
+TWO_IMAGES: tuple[tuple[Any, ...], ...] = ((1, 9, "image", 12, 13, "image", 30, 31, 32), (1, "image", 40))
+# What a model with random weights may write and no trained one would: tokens that stand for images.
+NEVER = [IMAGE, VIDEO, *FILLED]
+
+
+@lru_cache
+def zoo_model(name: str, attention: str = "sdpa") -> Any:
+    """A model, shared between tests: none may leave a change on it."""
+    config = KINDS[name].make()
+    torch.manual_seed(0)
+    model = hf.AutoModelForImageTextToText.from_config(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 or parameter.std() == 0:
+                parameter.add_(0.25 * torch.randn(parameter.shape))
+    if attention != "sdpa":
+        model.set_attn_implementation(attention)
+    return model
+
+
+def zoo_inputs(name: str, prompts: Sequence[Sequence[Any]] = PROMPTS, seed: int = 1) -> Inputs:
+    """Prompts of different length about different images, padded on the left, as the model's processor has them."""
+    number = sum(part == "image" for prompt in prompts for part in prompt)
+    pixels, runs = images(KINDS[name].shown, number, torch.Generator().manual_seed(seed))
+    if TILES in pixels:
+        pixels = by_prompt(pixels[TILES], [list(prompt).count("image") for prompt in prompts])
+    left = iter(runs)
+    rows = [[token for part in prompt for token in (next(left) if part == "image" else [part])] for prompt in prompts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, **pixels, **token_types(name, KINDS[name].shown, ids)}
+
+
+def row_of(inputs: Inputs, row: int) -> Tensor:
+    """The tokens of one prompt, without padding."""
+    return inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+
+
+__all__ = ["KINDS", "NEVER", "PROMPTS", "RECURRENT", "SLIDING", "TWO_IMAGES", "ZOO", "drawn", "row_of", "text",
+           "zoo_inputs", "zoo_model"]  # fmt: skip

@@ -1,0 +1,148 @@
+"""What processors of image-text models make of images: pixels in their many shapes, and the tokens that stand for them.
+
+All images have patches of 7 x 7 pixels, of which 2 x 2 become a column, but for those that are shown "whole".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGE, VIDEO = 199, 198
+FILLED = (190, 191, 192, 193, 194)
+"""Tokens that Ovis2 fills with vectors of its own."""
+
+TILES = "tiles"
+"""Pixels image by image, of models that want them prompt by prompt."""
+
+Inputs = dict[str, Any]
+Shown = tuple[Inputs, list[list[int]]]
+_GRIDS = ((8, 8), (4, 12), (6, 8))
+"""Rows and columns of patches of images that are shown in their own shape."""
+
+
+def drawn(random: torch.Generator, *shape: int) -> Tensor:
+    """Numbers from a normal distribution."""
+    return torch.randn(shape, generator=random)
+
+
+def _square(number: int, random: torch.Generator) -> Shown:
+    return {"pixel_values": drawn(random, number, 3, 56, 56)}, [[IMAGE] * 16] * number
+
+
+def _whole(number: int, random: torch.Generator) -> Shown:
+    return {"pixel_values": drawn(random, number, 3, 56, 56)}, [[IMAGE] * 64] * number
+
+
+def _tiles(number: int, random: torch.Generator) -> Shown:
+    """InternVL: tiles and, last, the whole image, one behind the other; a small image is one tile."""
+    counts = [(3, 1, 4)[image % 3] for image in range(number)]
+    return {"pixel_values": drawn(random, sum(counts), 3, 56, 56)}, [[IMAGE] * 16 * count for count in counts]
+
+
+def _marked_tiles(number: int, random: torch.Generator) -> Shown:
+    """SmolVLM: every tile behind a marker of its own, the whole image last; images side by side, filled up."""
+    runs, pixels = [], []
+    for image in range(number):
+        tiles = (2, 0, 1)[image % 3]
+        marked = [token for tile in range(tiles) for token in (62, 60 + tile, *[IMAGE] * 16)]
+        runs.append([*marked, 62, 69, *[IMAGE] * 16, 62])
+        pixels.append(drawn(random, tiles + 1, 3, 56, 56))
+    return {TILES: pixels}, runs
+
+
+def _packed(number: int, random: torch.Generator) -> Shown:
+    """Qwen2-VL: the patches of all images in one row, those of a column next to each other."""
+    grids = torch.tensor([(1, *_GRIDS[image % 3]) for image in range(number)])
+    patches = drawn(random, int(grids.prod(-1).sum()), 3 * 2 * 7 * 7)
+    return {"pixel_values": patches, "image_grid_thw": grids}, [[IMAGE] * (int(g.prod()) // 4) for g in grids]
+
+
+def _packed_still(number: int, random: torch.Generator) -> Shown:
+    """VideoLLaMA 3: the same without time."""
+    pixels, runs = _packed(number, random)
+    pixels["pixel_values"] = pixels["pixel_values"][:, :147]
+    return {**pixels, "image_merge_sizes": torch.full((number,), 2)}, runs
+
+
+def _sized(number: int, random: torch.Generator) -> Shown:
+    """Pixtral: images of any size, filled up to the largest."""
+    grids = [_GRIDS[image % 3] for image in range(number)]
+    pixels = torch.zeros(number, 3, 7 * max(h for h, _ in grids), 7 * max(w for _, w in grids))
+    for image, (high, wide) in enumerate(grids):
+        pixels[image, :, : 7 * high, : 7 * wide] = drawn(random, 3, 7 * high, 7 * wide)
+    sizes = torch.tensor([(7 * high, 7 * wide) for high, wide in grids])
+    return {"pixel_values": pixels, "image_sizes": sizes}, [[IMAGE] * (high * wide // 4) for high, wide in grids]
+
+
+def _lines(number: int, random: torch.Generator) -> Shown:
+    """Mistral 3: the same, a token behind every line and another behind the last."""
+    pixels, runs = _sized(number, random)
+    lined = []
+    for image in range(number):
+        high, wide = _GRIDS[image % 3]
+        tokens = ([IMAGE] * (wide // 2) + [60]) * (high // 2)
+        lined.append([*tokens[:-1], 61])
+        assert tokens.count(IMAGE) == len(runs[image])
+    return pixels, lined
+
+
+def _padded(number: int, random: torch.Generator) -> Shown:
+    """LFM2-VL: the patches of every image in a row, filled up."""
+    grids = [_GRIDS[image % 3] for image in range(number)]
+    patches, read = torch.zeros(number, 64, 147), torch.zeros(number, 64, dtype=torch.long)
+    for image, (high, wide) in enumerate(grids):
+        patches[image, : high * wide] = drawn(random, high * wide, 147)
+        read[image, : high * wide] = 1
+    pixels = {"pixel_values": patches, "pixel_attention_mask": read, "spatial_shapes": torch.tensor(grids)}
+    return pixels, [[IMAGE] * (high * wide // 4) for high, wide in grids]
+
+
+_SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
+    "square": _square,
+    "whole": _whole,
+    "tiles": _tiles,
+    "marked_tiles": _marked_tiles,
+    "packed": _packed,
+    "packed_plain": _packed,
+    "packed_still": _packed_still,
+    "sized": _sized,
+    "lines": _lines,
+    "padded": _padded,
+}
+
+
+def images(shown: str, number: int, random: torch.Generator) -> Shown:
+    """Pixels of some images, and the tokens that stand for each of them."""
+    return _SHOWN[shown](number, random)
+
+
+def by_prompt(pixels: list[Tensor], counts: list[int]) -> Inputs:
+    """SmolVLM's pixels: the tiles of all images of a prompt in a row, filled up with tiles of zeros.
+
+    The last tile of every image has a margin that is not read.
+
+    Args:
+        pixels: of each image, `(tiles, 3, 56, 56)`.
+        counts: how many images each prompt has.
+    """
+    rows, first = [], 0
+    for count in counts:
+        rows.append(torch.cat(pixels[first : first + count]))
+        first += count
+    values, read = torch.zeros(len(rows), max(map(len, rows)), 3, 56, 56), torch.zeros(len(rows), max(map(len, rows)), 56, 56)
+    for row, tiles in enumerate(rows):
+        values[row, : len(tiles)], read[row, : len(tiles)] = tiles, 1
+        read[row, len(tiles) - 1, :, 42:] = 0
+    return {"pixel_values": values * read[:, :, None], "pixel_attention_mask": read.bool()}
+
+
+def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
+    """What tells some models which tokens stand for images."""
+    of_image = (ids == IMAGE).long()
+    if name == "gemma3":
+        return {"token_type_ids": of_image}
+    return {"mm_token_type_ids": of_image} if shown == "packed" else {}
