@@ -14,15 +14,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
+from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.compat import CACHE, with_known_cache
-from damro.decoding.errors import ParameterError
+from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
+from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.finite import FiniteScores
 from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt, VisualPrompt
 from damro.decoding.rules import Contrast
 from damro.decoding.settings import (
     DRAFTING,
@@ -44,7 +46,7 @@ Strategy = Literal["auto", "fused", "lazy"]
 def decode(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
-    contrast: Contrast | VisualPrompt,
+    contrast: Contrast | Prompt,
     *,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
@@ -78,7 +80,7 @@ def decode(
         ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if ``generate`` is asked
             for what is not to be had with these prompts, such as drafts of several tokens with a pruned one.
         InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call.
-        UnsupportedModelError: if a second prompt is to be followed by a language model with recurrent layers.
+        UnsupportedModelError: if beams are to be searched with a language model that keeps states.
         NonFiniteScoresError: if the model produced NaN or infinity.
     """
     if strategy not in get_args(Strategy):
@@ -129,13 +131,15 @@ def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> An
 
 
 def _loop_arguments(
-    decoder: Any, contrast: Contrast | VisualPrompt, prompt_length: int, shared_prefix: bool, streamer: Any
+    decoder: Any, contrast: Contrast | Prompt, prompt_length: int, shared_prefix: bool, streamer: Any
 ) -> dict[str, Any]:
     """What has ``generate`` run the loop over the prompts of a method."""
-    if isinstance(contrast, VisualPrompt):
-        prompts, step = [contrast], None
-    else:
+    step: ContrastStep | None = None
+    prompts: list[Any]
+    if isinstance(contrast, Contrast):
         prompts, step = [contrast.full, contrast.negative], ContrastStep(contrast.rule, prompt_length)
+    else:
+        prompts = [contrast]
     if is_encoder_decoder(decoder):
         loop = BranchLoop(lambda model, start: EncodedBranches(model, prompts, start), step, streamer)
         # The loop runs the encoder over all prompts at once. Given any output of it, generate does not run it too.
@@ -150,22 +154,25 @@ def _loop_arguments(
     return {"custom_generate": BranchLoop(begin, step, streamer)}
 
 
-def choose_strategy(prompt: VisualPrompt) -> Strategy:
+def choose_strategy(prompt: Prompt) -> Strategy:
     """The rule behind "auto": lazy for one row in float32 on a CPU, fused otherwise.
 
     Fused costs the same at every step, lazy a second pass at some. A second row is nearly free where a step is
     bound by reading the weights, which a CPU in float32 is not at one row. `benchmarks/RESULTS.md` has the
     measurement.
     """
-    embeds = prompt.inputs_embeds
-    alone = embeds.device.type == "cpu" and embeds.dtype == torch.float32 and len(embeds) == 1
+    mask = prompt.attention_mask
+    alone = mask.device.type == "cpu" and prompt.dtype == torch.float32 and len(mask) == 1
     return "lazy" if alone else "fused"
 
 
 def _prompt_arguments(
-    model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: VisualPrompt, generate_kwargs: Mapping[str, Any]
+    model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: Prompt, generate_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
+    if isinstance(full, TokenPrompt):
+        return full.generate_inputs()
+    assert isinstance(full, VisualPrompt)
     if is_encoder_decoder(decoder):
         check_prompt(decoder, generate_kwargs, full, pruned=False, tokens=False)
         return {"inputs_embeds": full.inputs_embeds, "attention_mask": full.attention_mask}
@@ -208,4 +215,10 @@ def _lazy_processor(
 ) -> RuleProcessor:
     """The processor that runs the negative pass where it is needed."""
     branch = negative_branch(model, contrast.negative, setting(decoder, generate_kwargs, "decoder_start_token_id"))
+    beams = setting(decoder, generate_kwargs, "num_beams") or 1
+    if isinstance(branch, RecurrentBranch) and beams > 1:
+        raise UnsupportedModelError(
+            "num_beams must be 1 with a language model that keeps states (linear attention, convolutions), which cannot "
+            f"be taken back for a second prompt, got {beams}; sample or search greedily"
+        )
     return RuleProcessor(branch, prompt_ids, contrast.rule, *end_tokens(decoder, generate_kwargs))

@@ -85,6 +85,34 @@ def hooked(
             _remove(hooks)  # an interrupt may have cut the first one short
 
 
+@contextmanager
+def replaced_output(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """While open, what a module puts out in this thread is replaced, before any other hook sees it.
+
+    Args:
+        module: whose output it is.
+        change: from the output to what takes its place.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Identity()
+        >>> with replaced_output(layer, lambda output: output + 1):
+        ...     layer(torch.zeros(1))
+        tensor([1.])
+    """
+    thread, key = get_ident(), next(_KEYS)
+
+    def call(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return change(output) if get_ident() == thread else None
+
+    try:
+        module._forward_hooks[key] = call
+        module._forward_hooks.move_to_end(key, last=False)
+        yield
+    finally:
+        module._forward_hooks.pop(key, None)
+
+
 def _remove(hooks: Sequence[_Hook]) -> None:
     for hook in hooks:
         hook.remove()

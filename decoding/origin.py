@@ -15,7 +15,7 @@ from damro.decoding.errors import InputsError
 from damro.decoding.families import check_inputs, family_of
 from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.hooks import hook_for_life, hooked
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt, VisualPrompt
 
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 """What an adapter layer of PEFT does at the moment: its class has the first of them."""
@@ -94,13 +94,13 @@ class Origin:
 
         hook_for_life(self, tower, look)
 
-    def expect_text(self, prompt: VisualPrompt) -> None:
+    def expect_text(self, prompt: Prompt) -> None:
         """Expects the encoder of an encoder-decoder to be given the text of a prompt; other models have none.
 
         What ``generate`` shows to processors is there the answer alone.
         """
         decoder: Any = family_of(self._model).decoder(self._model)
-        if not is_encoder_decoder(decoder):
+        if not is_encoder_decoder(decoder) or not isinstance(prompt, VisualPrompt):
             return
         embeds = prompt.inputs_embeds
         # Image columns are computed, and may be rounded otherwise next time; text is looked up.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from damro.decoding.branches.negative import NegativeBranch
+from damro.decoding.branches.negative import Branch
 from damro.decoding.errors import InputsError, NonFiniteScoresError
 from damro.decoding.origin import Origin
 from damro.decoding.rules import ContrastRule, ScoreRule
@@ -55,7 +55,7 @@ class RuleProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        branch: NegativeBranch,
+        branch: Branch,
         prompt_ids: Tensor,
         rule: ScoreRule,
         eos_token_ids: Sequence[int] = (),
@@ -185,7 +185,7 @@ class ContrastiveProcessor(RuleProcessor):
 
     def __init__(
         self,
-        branch: NegativeBranch,
+        branch: Branch,
         prompt_ids: Tensor,
         alpha: float,
         beta: float,

@@ -54,6 +54,9 @@ class Prompt(Protocol):
     def drop_image(self) -> Self:
         """The text alone."""
 
+    def repeat(self, copies: int) -> Self:
+        """Every row so many times, one copy behind the other."""
+
 
 @dataclass(frozen=True)
 class VisualPrompt:
@@ -170,6 +173,15 @@ class VisualPrompt:
         """Drops every image column: the text alone."""
         none = torch.empty(0, dtype=torch.long, device=self.image_mask.device)
         return self.keep([none] * len(self.image_mask))
+
+    def repeat(self, copies: int) -> VisualPrompt:
+        """Every row so many times, one copy behind the other."""
+        return VisualPrompt(
+            self.inputs_embeds.repeat_interleave(copies, dim=0),
+            self.attention_mask.repeat_interleave(copies, dim=0),
+            self.image_mask.repeat_interleave(copies, dim=0),
+            self.bidirectional,
+        )
 
     def replace_image(self, features: Tensor) -> VisualPrompt:
         """Puts other vectors into the image columns, row by row and from left to right.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from damro.decoding.errors import ParameterError
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt
 from damro.parameters import Cutoff, Strength, check_value
 
 
@@ -96,8 +96,8 @@ class Contrast:
         rule: how.
     """
 
-    full: VisualPrompt
-    negative: VisualPrompt
+    full: Prompt
+    negative: Prompt
     rule: ScoreRule
 
 

@@ -15,7 +15,7 @@ from damro.decoding.errors import InputsError, ParameterError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import inferred_mask, is_encoder_decoder
 from damro.decoding.processor import RuleProcessor
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt
 
 DRAFTING = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp")
 """Settings that ask for a loop which checks several drafted tokens at once."""
@@ -191,7 +191,7 @@ def check_call(decoder: Any, call: Mapping[str, Any], *, contrasts: bool) -> Non
         )
 
 
-def check_prompt(decoder: Any, call: Mapping[str, Any], full: VisualPrompt, *, pruned: bool, tokens: bool) -> None:
+def check_prompt(decoder: Any, call: Mapping[str, Any], full: Prompt, *, pruned: bool, tokens: bool) -> None:
     """Refuses settings that the prompt does not bear.
 
     Args:
@@ -225,7 +225,7 @@ def _refuse(decoder: Any, call: Mapping[str, Any], names: tuple[str, ...], promp
             )
 
 
-def check_mask(model: Any, inputs: Mapping[str, Any], call: Mapping[str, Any], full: VisualPrompt) -> None:
+def check_mask(model: Any, inputs: Mapping[str, Any], call: Mapping[str, Any], full: Prompt) -> None:
     """Checks that the prompts were made with the mask of this call, which matters where `inputs` hold none.
 
     Raises:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from damro.decoding.families import Encoding
-    from damro.decoding.prompts import VisualPrompt
+    from damro.decoding.prompts import Prompt
     from damro.decoding.rules import Contrast
     from damro.pruning import Pruning
 
@@ -29,7 +29,7 @@ class VisionRun(NamedTuple):
 
     Attributes:
         encoding: what came of it.
-        recorded: by layer, queries and keys of those that were asked for; see `damro.vision.attention`.
+        recorded: by layer, what `damro.vision.attention` needs of those that were asked for.
         ranked: likewise, of those that pruning chooses by.
     """
 
@@ -69,7 +69,7 @@ class Scene:
         Args:
             model: the LVLM.
             inputs: what its processor returned.
-            layers: of the vision tower, whose [CLS] queries and keys are wanted.
+            layers: of the vision tower, whose attention is wanted.
 
         Raises:
             InputsError: no image, no image token, right padding before a causal model; different images that are
@@ -78,15 +78,15 @@ class Scene:
         from damro.decoding.branches.prefix import encode_images
         from damro.decoding.families import check_inputs, family_of
         from damro.pruning import record_for
-        from damro.vision.attention import record_cls
+        from damro.vision.attention import record_layers
 
         check_inputs(model, inputs)
-        tower = family_of(model).vision_tower(model, inputs)
-        with record_cls(tower, layers) as recorded, record_for(self.pruning, model, inputs) as ranked:
+        family = family_of(model)
+        with record_layers(family, model, inputs, layers) as recorded, record_for(self.pruning, model, inputs) as ranked:
             encoding = encode_images(model, inputs, shared=self.shared_image)
         return VisionRun(encoding, recorded, ranked)
 
-    def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any], run: VisionRun) -> VisualPrompt:
+    def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any], run: VisionRun) -> Prompt:
         """The prompt that the model itself would read, pruned if asked."""
         from damro.pruning import full_prompt
 
@@ -130,7 +130,7 @@ class Method:
         told: dict[str, Any] = {"seed": seed} if draws and getattr(self, "seed", None) is None else {}
         return replace(self, **told)
 
-    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | VisualPrompt:
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt:
         """The two prompts and the rule that decode; a prompt alone decodes plainly.
 
         Args:
@@ -144,7 +144,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def prepare(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | VisualPrompt:
+    def prepare(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt:
         """:meth:`contrast` of the settled method, without gradients.
 
         Raises:

@@ -11,7 +11,7 @@ from damro.methods.base import Method, Scene
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from damro.decoding.prompts import VisualPrompt
+    from damro.decoding.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class Greedy(Method):
     name: ClassVar = "greedy"
     source: ClassVar = "what model.generate does"
 
-    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> VisualPrompt:
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Prompt:
         """The full prompt alone."""
         return scene.full_prompt(model, inputs, scene.look(model, inputs))

@@ -16,7 +16,7 @@ from damro.methods.base import Scene
 from damro.methods.damro import Damro, Variant
 from damro.methods.presets import Task
 from damro.pruning import Pruning
-from damro.vision.attention import CLSAttention, family_heads, read_attention
+from damro.vision.attention import CLSAttention, family_heads, read_layer
 from damro.vision.outliers import check_top_k, rank_patches
 
 Choose = Callable[[Tensor, int], Tensor]
@@ -126,9 +126,8 @@ def patch_contrast(
     reference = method.variant == "reference"
     layer = family.feature_layer(model, reference=reference)
     run = scene.look(model, inputs, [layer])
-    attention = read_attention(run.recorded[layer], run.encoding, layer, family_heads(family))
-    check_top_k(method.top_k, attention.weights.shape[-1])
-    outliers = choose(attention.weights, method.top_k)
+    attention = read_layer(family, model, inputs, run.recorded, run.encoding, layer, family_heads(family))
+    outliers = choose_patches(attention, method.top_k, choose)
     # Of an image that all prompts share the tower saw one copy.
     copies = len(attention.row) // len(outliers)
     outliers = outliers.repeat(copies, 1)
@@ -139,6 +138,21 @@ def patch_contrast(
     full = scene.full_prompt(model, inputs, run)
     negative = family.prompt_of_patches(model, inputs, run.encoding, outliers - shift)
     return PatchContrast(full, negative, ContrastRule(method.alpha, method.beta), attention, outliers)
+
+
+def choose_patches(attention: CLSAttention, top_k: int, choose: Choose) -> Tensor:
+    """`(tiles, k)`: a choice of patches; of images of different shapes, among the patches of each.
+
+    Raises:
+        ParameterError: more patches than there are.
+    """
+    patches = [attention.patches_of(tile) for tile in range(len(attention.weights))]
+    check_top_k(top_k, min(patches))
+    if not attention.grids:
+        return choose(attention.weights, top_k)
+    # Each as its number among tiles that are all of its own shape, so that random choices differ between images.
+    alike = [row[:count].expand(len(patches), -1) for row, count in zip(attention.weights, patches, strict=True)]
+    return torch.stack([choose(weights, top_k)[tile] for tile, weights in enumerate(alike)])
 
 
 def random_patches(seeds: int | list[int]) -> Choose:
@@ -182,7 +196,10 @@ def tiles_of_images(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[i
     """How many tiles the vision tower reads of each image."""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+    family: Any = family_of(model)
+    if hasattr(family, "images_of"):
+        return [1] * len(family.images_of(model, inputs))
     if "image_sizes" not in inputs:
-        return [1] * len(next(inputs[key] for key in family_of(model).PIXELS if key in inputs))
+        return [1] * len(next(inputs[key] for key in family.PIXELS if key in inputs))
     pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
     return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]

@@ -7,13 +7,14 @@ and is named so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from damro.decoding.families import Encoding, InsideOf, check_inputs, family_of, unwrap
@@ -41,6 +42,8 @@ class CLSAttention:
         tile: `(tiles,)`, the tile's number within its image; 0 is the whole image, the base tile. Of a video, the
             frame.
         source: "cls" if this is the [CLS] row, "received" if it is the mean of all rows of a ViT without [CLS].
+        grids: of images of different shapes, the grid of each; behind its own patches a row of `weights` is then 0.
+            Empty if `grid` is that of all.
     """
 
     weights: Tensor
@@ -50,6 +53,12 @@ class CLSAttention:
     row: Tensor
     tile: Tensor
     source: Source = "cls"
+    grids: tuple[tuple[int, int], ...] = ()
+
+    def patches_of(self, tile: int) -> int:
+        """How many patches a tile has."""
+        rows, columns = self.grids[tile] if self.grids else self.grid
+        return rows * columns
 
 
 @torch.no_grad()
@@ -101,13 +110,57 @@ def cls_attentions(
 ) -> tuple[CLSAttention, ...]:
     """Reads several layers in one run of the tower; see :func:`cls_attention`."""
     family = tower_family(model, inputs)
-    tower = family.vision_tower(model, inputs)
-    resolve_source(source, tower)
+    resolve_source(source, family.vision_tower(model, inputs))
     numbers = [resolve_layer(model, family, layer) for layer in layers]
-    with record_cls(tower, sorted(set(numbers))) as recorded:
+    with record_layers(family, model, inputs, sorted(set(numbers))) as recorded:
         encoding = family.encode(model, inputs)
     heads = heads or family_heads(family)
-    return tuple(read_attention(recorded[number], encoding, number, heads) for number in numbers)
+    return tuple(read_layer(family, model, inputs, recorded, encoding, number, heads) for number in numbers)
+
+
+def record_layers(
+    family: HasTower, model: PreTrainedModel, inputs: Mapping[str, Any], layers: Sequence[int]
+) -> AbstractContextManager[dict[int, Any]]:
+    """A context in which one run of the vision tower leaves what :func:`read_layer` needs of some layers."""
+    own = getattr(family, "record", None)
+    found: AbstractContextManager[dict[int, Any]] = (
+        record_cls(family.vision_tower(model, inputs), layers) if own is None else own(model, inputs, layers)
+    )
+    return found
+
+
+def read_layer(
+    family: HasTower,
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    recorded: Mapping[int, Any],
+    encoding: Encoding,
+    layer: int,
+    heads: Heads,
+) -> CLSAttention:
+    """Turns what was recorded of a layer into attention over the patches; or over columns, where columns are ranked.
+
+    Raises:
+        ParameterError: if `heads` is unknown, or columns are ranked and it is not "mean".
+        NonFiniteScoresError: if weights are NaN or infinite.
+        UnsupportedModelError: if the family ranks columns, and those of this model are not made of patches.
+    """
+    if not hasattr(family, "column_weights"):
+        return read_attention(recorded[layer], encoding, layer, heads)
+    if heads != "mean":
+        raise ParameterError(f"heads must be 'mean' for {model.config.model_type}, got {heads!r}")
+    images, weights = zip(*family.column_weights(model, inputs, recorded[layer], layer), strict=True)
+    grids = tuple(image.grid for image in images)
+    return CLSAttention(
+        check_weights(pad_sequence(list(weights), batch_first=True)),
+        grids[0],
+        layer,
+        heads,
+        torch.tensor([image.row for image in images]),
+        torch.zeros(len(images), dtype=torch.long),
+        recorded[layer].source,
+        grids if len(set(grids)) > 1 else (),
+    )
 
 
 def tower_family(model: PreTrainedModel, inputs: Mapping[str, Any]) -> HasTower:
@@ -138,7 +191,7 @@ def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -
     """
     if layer is None:
         return family.feature_layer(model, reference=True)
-    depth = len(encoder_layers(family.vision_tower(model)))
+    depth = len(family.layers(model) if hasattr(family, "layers") else encoder_layers(family.vision_tower(model)))
     if not isinstance(layer, Integral) or isinstance(layer, bool) or not -depth <= layer < depth:
         raise ParameterError(
             f"layer must name one of the ViT's {depth} layers (0 to {depth - 1}, or from the end -{depth} to -1), "

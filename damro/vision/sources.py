@@ -9,17 +9,15 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from damro.decoding.families.base import has_cls
 from damro.errors import NoClsTokenError, ParameterError
+
+__all__ = ["SOURCE_NAMES", "Source", "has_cls", "resolve_source"]
 
 Source = Literal["cls", "received"]
 
 SOURCE_NAMES: dict[Source, str] = {"cls": "[CLS] attention", "received": "attention received"}
 """What titles and captions call each."""
-
-
-def has_cls(tower: nn.Module) -> bool:
-    """Whether a ViT has a [CLS] token, by the parameter that transformers keeps it in."""
-    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters())
 
 
 def resolve_source(source: Source | None, tower: nn.Module) -> Source:

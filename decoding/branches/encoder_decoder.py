@@ -19,12 +19,13 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 
 from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.kv import keeps_columns
-from damro.decoding.branches.negative import NegativeBranch
+from damro.decoding.branches.negative import Branch, NegativeBranch
+from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
-from damro.decoding.prompts import VisualPrompt, stack_rows
+from damro.decoding.prompts import Prompt, VisualPrompt, stack_rows
 
 
 def start_tokens(decoder: Any, rows: int, start: int | list[int] | None = None) -> Tensor:
@@ -72,26 +73,19 @@ def returned_prompt(model: PreTrainedModel, inputs: Mapping[str, Any], start: in
 
 
 def negative_branch(
-    model: PreTrainedModel, prompt: VisualPrompt, start: int | list[int] | None = None
-) -> NegativeBranch:
+    model: PreTrainedModel, prompt: Prompt, start: int | list[int] | None = None
+) -> Branch:
     """The branch that follows histories behind a prompt, whatever the language model is.
 
     Args:
         model: the LVLM.
         prompt: the negative prompt.
         start: as for :func:`returned_prompt`.
-
-    Raises:
-        UnsupportedModelError: if the language model has recurrent layers.
     """
     decoder: Any = family_of(model).decoder(model)
     if not is_encoder_decoder(decoder):
-        if not keeps_columns(decoder):
-            raise UnsupportedModelError(
-                "model must have a language model of attention layers alone, to follow a second prompt, got "
-                f"{type(decoder.get_decoder()).__name__}, whose recurrent states cannot be taken back"
-            )
-        return NegativeBranch(decoder, model.get_input_embeddings(), prompt)
+        kind = NegativeBranch if keeps_columns(decoder) else RecurrentBranch
+        return kind(decoder, model.get_input_embeddings(), prompt)
     reader = PromptReader(decoder, start_tokens(decoder, len(prompt.attention_mask), start))
     return NegativeBranch(reader, reader.embed, prompt)
 

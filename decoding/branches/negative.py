@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,22 @@ from damro.decoding.branches.rope import forget_longest, ropes_of_longest
 from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError
 from damro.decoding.prompts import Prompt
+
+
+class Branch(Protocol):
+    """What follows histories behind a prompt; see :class:`NegativeBranch`."""
+
+    may_wait: bool
+    """Whether tokens may be fed later, several at once."""
+
+    passes: int
+    """How often the decoder has been run."""
+
+    def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of the token that follows each history."""
+
+    def restart(self) -> None:
+        """Forgets every history."""
 
 
 class _State(NamedTuple):

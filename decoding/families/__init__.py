@@ -72,9 +72,7 @@ def family_of(model: PreTrainedModel) -> Family:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(str(model_type))
     if family is None:
-        raise UnsupportedModelError(
-            f"model must be of a supported family ({', '.join(FAMILIES)}), got model_type {model_type!r}"
-        )
+        family = _generic(unwrap(model), model_type)
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(
             f"model must have a language-model head, got {type(model).__name__}; "
@@ -82,6 +80,24 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     wrapped: Any = InsideOf(family)
     return family if unwrap(model) is model else wrapped
+
+
+def _generic(model: PreTrainedModel, model_type: str | None) -> Family:
+    """The family of models without a module of their own.
+
+    Raises:
+        UnsupportedModelError: if it does not serve this one, and why.
+    """
+    from damro.decoding.families import generic
+    from damro.decoding.families.generic.support import why_not
+
+    reason = why_not(type(model))
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"model must be of a supported family ({', '.join(FAMILIES)}, or another image-text model of "
+            f"transformers), got model_type {model_type!r}{reason and f', which {reason}'}"
+        )
+    return generic
 
 
 def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
-from damro.decoding.prompts import VisualPrompt, scatter_features
+from damro.decoding.prompts import Prompt, VisualPrompt, scatter_features
 
 LVLM = Any
 """A model of transformers. Which submodules it has is what a family module knows, not what types can say."""
@@ -53,7 +53,9 @@ class ColumnPatches(NamedTuple):
 class Family(Protocol):
     """The functions of a family module.
 
-    A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`.
+    A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`. One that
+    ranks columns rather than patches also has `layers`, `record`, `column_weights` and `images_of`, as
+    :mod:`damro.decoding.families.generic` does.
     """
 
     REQUIRED_INPUTS: tuple[str, ...]
@@ -86,12 +88,12 @@ class Family(Protocol):
     def encode(self, model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
         """Runs the vision tower once over all images."""
 
-    def full_prompt(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> VisualPrompt:
+    def full_prompt(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
         """The prompt the model itself would read."""
 
     def prompt_of_patches(
         self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor
-    ) -> VisualPrompt:
+    ) -> Prompt:
         """The prompt whose images consist of some patches only.
 
         Args:
@@ -227,6 +229,11 @@ def inferred_mask(ids: Tensor, pad: int | None, ends: Sequence[int | None]) -> T
 def is_encoder_decoder(decoder: LVLM) -> bool:
     """Whether a language model has an encoder that reads the prompt."""
     return bool(decoder.config.is_encoder_decoder)
+
+
+def has_cls(tower: nn.Module) -> bool:
+    """Whether a ViT has a [CLS] token, by the parameter that transformers keeps it in."""
+    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in tower.named_parameters())
 
 
 def rows_of_images(model: LVLM, inputs: Mapping[str, Any], features: Sequence[Tensor]) -> tuple[int, ...]:

@@ -1,0 +1,184 @@
+"""Every causal image-text model of transformers without a module of its own: Qwen-VL, InternVL, SmolVLM, Gemma 3, ...
+
+Prompts are the model's own inputs, see :class:`~damro.decoding.families.generic.prompt.TokenPrompt`. The vision tower,
+what comes of it, and where patches become columns are found as ``generate`` finds them, or by a look at the model
+itself; no model is named but for how its processor cuts images up (:data:`layout.TILINGS`).
+
+Patches are ranked as the columns that they become.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from damro.decoding.errors import InputsError, UnsupportedModelError
+from damro.decoding.families.base import (
+    LVLM,
+    ColumnPatches,
+    Encoding,
+    attention_mask_of,
+    has_cls,
+    image_columns,
+)
+from damro.decoding.families.generic.attention import RecordedLayer, recording, tower_layers
+from damro.decoding.families.generic.features import image_features, image_tower
+from damro.decoding.families.generic.layout import ImageColumns, images_of
+from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt
+from damro.decoding.families.generic.weights import column_weights
+
+__all__ = [
+    "DEFAULT_HEADS",
+    "PIXELS",
+    "POOLED_AS_LIST",
+    "REQUIRED_INPUTS",
+    "column_patches",
+    "column_weights",
+    "decoder",
+    "encode",
+    "feature_layer",
+    "full_prompt",
+    "images_of",
+    "layers",
+    "prompt_of_patches",
+    "record",
+    "vision_tower",
+]
+
+REQUIRED_INPUTS: tuple[str, ...] = ()
+PIXELS: tuple[str, ...] = ("pixel_values",)
+DEFAULT_HEADS = "mean"
+POOLED_AS_LIST = True
+
+
+def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:
+    """The module that reads images."""
+    return image_tower(model)
+
+
+def decoder(model: LVLM) -> nn.Module:
+    """The model itself: given tokens and image features it is its language model and head."""
+    module: nn.Module = model
+    return module
+
+
+def layers(model: LVLM) -> nn.ModuleList:
+    """The transformer layers of the vision tower."""
+    return tower_layers(image_tower(model))
+
+
+def feature_layer(model: LVLM, *, reference: bool) -> int:
+    """The layer whose output becomes the columns; there is no released code to differ from.
+
+    `vision_feature_layer` counts the embeddings in front, so that i >= 0 is the output of layer i - 1. Of several
+    layers the deepest is taken.
+    """
+    depth = len(layers(model))
+    chosen = getattr(model.config, "vision_feature_layer", None)
+    indices = [-1] if chosen is None else [chosen] if isinstance(chosen, int) else list(chosen)
+    return max(max(index + depth if index < 0 else index - 1 for index in indices), 0)
+
+
+def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+    """Runs the vision tower once.
+
+    Returns:
+        Its output and, for each prompt, the vectors of its columns. Where its images stand is found where patches are
+        chosen (:func:`images_of`), as decoding without a choice works on models whose columns are no patches, too.
+    """
+    outputs = image_features(model, inputs)
+    counts = image_columns(model, inputs["input_ids"]).sum(dim=-1).tolist()
+    pooled = ImageFeatures.of(outputs).pooled
+    if sum(counts) != len(pooled):
+        raise InputsError(
+            f"inputs: image tokens in input_ids must match the image features, got {sum(counts)} tokens for "
+            f"{len(pooled)} features; pass what the model's own processor returned, unchanged"
+        )
+    return Encoding(outputs, pooled.split(counts), tuple(range(len(counts))), (1,) * len(counts), (0, 0))
+
+
+def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> TokenPrompt:
+    """The prompt the model itself would read."""
+    ids: Tensor = inputs["input_ids"]
+    mask = attention_mask_of(model, inputs).to(ids.device)
+    of_positions = _of_positions(model)
+    return TokenPrompt(
+        ids,
+        mask,
+        image_columns(model, ids),
+        ImageFeatures.of(encoding.outputs),
+        {name: inputs[name] for name in TYPES if inputs.get(name) is not None},
+        _coordinates(model, {**inputs, "attention_mask": mask}),
+        {
+            name: inputs[name]
+            for name in of_positions
+            if inputs.get(name) is not None and name not in (*TYPES, "input_ids", "attention_mask")
+        },
+    )
+
+
+def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> TokenPrompt:
+    """Keeps some columns of the base tile of each image.
+
+    Args:
+        model: the model.
+        inputs: what its processor returned.
+        encoding: the vision tower's run over them.
+        patches: `(images, k)`, columns of each image's base tile in the order they shall stand.
+    """
+    rows: list[list[Tensor]] = [[] for _ in inputs["input_ids"]]
+    for image, chosen in zip(images_of(model, inputs), patches, strict=True):
+        rows[image.row].append(chosen.cpu() + image.first)
+    none = torch.empty(0, dtype=torch.long)
+    return full_prompt(model, inputs, encoding).keep([torch.cat([none, *row]) for row in rows])
+
+
+def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
+    """Refuses: prompts of these models are not pruned.
+
+    Raises:
+        UnsupportedModelError: always.
+    """
+    raise UnsupportedModelError(
+        f"keep_tokens must be left out for {model.config.model_type}, whose prompts are not pruned; LLaVA, LLaVA-NeXT, "
+        "ViP-LLaVA and Video-LLaVA's are"
+    )
+
+
+@contextmanager
+def record(model: LVLM, inputs: Mapping[str, Any], numbers: list[int]) -> Iterator[dict[int, RecordedLayer]]:
+    """While open, records the attention of some layers of the vision tower; see :mod:`.attention`."""
+    tower = image_tower(model)
+    with recording(tower, numbers, "cls" if has_cls(tower) else "received") as recorded:
+        yield recorded
+
+
+def _of_positions(model: LVLM) -> tuple[str, ...]:
+    """Names of the inputs that say where columns stand; none if their number says it."""
+    index = getattr(model.base_model, "get_rope_index", None)
+    return () if index is None else tuple(name for name in inspect.signature(index).parameters if name != "kwargs")
+
+
+def _coordinates(model: LVLM, inputs: Mapping[str, Any]) -> Tensor | None:
+    """`(axes, B, L)`, where columns stand; None if their number says it.
+
+    Raises:
+        InputsError: if what tells tokens of images from text is missing.
+    """
+    names = _of_positions(model)
+    if not names:
+        return None
+    if "mm_token_type_ids" in names and inputs.get("mm_token_type_ids") is None:
+        raise InputsError(
+            f"inputs of {model.config.model_type} must hold 'mm_token_type_ids', got {sorted(inputs)}; call the "
+            "model's own processor, or its apply_chat_template, which return it"
+        )
+    found: Tensor = model.base_model.get_rope_index(
+        **{name: inputs[name] for name in names if inputs.get(name) is not None}
+    )[0]
+    return found

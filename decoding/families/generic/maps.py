@@ -1,0 +1,176 @@
+"""Which patches become which column: candidates, and a look at the model itself.
+
+The layer that ranks is followed by norms, perhaps by more layers' projections, and by what joins patches to columns.
+Every one of these works patch by patch or square by square. So if the output of the layer is changed at some patches,
+the columns that change are theirs: a candidate that says otherwise is wrong.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from damro.decoding.errors import UnsupportedModelError
+from damro.decoding.families.generic.attention import tower_layers
+from damro.decoding.families.generic.features import image_features
+from damro.decoding.families.generic.layout import Grid, ImageColumns, patch_size
+from damro.decoding.families.generic.prompt import flat
+from damro.decoding.hooks import replaced_output
+
+_ROUNDS = 2
+_found: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
+
+
+def runs(grid: Grid, merge: int) -> Tensor:
+    """Patches that follow each other become a column: the processor has sorted them.
+
+    Returns:
+        `(patches,)`, the column of every patch of a tile.
+
+    Example:
+        >>> runs((2, 4), 2).tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+    """
+    return torch.arange(grid[0] * grid[1]) // merge**2
+
+
+def blocks(grid: Grid, merge: int) -> Tensor:
+    """Patches stand line by line, and a square of them becomes a column; see :func:`runs`.
+
+    Example:
+        >>> blocks((2, 4), 2).tolist()
+        [0, 0, 1, 1, 0, 0, 1, 1]
+    """
+    row, column = torch.arange(grid[0])[:, None], torch.arange(grid[1])
+    return ((row // merge) * (grid[1] // merge) + column // merge).flatten()
+
+
+def windows(grid: Grid, merge: int, window: int) -> Tensor:
+    """As :func:`runs`, but columns stand window by window in the tower (Qwen2.5-VL), and line by line behind it.
+
+    Args:
+        grid: rows and columns of patches.
+        merge: side of the square that becomes a column.
+        window: side of a window, in columns.
+
+    Example:
+        >>> windows((2, 4), 1, 2).tolist()
+        [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    rows, columns = grid[0] // merge, grid[1] // merge
+    place = torch.arange(rows * columns)
+    row, column = place // columns, place % columns
+    key = (row // window) * columns + column // window
+    order = torch.argsort(key, stable=True)
+    return order.repeat_interleave(merge**2)
+
+
+def candidates(model: Any, grid: Grid, merge: int) -> dict[str, Tensor]:
+    """The maps that may be this model's, by name."""
+    maps = {"runs": runs(grid, merge), "blocks": blocks(grid, merge)}
+    window = _window(model, merge)
+    return maps if window is None else {**maps, "windows": windows(grid, merge, window)}
+
+
+def _window(model: Any, merge: int) -> int | None:
+    """Side of the tower's windows in columns; None without windows."""
+    size = getattr(model.config.vision_config, "window_size", None)
+    return None if not isinstance(size, int) else max(1, size // patch_size(model) // merge)
+
+
+def column_map(model: Any, inputs: Mapping[str, Any], image: ImageColumns, layer: int, first: int) -> Tensor:
+    """The column of every patch of a tile, `(patches,)`, as the model itself shows it.
+
+    Two small runs of the tower for every shape that is new to it, with an image of noise.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        image: the tile.
+        layer: of the tower, whose output is changed.
+        first: how many tokens stand before the patches ([CLS]).
+
+    Raises:
+        UnsupportedModelError: if no candidate is the model's.
+    """
+    grid = _small(image.patches, image.merge, _window(model, image.merge))
+    tower = model.get_encoder(modality="image")
+    known = _found.setdefault(tower, {})
+    key = (grid, image.merge, layer, first)
+    if key not in known:
+        known[key] = _verified(model, noise(model, inputs, grid), grid, image.merge, layer, first)
+    return candidates(model, image.patches, image.merge)[known[key]]
+
+
+def _small(grid: Grid, merge: int, window: int | None) -> Grid:
+    """A shape no larger than need be, in which windows end as they do in this one."""
+    period = merge * (window or 4)
+    rows, columns = (side if side < 2 * period else period + side % period for side in grid)
+    return rows, columns
+
+
+def noise(model: Any, inputs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
+    """Inputs of the tower for one tile of noise, of that shape where the model reads images of any shape."""
+    pixels: Tensor = inputs["pixel_values"]
+    patches, told = grid[0] * grid[1], {}
+    shape = list(pixels.shape)
+    if inputs.get("image_grid_thw") is not None:
+        shape[0] = patches
+        told["image_grid_thw"] = inputs["image_grid_thw"].new_tensor([[1, *grid]])
+        if inputs.get("image_merge_sizes") is not None:
+            told["image_merge_sizes"] = inputs["image_merge_sizes"][:1]
+    elif inputs.get("spatial_shapes") is not None:
+        shape[:2] = 1, patches
+        told["spatial_shapes"] = inputs["spatial_shapes"].new_tensor([grid])
+    else:
+        shape[:-3] = [1] * (pixels.ndim - 3)
+        if inputs.get("image_sizes") is not None:
+            side = patch_size(model)
+            shape[-2:] = grid[0] * side, grid[1] * side
+            told["image_sizes"] = inputs["image_sizes"].new_tensor([shape[-2:]])
+    mask = inputs.get("pixel_attention_mask")
+    if mask is not None:
+        size = shape[:2] if mask.ndim == 2 else [*shape[:-3], *shape[-2:]]
+        told["pixel_attention_mask"] = mask.new_ones(size)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return {"pixel_values": drawn.to(pixels.device, pixels.dtype), **told}
+
+
+def _verified(model: Any, inputs: Mapping[str, Any], grid: Grid, merge: int, layer: int, first: int) -> str:
+    """The name of the first candidate that tells rightly which columns change."""
+    maps = candidates(model, grid, merge)
+    random = torch.Generator().manual_seed(0)
+    columns = grid[0] * grid[1] // merge**2
+    for _ in range(_ROUNDS):
+        patches = torch.randperm(grid[0] * grid[1], generator=random)[: max(1, columns // 3)]
+        changed = _changed_columns(model, inputs, layer, patches + first)
+        maps = {name: told for name, told in maps.items() if set(told[patches].tolist()) == changed}
+    if not maps:
+        raise UnsupportedModelError(
+            f"image columns of {model.config.model_type} must be patches, or squares of them, got columns that change "
+            "with other patches; methods that choose patches (damro, random-k, least-k) need to know which is which"
+        )
+    return next(iter(maps))
+
+
+@torch.no_grad()
+def _changed_columns(model: Any, inputs: Mapping[str, Any], layer: int, tokens: Tensor) -> set[int]:
+    """The columns that change if a layer puts out something else for some tokens."""
+    tower = model.get_encoder(modality="image")
+
+    def change(output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        other = hidden.clone(memory_format=torch.contiguous_format)
+        vectors = other.view(-1, other.shape[-1])
+        vectors[tokens.to(other.device)] += 1.0 + torch.arange(other.shape[-1], device=other.device) % 3
+        return (other, *output[1:]) if isinstance(output, tuple) else other
+
+    before = flat(image_features(model, inputs).pooler_output)
+    with replaced_output(tower_layers(tower)[layer], change):
+        after = flat(image_features(model, inputs).pooler_output)
+    difference = (after - before).float().abs().amax(dim=-1)
+    return set((difference > 1e-3 * difference.max()).nonzero().flatten().tolist())

@@ -1,0 +1,43 @@
+"""Which models need no module of their own, and why others cannot be served."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from damro.decoding.compat import older_than
+
+SINCE = "5.20"
+"""The first transformers whose models take image features that are computed already."""
+
+
+def why_not(kind: type[Any]) -> str | None:
+    """Why a class of models cannot be served without a module of its own; None if it can.
+
+    Args:
+        kind: such as `Qwen3VLForConditionalGeneration`.
+
+    Returns:
+        What the model lacks or does, as in "model X, which ..."; empty for what is no image-text model at all.
+    """
+    config = getattr(kind, "config_class", None)
+    if config is None or not hasattr(kind, "forward") or not _encodes_images(kind):
+        return ""
+    if older_than(SINCE):
+        return f"needs transformers {SINCE} or newer; pip install 'transformers>={SINCE}'"
+    if not hasattr(kind, "generate"):
+        return "has no language-model head; load the ...ForConditionalGeneration class"
+    if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
+        return "takes no image features that are computed already (mm_encoder_outputs)"
+    if not (hasattr(config, "image_token_id") or "image_token_id" in getattr(config, "attribute_map", {})):
+        return "has no token that stands for image columns (image_token_id)"
+    return None
+
+
+def _encodes_images(kind: type[Any]) -> bool:
+    """Whether the class, or the model inside of it, has `get_image_features`."""
+    home = vars(sys.modules[kind.__module__]).values()
+    return hasattr(kind, "get_image_features") or any(
+        inspect.isclass(one) and one.__module__ == kind.__module__ and "get_image_features" in vars(one) for one in home
+    )
