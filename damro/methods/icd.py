@@ -78,7 +78,7 @@ def disturb_text(
         sentence: what to put there.
 
     Returns:
-        A copy of `inputs` with longer `input_ids (B, L + n)` and `attention_mask`.
+        A copy of `inputs` with longer `input_ids (B, L + n)`, `attention_mask` and, where there are any, token types.
 
     Raises:
         ParameterError: if the sentence is empty, or there is no tokenizer to read it.
@@ -90,8 +90,11 @@ def disturb_text(
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
     image = image_columns(model, ids)
-    longer, read = _insert(ids, mask, mask.bool() & ~image, tokenizer.bos_token_id, prefix)
-    return {**inputs, "input_ids": longer, "attention_mask": read}
+    places = _places(ids, mask.bool() & ~image, tokenizer.bos_token_id)
+    longer = {"input_ids": _insert(ids, places, prefix), "attention_mask": _insert(mask, places, prefix.ne(-1))}
+    # What says of every token whether it is text or of an image; text is 0.
+    types = {name: inputs[name] for name in inputs if name.endswith("token_type_ids")}
+    return {**inputs, **longer, **{name: _insert(told, places, 0 * prefix) for name, told in types.items()}}
 
 
 def disturb_question(
@@ -112,8 +115,9 @@ def disturb_question(
     ids: Tensor = inputs["qformer_input_ids"]
     mask = inputs.get("qformer_attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    longer, read = _insert(ids, mask, mask.bool(), tokenizer.cls_token_id, prefix)
-    return {**inputs, "qformer_input_ids": longer, "qformer_attention_mask": read}
+    places = _places(ids, mask.bool(), tokenizer.cls_token_id)
+    longer = {"qformer_input_ids": _insert(ids, places, prefix)}
+    return {**inputs, **longer, "qformer_attention_mask": _insert(mask, places, prefix.ne(-1))}
 
 
 def has_question(model: PreTrainedModel) -> bool:
@@ -137,14 +141,15 @@ def _tokens(tokenizer: Any, sentence: str, name: str) -> Tensor:
     return torch.tensor(ids)
 
 
-def _insert(ids: Tensor, mask: Tensor, text: Tensor, begin: int | None, prefix: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and mask with `prefix (n,)` in front of the first column of `text (B, L)`, or behind it if it is `begin`."""
+def _places(ids: Tensor, text: Tensor, begin: int | None) -> list[int]:
+    """For each row the first column of `text (B, L)`, or the one behind it if it is `begin`."""
+    first = text.long().argmax(dim=-1).tolist()
+    return [place + int(begin is not None and int(ids[row, place]) == begin) for row, place in enumerate(first)]
+
+
+def _insert(rows: Tensor, places: list[int], new: Tensor) -> Tensor:
+    """`rows (B, L)` with `new (n,)` in front of a column of each."""
     import torch
 
-    prefix, read = prefix.to(ids.device), mask.new_ones(len(prefix))
-    new_ids, new_mask = [], []
-    for row, place in enumerate(text.long().argmax(dim=-1).tolist()):
-        at = place + int(begin is not None and int(ids[row, place]) == begin)
-        new_ids.append(torch.cat([ids[row, :at], prefix, ids[row, at:]]))
-        new_mask.append(torch.cat([mask[row, :at], read, mask[row, at:]]))
-    return torch.stack(new_ids), torch.stack(new_mask)
+    new = new.to(rows)
+    return torch.stack([torch.cat([row[:at], new, row[at:]]) for row, at in zip(rows, places, strict=True)])
