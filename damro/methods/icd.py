@@ -78,20 +78,28 @@ def disturb_text(
         sentence: what to put there.
 
     Returns:
-        A copy of `inputs` with longer `input_ids (B, L + n)` and `attention_mask`.
+        A copy of `inputs` with longer `input_ids (B, L + n)` and `attention_mask`, and whatever else says of every
+        token what it is.
 
     Raises:
         ParameterError: if the sentence is empty, or there is no tokenizer to read it.
     """
     from damro.decoding.families.base import attention_mask_of, image_columns
+    from damro.decoding.families.generic.prompt import TYPES
 
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     prefix = _tokens(tokenizer, sentence, "processor")
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
     image = image_columns(model, ids)
-    longer, read = _insert(ids, mask, mask.bool() & ~image, tokenizer.bos_token_id, prefix)
-    return {**inputs, "input_ids": longer, "attention_mask": read}
+    places = _places(ids, mask.bool() & ~image, tokenizer.bos_token_id)
+    types = {
+        name: _insert(inputs[name], places, inputs[name].new_zeros(len(prefix)))
+        for name in TYPES
+        if inputs.get(name) is not None
+    }
+    read = _insert(mask, places, mask.new_ones(len(prefix)))
+    return {**inputs, **types, "input_ids": _insert(ids, places, prefix), "attention_mask": read}
 
 
 def disturb_question(
@@ -112,8 +120,9 @@ def disturb_question(
     ids: Tensor = inputs["qformer_input_ids"]
     mask = inputs.get("qformer_attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    longer, read = _insert(ids, mask, mask.bool(), tokenizer.cls_token_id, prefix)
-    return {**inputs, "qformer_input_ids": longer, "qformer_attention_mask": read}
+    places = _places(ids, mask.bool(), tokenizer.cls_token_id)
+    read = _insert(mask, places, mask.new_ones(len(prefix)))
+    return {**inputs, "qformer_input_ids": _insert(ids, places, prefix), "qformer_attention_mask": read}
 
 
 def has_question(model: PreTrainedModel) -> bool:
@@ -137,14 +146,18 @@ def _tokens(tokenizer: Any, sentence: str, name: str) -> Tensor:
     return torch.tensor(ids)
 
 
-def _insert(ids: Tensor, mask: Tensor, text: Tensor, begin: int | None, prefix: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and mask with `prefix (n,)` in front of the first column of `text (B, L)`, or behind it if it is `begin`."""
+def _places(ids: Tensor, text: Tensor, begin: int | None) -> list[int]:
+    """Row by row, the first column of `text (B, L)`, or the one behind it if that is `begin`."""
+    return [
+        place + int(begin is not None and int(ids[row, place]) == begin)
+        for row, place in enumerate(text.long().argmax(dim=-1).tolist())
+    ]
+
+
+def _insert(table: Tensor, places: list[int], new: Tensor) -> Tensor:
+    """A table `(B, L)` with `new (n,)` in front of a column of each row."""
     import torch
 
-    prefix, read = prefix.to(ids.device), mask.new_ones(len(prefix))
-    new_ids, new_mask = [], []
-    for row, place in enumerate(text.long().argmax(dim=-1).tolist()):
-        at = place + int(begin is not None and int(ids[row, place]) == begin)
-        new_ids.append(torch.cat([ids[row, :at], prefix, ids[row, at:]]))
-        new_mask.append(torch.cat([mask[row, :at], read, mask[row, at:]]))
-    return torch.stack(new_ids), torch.stack(new_mask)
+    new = new.to(table.device, table.dtype)
+    rows = [torch.cat([row[:at], new, row[at:]]) for row, at in zip(table, places, strict=True)]
+    return torch.stack(rows)
