@@ -78,12 +78,14 @@ def disturb_text(
         sentence: what to put there.
 
     Returns:
-        A copy of `inputs` with longer `input_ids (B, L + n)`, `attention_mask` and, where there are any, token types.
+        A copy of `inputs` with longer `input_ids (B, L + n)` and `attention_mask`, and whatever else says of every
+        token what it is.
 
     Raises:
         ParameterError: if the sentence is empty, or there is no tokenizer to read it.
     """
     from damro.decoding.families.base import attention_mask_of, image_columns
+    from damro.decoding.families.generic.prompt import TYPES
 
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     prefix = _tokens(tokenizer, sentence, "processor")
@@ -91,10 +93,13 @@ def disturb_text(
     mask = attention_mask_of(model, inputs).to(ids.device)
     image = image_columns(model, ids)
     places = _places(ids, mask.bool() & ~image, tokenizer.bos_token_id)
-    longer = {"input_ids": _insert(ids, places, prefix), "attention_mask": _insert(mask, places, prefix.ne(-1))}
-    # What says of every token whether it is text or of an image; text is 0.
-    types = {name: inputs[name] for name in inputs if name.endswith("token_type_ids")}
-    return {**inputs, **longer, **{name: _insert(told, places, 0 * prefix) for name, told in types.items()}}
+    types = {
+        name: _insert(inputs[name], places, inputs[name].new_zeros(len(prefix)))
+        for name in TYPES
+        if inputs.get(name) is not None
+    }
+    read = _insert(mask, places, mask.new_ones(len(prefix)))
+    return {**inputs, **types, "input_ids": _insert(ids, places, prefix), "attention_mask": read}
 
 
 def disturb_question(
@@ -116,8 +121,8 @@ def disturb_question(
     mask = inputs.get("qformer_attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     places = _places(ids, mask.bool(), tokenizer.cls_token_id)
-    longer = {"qformer_input_ids": _insert(ids, places, prefix)}
-    return {**inputs, **longer, "qformer_attention_mask": _insert(mask, places, prefix.ne(-1))}
+    read = _insert(mask, places, mask.new_ones(len(prefix)))
+    return {**inputs, "qformer_input_ids": _insert(ids, places, prefix), "qformer_attention_mask": read}
 
 
 def has_question(model: PreTrainedModel) -> bool:
@@ -142,14 +147,17 @@ def _tokens(tokenizer: Any, sentence: str, name: str) -> Tensor:
 
 
 def _places(ids: Tensor, text: Tensor, begin: int | None) -> list[int]:
-    """For each row the first column of `text (B, L)`, or the one behind it if it is `begin`."""
-    first = text.long().argmax(dim=-1).tolist()
-    return [place + int(begin is not None and int(ids[row, place]) == begin) for row, place in enumerate(first)]
+    """Row by row, the first column of `text (B, L)`, or the one behind it if that is `begin`."""
+    return [
+        place + int(begin is not None and int(ids[row, place]) == begin)
+        for row, place in enumerate(text.long().argmax(dim=-1).tolist())
+    ]
 
 
-def _insert(rows: Tensor, places: list[int], new: Tensor) -> Tensor:
-    """`rows (B, L)` with `new (n,)` in front of a column of each."""
+def _insert(table: Tensor, places: list[int], new: Tensor) -> Tensor:
+    """A table `(B, L)` with `new (n,)` in front of a column of each row."""
     import torch
 
-    new = new.to(rows)
-    return torch.stack([torch.cat([row[:at], new, row[at:]]) for row, at in zip(rows, places, strict=True)])
+    new = new.to(table.device, table.dtype)
+    rows = [torch.cat([row[:at], new, row[at:]]) for row, at in zip(table, places, strict=True)]
+    return torch.stack(rows)

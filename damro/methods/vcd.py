@@ -51,12 +51,45 @@ class VCD(Method):
 
         family = family_of(model)
         full = scene.full_prompt(model, inputs, scene.look(model, inputs))
-        pixels = {key: inputs[key] for key in family.PIXELS if inputs.get(key) is not None}
         noisy: dict[str, Any] = dict(inputs)
-        for key, value in pixels.items():
-            noisy[key] = add_diffusion_noise(value, self.noise_step, self.seed or 0)
+        for key in family.PIXELS:
+            if inputs.get(key) is not None:
+                noisy[key] = noisy_pixels(model, inputs, key, self.noise_step, self.seed or 0)
         encoding = encode_images(model, noisy, shared=scene.shared_image)
         return Contrast(full, family.full_prompt(model, noisy, encoding), ContrastRule(self.alpha, self.beta))
+
+
+def noisy_pixels(model: PreTrainedModel, inputs: Mapping[str, Any], key: str, step: int, seed: int) -> Tensor:
+    """Pixels under diffusion noise, in whatever form the model's processor returned them.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        key: name of the pixels.
+        step: of the process, from 0 to 999.
+        seed: of the noise.
+
+    Returns:
+        A tensor like `inputs[key]`. Tiles of nothing but zeros, by which models tell that they are none, stay so. Where
+        patches of all images stand in one row, `(patches, channels * frames * height * width)`, each image gets the
+        noise of one of its shape, and both frames of a still image the same.
+    """
+    import torch
+
+    pixels: Tensor = inputs[key]
+    if pixels.ndim == 2 and inputs.get("image_grid_thw") is not None:
+        frames = getattr(model.config.vision_config, "temporal_patch_size", None) or 1
+        side = model.config.vision_config.patch_size
+        frames = frames if pixels.shape[1] % (frames * side**2) == 0 else 1
+        images = []
+        for image in pixels.split(inputs["image_grid_thw"].prod(dim=-1).tolist()):
+            still = image.view(len(image), -1, frames, side**2).movedim(2, 0)  # (frames, patches, channels, pixels)
+            images.append(add_diffusion_noise(still, step, seed).movedim(0, 2).reshape(image.shape))
+        return torch.cat(images)
+    noisy = add_diffusion_noise(pixels, step, seed)
+    if pixels.ndim == 5:
+        noisy = noisy.masked_fill((pixels == 0).flatten(2).all(dim=-1)[:, :, None, None, None], 0)
+    return noisy
 
 
 def noise_levels(step: int) -> tuple[float, float]:

@@ -21,7 +21,9 @@ from damro.decoding.families.generic.layout import Grid, ImageColumns, patch_siz
 from damro.decoding.families.generic.prompt import flat
 from damro.decoding.hooks import replaced_output
 
-_ROUNDS = 2
+_ROUNDS = 4
+"""Two looks show that a candidate is right; more are taken while there is more than one."""
+
 _found: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 
 
@@ -107,9 +109,9 @@ def column_map(model: Any, inputs: Mapping[str, Any], image: ImageColumns, layer
 
 
 def _small(grid: Grid, merge: int, window: int | None) -> Grid:
-    """A shape no larger than need be, in which windows end as they do in this one."""
-    period = merge * (window or 4)
-    rows, columns = (side if side < 2 * period else period + side % period for side in grid)
+    """A shape no larger than need be, with several windows that end as they do in this one."""
+    period = merge * (window or 2)
+    rows, columns = (side if side < 3 * period else 2 * period + side % period for side in grid)
     return rows, columns
 
 
@@ -145,7 +147,9 @@ def _verified(model: Any, inputs: Mapping[str, Any], grid: Grid, merge: int, lay
     maps = candidates(model, grid, merge)
     random = torch.Generator().manual_seed(0)
     columns = grid[0] * grid[1] // merge**2
-    for _ in range(_ROUNDS):
+    for round_ in range(_ROUNDS):
+        if round_ > 1 and len(maps) < 2:
+            break
         patches = torch.randperm(grid[0] * grid[1], generator=random)[: max(1, columns // 3)]
         changed = _changed_columns(model, inputs, layer, patches + first)
         maps = {name: told for name, told in maps.items() if set(told[patches].tolist()) == changed}
