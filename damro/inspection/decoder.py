@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import start_tokens
-from damro.decoding.families import check_inputs, family_of
+from damro.decoding.branches.kv import keeps_columns, roomy_cache
+from damro.decoding.compat import CACHE
+from damro.decoding.families import check_inputs, family_of, unwrap
 from damro.decoding.families.base import is_encoder_decoder
-from damro.decoding.hooks import Look, hooked
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt, VisualPrompt
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.inspection.layout import ImageView, encode_with_views, find_view
 from damro.inspection.plain import Plain
+from damro.inspection.rows import Rows, recording_rows
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def inspect_decoder(
 ) -> DecoderInspection:
     """Replays generated tokens in one pass and keeps where in the image each was looking.
 
-    Queries and keys are taken by hooks that are gone afterwards, so this works under any attention
-    implementation; of a layer only the rows of the generated tokens and the image columns are kept.
+    Weights are looked at where transformers lets attention functions be exchanged, for this thread alone, so this works
+    under any attention implementation; of a layer only the rows of the generated tokens and the image columns are kept.
 
     Args:
         model: a supported LVLM.
@@ -119,7 +120,7 @@ class Replay(NamedTuple):
 
 
 @torch.no_grad()
-def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[VisualPrompt, tuple[ImageView, ...]]:
+def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Prompt, tuple[ImageView, ...]]:
     """The prompt the model reads, and where its image columns lie.
 
     Raises:
@@ -134,8 +135,8 @@ def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Vi
 
 
 @torch.no_grad()
-def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers: Sequence[int] = ()) -> Replay:
-    """Feeds a prompt and the tokens that followed it, once.
+def replay(model: PreTrainedModel, prompt: Prompt, tokens: Tensor, layers: Sequence[int] = ()) -> Replay:
+    """Feeds a prompt, and then the tokens that followed it.
 
     Of an encoder-decoder there are the logits only: no layer of its decoder can be named in `layers`.
 
@@ -155,26 +156,48 @@ def replay(model: PreTrainedModel, prompt: VisualPrompt, tokens: Tensor, layers:
             "cut the prompt and the padding off what generate returned"
         )
     decoder: Any = family_of(model).decoder(model)
-    if is_encoder_decoder(decoder) and not layers:
+    if isinstance(prompt, VisualPrompt) and is_encoder_decoder(decoder) and not layers:
         columns = torch.empty(0, len(tokens), int(prompt.image_mask.sum()))
         return Replay(_answer_logits(decoder, prompt, tokens), columns)
-    embeds = prompt.inputs_embeds
-    fed = model.get_input_embeddings()(tokens[None, :-1].to(embeds.device)).to(embeds.dtype)
-    mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones(1, len(tokens) - 1)], dim=-1)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     image = prompt.image_mask[0].nonzero().flatten()
-    with record_rows(model, layers, mask[0].bool(), image, len(tokens)) as kept:
-        output: Any = decoder(
-            inputs_embeds=torch.cat([embeds, fed], dim=1),
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=len(tokens),
-            **prompt.reading(following=len(tokens) - 1),
-        )
-    rows = [kept[layer] for layer in layers]
+    modules = [decoder_layers(model)[number].self_attn for number in layers]
+    with recording_rows(_language_model(model), modules, image) as recorded:
+        logits = _causal_logits(model, decoder, prompt, tokens, recorded)
     empty = torch.empty(0, len(tokens), len(image))
-    return Replay(output.logits[0].float().cpu(), torch.stack(rows) if rows else empty)
+    return Replay(logits, torch.stack(recorded.joined()) if layers else empty)
+
+
+def _causal_logits(model: Any, decoder: Any, prompt: Prompt, tokens: Tensor, recorded: Rows) -> Tensor:
+    """`(T, V)`: the logits of every token of an answer behind a prompt: of the first the prompt's, of others one run's.
+
+    A prompt is read as ``generate`` reads it, with all that a model does to it in one pass.
+    """
+    if not keeps_columns(decoder):
+        raise UnsupportedModelError(
+            "language model must attend in every layer for its answers to be replayed, got "
+            f"{type(decoder.get_decoder()).__name__}, which keeps states"
+        )
+    cache = roomy_cache()
+    with recorded.last(1):
+        first: Any = decoder(**prompt.first_inputs(), use_cache=True, logits_to_keep=1, **{CACHE: cache})
+    if len(tokens) == 1:
+        return _on_cpu(first)
+    mask, start = prompt.attention_mask, prompt.next_position[:, None]
+    fed = tokens[None, :-1].to(mask.device)
+    following: Any = decoder(
+        **prompt.next_inputs(fed, model.get_input_embeddings()),
+        attention_mask=torch.cat([mask, mask.new_ones(fed.shape)], dim=-1),
+        position_ids=start + torch.arange(fed.shape[1], device=start.device),
+        use_cache=True,
+        **{CACHE: cache},
+    )
+    return torch.cat([_on_cpu(first), _on_cpu(following)])
+
+
+def _on_cpu(output: Any) -> Tensor:
+    """`(T, V)`: the logits of a single prompt."""
+    logits: Tensor = output.logits[0].float().cpu()
+    return logits
 
 
 def _answer_logits(decoder: Any, prompt: VisualPrompt, tokens: Tensor) -> Tensor:
@@ -186,123 +209,27 @@ def _answer_logits(decoder: Any, prompt: VisualPrompt, tokens: Tensor) -> Tensor
         decoder_input_ids=fed.to(prompt.inputs_embeds.device),
         use_cache=False,
     )
-    logits: Tensor = output.logits[0].float().cpu()
-    return logits
+    return _on_cpu(output)
+
+
+def _language_model(model: Any) -> nn.Module:
+    module: nn.Module = unwrap(model).get_decoder()
+    return module
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:
     """The transformer layers of the language model.
 
     Raises:
-        UnsupportedModelError: if their queries and keys are not where LLaMA-like models have them.
+        UnsupportedModelError: if they do not attend by queries and keys alone, each in its `self_attn`.
     """
-    lvlm: Any = model
-    decoder = lvlm.get_decoder()
+    decoder: Any = _language_model(model)
     layers: Any = getattr(decoder, "layers", ())
-    attention = getattr(layers[0], "self_attn", None) if len(layers) else None
-    plain = all(hasattr(attention, name) for name in ("q_proj", "k_proj", "scaling", "head_dim"))
-    capped = getattr(attention, "attn_logit_softcapping", None) is not None
-    if not plain or capped or hasattr(attention, "q_norm"):
+    attention = [getattr(layer, "self_attn", None) for layer in layers]
+    capped = any(getattr(one, "attn_logit_softcapping", None) is not None for one in attention)
+    if not attention or None in attention or capped:
         raise UnsupportedModelError(
-            "language model must have q_proj and k_proj with rotary positions, without soft-capped scores "
-            f"(LLaMA, Mistral, Vicuna, Qwen2, Gemma), got {type(decoder).__name__}"
+            "language model must attend in every layer, by queries and keys alone and without soft-capped scores "
+            f"(LLaMA, Mistral, Vicuna, Qwen, Gemma 3), got {type(decoder).__name__}"
         )
     return layers
-
-
-@contextmanager
-def record_rows(
-    model: PreTrainedModel, layers: Sequence[int], read: Tensor, image: Tensor, rows: int
-) -> Iterator[dict[int, Tensor]]:
-    """While open, keeps the last rows of some layers' attention to the image columns.
-
-    Args:
-        model: a supported LVLM.
-        layers: layer numbers.
-        read: `(L,)`, True for columns that are no padding.
-        image: `(I,)`, the image columns.
-        rows: how many rows, counted from the end.
-
-    Yields:
-        A dict that is filled, by layer, with `(rows, I)`, float32 on the CPU. Hooks are removed on exit.
-    """
-    kept: dict[int, Tensor] = {}
-    before: list[tuple[nn.Module, Look]] = []
-    after: list[tuple[nn.Module, Look]] = []
-    length = len(read)
-    causal = torch.arange(length)[None] <= torch.arange(length - rows, length)[:, None]
-    visible = causal.to(read.device) & read  # (rows, L)
-    for number in layers:
-        attention = decoder_layers(model)[number].self_attn
-        _check_window(attention, length)
-        rotary, *outputs = _looks_at_rows(attention, visible, image, kept, number)
-        before.append(rotary)
-        after += outputs
-    with hooked(before=before, after=after):
-        yield kept
-
-
-def _check_window(attention: Any, length: int) -> None:
-    """Rows under a sliding window would need another mask."""
-    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-    if window is not None and window < length:
-        raise UnsupportedModelError(
-            f"prompt and tokens must fit the language model's sliding window of {window}, got {length} columns"
-        )
-
-
-def _looks_at_rows(
-    attention: Any, visible: Tensor, image: Tensor, kept: dict[int, Tensor], number: int
-) -> list[tuple[nn.Module, Look]]:
-    """Modules of one attention, and functions that see what the first reads and what the others put out.
-
-    Queries and keys are dropped as soon as the weights are known.
-    """
-    parts: dict[str, Any] = {}
-    rows = len(visible)
-
-    def rotary(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        parts["rotary"] = kwargs["position_embeddings"]
-
-    def query(module: Any, args: Any, output: Tensor) -> None:
-        parts["query"] = output[0, -rows:].view(rows, -1, attention.head_dim)
-
-    def keys(module: Any, args: Any, output: Tensor) -> None:
-        parts["keys"] = output[0].view(len(output[0]), -1, attention.head_dim)
-
-    def finish(module: Any, args: Any, output: Any) -> None:
-        cos, sin = parts.pop("rotary")
-        turned = rotate(parts.pop("query"), cos[0, -rows:], sin[0, -rows:]).float()  # (rows, heads, d)
-        held = rotate(parts.pop("keys"), cos[0], sin[0]).float()  # (L, kv heads, d)
-        held = held.repeat_interleave(turned.shape[1] // held.shape[1], dim=1)
-        logits = torch.einsum("thd,lhd->htl", turned, held) * attention.scaling
-        weights = torch.softmax(logits.masked_fill(~visible.to(logits.device), float("-inf")), dim=-1)
-        kept[number] = weights[..., image.to(weights.device)].mean(dim=0).cpu()
-
-    return [
-        (attention, rotary),
-        (attention.q_proj, query),
-        (attention.k_proj, keys),
-        (attention, finish),
-    ]
-
-
-def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) in the half-split layout of LLaMA.
-
-    Args:
-        vectors: `(L, heads, d)`.
-        cos: `(L, d)`.
-        sin: `(L, d)`.
-
-    Returns:
-        `(L, heads, d)`.
-
-    Example:
-        >>> import torch
-        >>> quarter_turn = torch.zeros(1, 2), torch.ones(1, 2)
-        >>> rotate(torch.tensor([[[1.0, 0.0]]]), *quarter_turn).tolist()
-        [[[0.0, 1.0]]]
-    """
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
