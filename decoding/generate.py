@@ -14,8 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
-from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
 from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of, unwrap

@@ -151,7 +151,7 @@ def draw_astronaut() -> Figure:
     inputs = prepare_inputs(processor, [photograph], [], model)
     seen = inspect_vit(model, inputs, layers=[-1])
     return draw_overlay(
-        seen_image(processor, inputs),
+        seen_image(processor, inputs, model=model),
         seen.weights[0].view(*seen.grid),
         title=f"[CLS] attention, layer {seen.layer}, heads {seen.heads}, DINOv2 ViT-S/14",
         outliers=[(row, column) for row, column in seen.outliers.positions[0].tolist()],

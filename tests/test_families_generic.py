@@ -27,9 +27,7 @@ def reference(name: str, inputs: dict[str, Any], **call: Any) -> Tensor:
     with torch.no_grad():
         rows = negative_rows(name, model, inputs, TOP_K)
     torch.manual_seed(0)
-    ids: Tensor = model.generate(
-        **inputs, logits_processor=[Stateless(model, rows, length, ALPHA, BETA)], **call
-    )
+    ids: Tensor = model.generate(**inputs, logits_processor=[Stateless(model, rows, length, ALPHA, BETA)], **call)
     return ids
 
 

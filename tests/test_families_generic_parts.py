@@ -47,13 +47,12 @@ def test_recorded_attention_is_that_of_eager_weights_in_every_layer(name: str) -
     for weights, layer in zip(seen.values(), recorded.values(), strict=True):
         assert len(weights) == len(layer.calls)
         for full, ours in zip(weights, layer.calls, strict=True):
-            joined = full.mean(dim=1)  # (batch, queries, keys)
             if name.startswith("internvl"):
-                expected = joined[:, 0]
+                expected = full[:, :, 0]  # (batch, heads, keys)
             else:
                 # A patch that nobody looks at is padding, and what it looks at itself is not counted.
-                read = joined.amax(dim=1) > 0
-                expected = torch.stack([tile[own].mean(dim=0) for tile, own in zip(joined, read, strict=True)])
+                read = full.mean(dim=1).amax(dim=1) > 0
+                expected = torch.stack([tile[:, own].mean(dim=1) for tile, own in zip(full, read, strict=True)])
             assert float((ours - expected).abs().max()) < 3e-6
 
 
@@ -92,7 +91,7 @@ def test_the_attention_of_a_causal_tower_is_causal() -> None:
     layer = RecordedLayer("received")
     layer.see(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), None, 1.0, True)
     expected = torch.tensor([1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3]) / 3
-    torch.testing.assert_close(layer.calls[0][0], expected)
+    torch.testing.assert_close(layer.calls[0][0, 0], expected)
 
 
 def test_other_threads_see_the_models_own_attention_meanwhile() -> None:
@@ -134,7 +133,7 @@ def test_the_model_itself_shows_its_map(name: str) -> None:
     layer = generic.feature_layer(model, reference=True)
     maps._found.pop(generic.image_tower(model), None)
     with torch.no_grad():
-        generic.column_weights(model, inputs, recorded_layers(name, inputs)[layer], layer)
+        generic.column_weights(model, inputs, recorded_layers(name, inputs)[layer])
     found = set(maps._found[generic.image_tower(model)].values())
     shown = {"qwen2_5_vl": "windows", "exaone4_5": "windows", "deepseek_vl": "runs"}
     packed = ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v", "video_llama_3")

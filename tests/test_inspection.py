@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from damro import DAMROProcessor, cls_attention, find_outliers
 from damro.decoding.families import family_of
-from damro.errors import InputsError, ParameterError, UnsupportedModelError
+from damro.errors import InputsError, ParameterError
 from damro.inspection import (
     Mention,
     compare_mentions,

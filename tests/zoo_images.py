@@ -133,7 +133,10 @@ def by_prompt(pixels: list[Tensor], counts: list[int]) -> Inputs:
     for count in counts:
         rows.append(torch.cat(pixels[first : first + count]))
         first += count
-    values, read = torch.zeros(len(rows), max(map(len, rows)), 3, 56, 56), torch.zeros(len(rows), max(map(len, rows)), 56, 56)
+    values, read = (
+        torch.zeros(len(rows), max(map(len, rows)), 3, 56, 56),
+        torch.zeros(len(rows), max(map(len, rows)), 56, 56),
+    )
     for row, tiles in enumerate(rows):
         values[row, : len(tiles)], read[row, : len(tiles)] = tiles, 1
         read[row, len(tiles) - 1, :, 42:] = 0

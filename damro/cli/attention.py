@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     seen = inspect_vit(model, inputs, layers=[-1], layer=args.layer, heads=args.heads, top_k=args.top_k, rule=args.rule)
     words = _answer_maps(args, model, processor, inputs) if args.prompt is not None else None
     if args.out is not None:
-        _draw(args, processor, inputs, seen, words)
+        _draw(args, model, processor, inputs, seen, words)
     if args.json:
         print(json.dumps(_as_json(args, seen, words), allow_nan=False))
     else:
@@ -138,13 +138,13 @@ def _print_outliers(args: argparse.Namespace, seen: Any) -> None:
         )
 
 
-def _draw(args: argparse.Namespace, processor: Any, inputs: Any, seen: Any, words: Any) -> None:
+def _draw(args: argparse.Namespace, model: Any, processor: Any, inputs: Any, seen: Any, words: Any) -> None:
     """The vision tower's map of the whole image; with an answer, then one map a word."""
     from damro.figures import draw_overlay, draw_strip, save_figure
     from damro.inspection import seen_image
     from damro.vision.sources import SOURCE_NAMES
 
-    picture = seen_image(processor, inputs)
+    picture = seen_image(processor, inputs, model=model)
     name = str(args.model).rstrip("/").rsplit("/", 1)[-1]
     if words is None:
         count = int(seen.outliers.count[0])

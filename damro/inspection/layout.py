@@ -86,6 +86,13 @@ def image_views(
         encoding: the vision tower's run over them.
         cross: for InstructBLIP, `(images, queries, patches)`: what :func:`record_cross` kept.
     """
+    family: Any = family_of(model)
+    if hasattr(family, "images_of"):  # columns are merged patches: those of each image's base tile
+        bases = enumerate(family.images_of(model, inputs))
+        return tuple(
+            ImageView("image", number, base.grid, torch.arange(base.first, base.first + base.columns))
+            for number, base in bases
+        )
     views: list[ImageView] = []
     start = 0
     for image, feature in enumerate(encoding.features):

@@ -82,7 +82,10 @@ class Scene:
 
         check_inputs(model, inputs)
         family = family_of(model)
-        with record_layers(family, model, inputs, layers) as recorded, record_for(self.pruning, model, inputs) as ranked:
+        with (
+            record_layers(family, model, inputs, layers) as recorded,
+            record_for(self.pruning, model, inputs) as ranked,
+        ):
             encoding = encode_images(model, inputs, shared=self.shared_image)
         return VisionRun(encoding, recorded, ranked)
 

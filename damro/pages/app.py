@@ -303,7 +303,7 @@ def draw_attention(
     layer = contrast.attention.layer
     seen = inspect_vit(model, inputs, layers=[layer], layer=layer, top_k=contrast.outliers.shape[1])
     figure = draw_overlay(
-        seen_image(processor, inputs),
+        seen_image(processor, inputs, model=model),
         seen.weights[0].view(*seen.grid),
         title=f"{SOURCE_NAMES[seen.source]}, layer {layer}, heads {seen.heads}, {name}",
         outliers=[(row, column) for row, column in seen.outliers.positions[0].tolist()],

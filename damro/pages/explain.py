@@ -138,7 +138,7 @@ def explain_answers(
     return Explanation(
         prompt=prompt,
         model=name,
-        picture=seen_image(processor, inputs),
+        picture=seen_image(processor, inputs, model=model),
         vit=vit,
         alpha=contrast.alpha,
         beta=contrast.beta,

@@ -149,7 +149,7 @@ def read_layer(
         return read_attention(recorded[layer], encoding, layer, heads)
     if heads != "mean":
         raise ParameterError(f"heads must be 'mean' for {model.config.model_type}, got {heads!r}")
-    images, weights = zip(*family.column_weights(model, inputs, recorded[layer], layer), strict=True)
+    images, weights = zip(*family.column_weights(model, inputs, recorded[layer]), strict=True)
     grids = tuple(image.grid for image in images)
     return CLSAttention(
         check_weights(pad_sequence(list(weights), batch_first=True)),
@@ -191,13 +191,24 @@ def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -
     """
     if layer is None:
         return family.feature_layer(model, reference=True)
-    depth = len(family.layers(model) if hasattr(family, "layers") else encoder_layers(family.vision_tower(model)))
+    depth = len(tower_layers(model, family))
     if not isinstance(layer, Integral) or isinstance(layer, bool) or not -depth <= layer < depth:
         raise ParameterError(
             f"layer must name one of the ViT's {depth} layers (0 to {depth - 1}, or from the end -{depth} to -1), "
             f"got {layer!r}"
         )
     return int(layer) % depth
+
+
+def tower_layers(model: PreTrainedModel, family: HasTower) -> nn.ModuleList:
+    """The transformer layers of a model's vision tower.
+
+    Raises:
+        UnsupportedModelError: if they are not where transformers puts them.
+    """
+    own = getattr(family, "layers", None)
+    found: nn.ModuleList = encoder_layers(family.vision_tower(model)) if own is None else own(model)
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from damro.decoding.hooks import Look, hooked
+from damro.errors import UnsupportedModelError
 from damro.vision.attention import encoder_layers, locate_tiles, resolve_layer, summary_tokens, tower_family
 from damro.vision.sources import has_cls
 
@@ -50,6 +51,11 @@ def patch_features(model: PreTrainedModel, inputs: Mapping[str, Any], layer: int
         UnsupportedModelError, InputsError, ParameterError: as :func:`damro.cls_attention` does.
     """
     family = tower_family(model, inputs)
+    if hasattr(family, "column_weights"):
+        raise UnsupportedModelError(
+            f"model must be one whose patches are ranked one by one, to read their features, got "
+            f"{model.config.model_type}, of which columns are ranked; rules of attention (topk, iqr, mad) need none"
+        )
     number = resolve_layer(model, family, layer)
     tower = family.vision_tower(model, inputs)
     with record_outputs(tower, [number]) as recorded:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from damro.errors import InputsError, ParameterError
 from damro.vision.attention import CLSAttention
@@ -100,14 +101,15 @@ def find_outliers(
     if not rules:
         raise ParameterError(f"rule must name one or more of {', '.join(RULES)}, got none")
     flagged = torch.stack([_flag(attention, features, name, top_k, cutoff) for name in rules]).all(dim=0)
+    across = torch.tensor([columns for _, columns in attention.grids] or [attention.grid[1]], device=weights.device)
     count = flagged.sum(dim=-1)
     # Sorting unflagged patches behind all others keeps descending attention among the flagged.
     order = weights.masked_fill(~flagged, float("-inf")).argsort(dim=-1, descending=True, stable=True)
     width = int(count.max())
     beyond = torch.arange(width, device=weights.device) >= count[:, None]
     indices = order[:, :width].masked_fill(beyond, -1)
-    rows, columns = indices // attention.grid[1], indices % attention.grid[1]
-    positions = torch.stack([rows, columns], dim=-1).masked_fill(beyond[..., None], -1)
+    positions = torch.stack([indices // across[:, None], indices % across[:, None]], dim=-1)
+    positions = positions.masked_fill(beyond[..., None], -1)
     shares = weights / weights.sum(dim=-1, keepdim=True)
     background, base = _background(attention, flagged, object_mask)
     return Outliers(
@@ -126,7 +128,12 @@ def _flag(
 ) -> Tensor:
     """The patches that one rule flags."""
     if rule not in FEATURE_SCORES:
-        return flag_patches(attention.weights, top_k, rule, _CUTOFF if cutoff is None else cutoff)
+        limit = _CUTOFF if cutoff is None else cutoff
+        if not attention.grids:
+            return flag_patches(attention.weights, top_k, rule, limit)
+        # Images of different shapes: each among its own patches.
+        own = [row[: attention.patches_of(tile)] for tile, row in enumerate(attention.weights)]
+        return pad_sequence([flag_patches(row[None], top_k, rule, limit)[0] for row in own], batch_first=True)
     if features is None:
         raise ParameterError(
             f"features must be given with rule {rule!r}, got None; pass damro.patch_features(model, inputs)"

@@ -91,9 +91,7 @@ class Family(Protocol):
     def full_prompt(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
         """The prompt the model itself would read."""
 
-    def prompt_of_patches(
-        self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor
-    ) -> Prompt:
+    def prompt_of_patches(self, model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> Prompt:
         """The prompt whose images consist of some patches only.
 
         Args:

@@ -27,16 +27,18 @@ from damro.decoding.families.base import (
     image_columns,
 )
 from damro.decoding.families.generic.attention import RecordedLayer, recording, tower_layers
-from damro.decoding.families.generic.features import image_features, image_tower
-from damro.decoding.families.generic.layout import ImageColumns, images_of
+from damro.decoding.families.generic.features import deepest_layer, image_features, image_tower
+from damro.decoding.families.generic.layout import images_of
 from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt
-from damro.decoding.families.generic.weights import column_weights
+from damro.decoding.families.generic.weights import column_heads, column_means, column_weights
 
 __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
     "POOLED_AS_LIST",
     "REQUIRED_INPUTS",
+    "column_heads",
+    "column_means",
     "column_patches",
     "column_weights",
     "decoder",
@@ -75,13 +77,9 @@ def layers(model: LVLM) -> nn.ModuleList:
 def feature_layer(model: LVLM, *, reference: bool) -> int:
     """The layer whose output becomes the columns; there is no released code to differ from.
 
-    `vision_feature_layer` counts the embeddings in front, so that i >= 0 is the output of layer i - 1. Of several
-    layers the deepest is taken.
+    See :func:`damro.decoding.families.generic.features.deepest_layer`.
     """
-    depth = len(layers(model))
-    chosen = getattr(model.config, "vision_feature_layer", None)
-    indices = [-1] if chosen is None else [chosen] if isinstance(chosen, int) else list(chosen)
-    return max(max(index + depth if index < 0 else index - 1 for index in indices), 0)
+    return deepest_layer(model)
 
 
 def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:

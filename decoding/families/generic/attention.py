@@ -37,8 +37,7 @@ class RecordedLayer:
 
     Attributes:
         source: "cls", the row of [CLS]; or "received", the mean over all queries that belong to a patch.
-        calls: `(batch, tokens)` each, heads averaged, float32. Some towers call once for all images, others image by
-            image.
+        calls: `(batch, heads, tokens)` each, float32. Some towers call once for all images, others image by image.
     """
 
     source: str
@@ -49,16 +48,16 @@ class RecordedLayer:
         if key.shape[1] != query.shape[1]:
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         if self.source == "cls":
-            self.calls.append(_weights(query[:, :, :1], key, mask, scale, causal, 0)[:, :, 0].mean(dim=1))
+            self.calls.append(_weights(query[:, :, :1], key, mask, scale, causal, 0)[:, :, 0])
             return
         counted = _patches(mask, query)
-        total = query.new_zeros(len(query), key.shape[2], dtype=torch.float32)
+        total = query.new_zeros(*query.shape[:2], key.shape[2], dtype=torch.float32)
         step = max(1, _AT_A_TIME // (query.shape[0] * query.shape[1] * key.shape[2]))
         for first in range(0, query.shape[2], step):
             part = slice(first, first + step)
-            weights = _weights(query[:, :, part], key, mask, scale, causal, first).mean(dim=1)
-            total += (weights * counted[:, part, None]).sum(dim=1)
-        self.calls.append(total / counted.sum(dim=-1, keepdim=True))
+            weights = _weights(query[:, :, part], key, mask, scale, causal, first)
+            total += (weights * counted[:, None, part, None]).sum(dim=2)
+        self.calls.append(total / counted.sum(dim=-1)[:, None, None])
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, causal: bool, first: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from damro.decoding.errors import UnsupportedModelError
+from damro.decoding.families.generic.attention import tower_layers
 
 
 def image_tower(model: Any) -> nn.Module:
@@ -40,3 +41,15 @@ def image_features(model: Any, inputs: Mapping[str, Any]) -> Any:
 def encoder_keys(model: Any) -> tuple[str, ...]:
     """Names of the inputs that the vision tower takes."""
     return tuple(name for name in inspect.signature(model.base_model.get_image_features).parameters if name != "kwargs")
+
+
+def deepest_layer(model: Any) -> int:
+    """The layer of the tower whose output becomes the columns, counted from 0.
+
+    `vision_feature_layer` counts the embeddings in front, so that i >= 0 is the output of layer i - 1. Of several
+    layers the deepest is taken.
+    """
+    depth = len(tower_layers(image_tower(model)))
+    chosen = getattr(model.config, "vision_feature_layer", None)
+    indices = [-1] if chosen is None else [chosen] if isinstance(chosen, int) else list(chosen)
+    return max(max(index + depth if index < 0 else index - 1 for index in indices), 0)

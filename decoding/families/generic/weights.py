@@ -10,66 +10,91 @@ from torch import Tensor
 
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families.generic.attention import RecordedLayer
-from damro.decoding.families.generic.layout import Grid, ImageColumns, images_of, patch_grids
+from damro.decoding.families.generic.features import deepest_layer
+from damro.decoding.families.generic.layout import ImageColumns, images_of, patch_grids
 from damro.decoding.families.generic.maps import column_map
 
 
-def column_weights(
-    model: Any, inputs: Mapping[str, Any], recorded: RecordedLayer, layer: int
-) -> list[tuple[ImageColumns, Tensor]]:
+def column_weights(model: Any, inputs: Mapping[str, Any], recorded: RecordedLayer) -> list[tuple[ImageColumns, Tensor]]:
     """For each image its base tile, and the attention to its columns `(columns,)`: the sum over the patches of each.
 
     Args:
         model: the LVLM.
         inputs: what its processor returned.
         recorded: what was recorded of a run over them.
-        layer: which layer that is.
 
     Raises:
         UnsupportedModelError: if the tower does not attend where it can be seen, or columns are not made of patches.
     """
-    images = images_of(model, inputs)
-    grids = patch_grids(model, inputs)
-    tiles, first = tile_weights(model, recorded, grids)
-    found = []
-    for image in images:
-        of_patch = column_map(model, inputs, image, layer, first).to(tiles[image.tile].device)
-        weights = tiles[image.tile].new_zeros(image.columns).index_add_(0, of_patch, tiles[image.tile])
-        found.append((image, weights))
-    return found
+    return [(image, heads.mean(dim=0)) for image, heads in column_heads(model, inputs, recorded)]
 
 
-def tile_weights(model: Any, recorded: RecordedLayer, grids: list[Grid]) -> tuple[list[Tensor], int]:
-    """The attention to the patches of every tile, `(patches,)` each, and how many tokens stand before them.
+def column_heads(model: Any, inputs: Mapping[str, Any], recorded: RecordedLayer) -> list[tuple[ImageColumns, Tensor]]:
+    """What :func:`column_weights` returns, head by head: `(heads, columns)`.
 
     With [CLS] a tile's weights are its shares of that token's attention. Of a tower without they are the mean over the
     patches of the tile, whose sum is 1.
     """
-    sizes = [rows * columns for rows, columns in grids]
-    calls, kind = recorded.calls, model.config.model_type
-    if not calls:
+    if not recorded.calls:
         raise UnsupportedModelError(
-            f"vision tower of {kind} must attend through AttentionInterface, got none there; its patches cannot be "
-            "ranked by attention"
+            f"vision tower of {model.config.model_type} must attend through AttentionInterface, got none there; its "
+            "patches cannot be ranked by attention"
         )
-    batch, tokens = sum(map(len, calls)), calls[0].shape[1]
+    found = _columns(model, inputs, recorded.calls, cls=recorded.source == "cls")
     if recorded.source == "cls":
+        return [(image, columns) for image, columns, _ in found]
+    return [(image, columns / tile.mean(dim=0).sum()) for image, columns, tile in found]
+
+
+def column_means(
+    model: Any, inputs: Mapping[str, Any], calls: list[Tensor], *, cls: bool
+) -> list[tuple[ImageColumns, Tensor]]:
+    """For each image its base tile, and the mean of a value of patches over those of each column: `(columns,)`.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        calls: the values `(batch, tokens)`, in the order in which the tower has computed them.
+        cls: whether a [CLS] token stands in front.
+    """
+    found = _columns(model, inputs, [call[:, None] for call in calls], cls=cls)
+    return [(image, columns[0] / image.merge**2) for image, columns, _ in found]
+
+
+def _columns(
+    model: Any, inputs: Mapping[str, Any], calls: list[Tensor], *, cls: bool
+) -> list[tuple[ImageColumns, Tensor, Tensor]]:
+    """For each image its base tile, the sums over the patches of each column `(heads, columns)`, and those patches."""
+    sizes = [rows * columns for rows, columns in patch_grids(model, inputs)]
+    tiles, first = _tiles(model.config.model_type, calls, sizes, cls)
+    last = deepest_layer(model)  # behind it tokens are mixed no more: there it shows what becomes of each
+    found = []
+    for image in images_of(model, inputs):
+        tile = tiles[image.tile]
+        of_patch = column_map(model, inputs, image, last, first).to(tile.device)
+        sums = tile.new_zeros(len(tile), image.columns).index_add_(1, of_patch, tile)
+        found.append((image, sums, tile))
+    return found
+
+
+def _tiles(kind: str, calls: list[Tensor], sizes: list[int], cls: bool) -> tuple[list[Tensor], int]:
+    """Values of the patches of every tile, `(heads, patches)` each, and how many tokens stand before them."""
+    batch, tokens = sum(map(len, calls)), calls[0].shape[-1]
+    if cls:
         first = tokens - sizes[0]
         if batch != len(sizes) or first < 1 or len(set(sizes)) > 1:
             raise _unlike(kind, calls, sizes)
-        return list(torch.cat(calls)[:, first:]), first
-    flat = torch.cat([call.flatten() for call in calls])
-    if len(flat) == sum(sizes):  # one tile behind the other
-        tiles = list(flat.split(sizes))
-    elif batch == len(sizes) and tokens >= max(sizes):  # side by side, filled up
-        tiles = [row[:size] for row, size in zip(torch.cat(calls), sizes, strict=True)]
-    else:
-        raise _unlike(kind, calls, sizes)
-    return [tile / tile.sum() for tile in tiles], 0
+        return list(torch.cat(calls)[..., first:]), first
+    row = torch.cat([call.movedim(1, 0).flatten(1) for call in calls], dim=1)  # (heads, tokens of all tiles)
+    if row.shape[1] == sum(sizes):  # one tile behind the other
+        return list(row.split(sizes, dim=1)), 0
+    if batch == len(sizes) and tokens >= max(sizes):  # side by side, filled up
+        return [tile[:, :size] for tile, size in zip(torch.cat(calls), sizes, strict=True)], 0
+    raise _unlike(kind, calls, sizes)
 
 
 def _unlike(kind: str, calls: list[Tensor], sizes: list[int]) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"vision tower of {kind} must attend over the {sum(sizes)} patches of {len(sizes)} tiles, got weights of shapes "
-        f"{[tuple(call.shape) for call in calls[:3]]}; its patches cannot be told from other tokens"
+        f"vision tower of {kind} must attend over the {sum(sizes)} patches of {len(sizes)} tiles, got weights of "
+        f"shapes {[tuple(call.shape) for call in calls[:3]]}; its patches cannot be told from other tokens"
     )
