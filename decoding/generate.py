@@ -14,8 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
-from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
 from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of, unwrap
@@ -218,7 +218,7 @@ def _lazy_processor(
     beams = setting(decoder, generate_kwargs, "num_beams") or 1
     if isinstance(branch, RecurrentBranch) and beams > 1:
         raise UnsupportedModelError(
-            "num_beams must be 1 with a language model that keeps states (linear attention, convolutions), which cannot "
-            f"be taken back for a second prompt, got {beams}; sample or search greedily"
+            "num_beams must be 1 with a language model that keeps states (linear attention, convolutions), which "
+            f"cannot be taken back for a second prompt, got {beams}; sample or search greedily"
         )
     return RuleProcessor(branch, prompt_ids, contrast.rule, *end_tokens(decoder, generate_kwargs))

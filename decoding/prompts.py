@@ -13,7 +13,7 @@ from damro.decoding.errors import InputsError
 
 
 class Prompt(Protocol):
-    """What branches know of a prompt: whether it is made of embedded columns or of a model's own inputs is its business.
+    """What branches know of a prompt, whether it is made of embedded columns or of a model's own inputs.
 
     See :class:`VisualPrompt` and :class:`damro.decoding.families.generic.prompt.TokenPrompt`.
     """
@@ -214,7 +214,8 @@ def _columns_of_row(is_image: Tensor, mask: Tensor, kept: Tensor, row: int) -> T
     kept = kept.to(image_columns.device)
     if kept.numel() and not (0 <= int(kept.min()) and int(kept.max()) < len(image_columns)):
         raise InputsError(
-            f"indices must be ordinals of the row's {len(image_columns)} image columns: got {kept.tolist()} for row {row}"
+            f"indices must be ordinals of the row's {len(image_columns)} image columns: "
+            f"got {kept.tolist()} for row {row}"
         )
     chosen = image_columns[kept]
     text = (~is_image & mask.bool()).nonzero().flatten()

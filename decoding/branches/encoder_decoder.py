@@ -72,9 +72,7 @@ def returned_prompt(model: PreTrainedModel, inputs: Mapping[str, Any], start: in
     return start_tokens(decoder, len(ids), start).to(ids.device) if is_encoder_decoder(decoder) else ids
 
 
-def negative_branch(
-    model: PreTrainedModel, prompt: Prompt, start: int | list[int] | None = None
-) -> Branch:
+def negative_branch(model: PreTrainedModel, prompt: Prompt, start: int | list[int] | None = None) -> Branch:
     """The branch that follows histories behind a prompt, whatever the language model is.
 
     Args:

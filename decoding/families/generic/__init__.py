@@ -27,8 +27,8 @@ from damro.decoding.families.base import (
     image_columns,
 )
 from damro.decoding.families.generic.attention import RecordedLayer, recording, tower_layers
-from damro.decoding.families.generic.features import image_features, image_tower
-from damro.decoding.families.generic.layout import ImageColumns, images_of
+from damro.decoding.families.generic.features import encoder_keys, image_features, image_tower
+from damro.decoding.families.generic.layout import images_of
 from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt
 from damro.decoding.families.generic.weights import column_weights
 
@@ -40,6 +40,7 @@ __all__ = [
     "column_patches",
     "column_weights",
     "decoder",
+    "each_its_image",
     "encode",
     "feature_layer",
     "full_prompt",
@@ -148,6 +149,37 @@ def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -
         f"keep_tokens must be left out for {model.config.model_type}, whose prompts are not pruned; LLaVA, LLaVA-NeXT, "
         "ViP-LLaVA and Video-LLaVA's are"
     )
+
+
+def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Inputs in which every prompt has an image of its own, of prompts that all show the same.
+
+    Args:
+        model: the model.
+        inputs: of B prompts; the image stands in them once, or once a prompt.
+
+    Raises:
+        InputsError: if there are several images.
+    """
+    rows = len(inputs["input_ids"])
+    once = {name: inputs[name] for name in encoder_keys(model) if isinstance(inputs.get(name), Tensor)}
+    if all(len(value) % rows == 0 and _same_parts(value, rows) for value in once.values()):
+        return inputs
+    repeated = {name: value.repeat(rows, *[1] * (value.ndim - 1)) for name, value in once.items()}
+    image = image_columns(model, inputs["input_ids"])
+    columns = image.sum(dim=-1)
+    if not bool((columns == columns[0]).all()) or len(inputs.get("image_grid_thw", [0])) != 1:
+        raise InputsError(
+            f"inputs must show the same image in all {rows} prompts to share it, got others; leave shared_prefix out, "
+            "or pass one image at a time"
+        )
+    return {**inputs, **repeated}
+
+
+def _same_parts(value: Tensor, parts: int) -> bool:
+    """Whether a tensor consists of so many equal parts."""
+    split = value.unflatten(0, (parts, -1))
+    return bool((split == split[:1]).all())
 
 
 @contextmanager

@@ -94,6 +94,8 @@ def patch_grids(model: Any, inputs: Mapping[str, Any]) -> list[Grid]:
         return [(frames * rows, columns) for frames, rows, columns in inputs["image_grid_thw"].tolist()]
     if inputs.get("spatial_shapes") is not None:
         return [(rows, columns) for rows, columns in inputs["spatial_shapes"].tolist()]
+    if inputs.get("image_position_ids") is not None:  # (tiles, patches, 2): column and row, -1 where it is filled up
+        return [(rows, columns) for columns, rows in (inputs["image_position_ids"].amax(dim=1) + 1).tolist()]
     pixels: Tensor = inputs["pixel_values"]
     side = patch_size(model)
     if inputs.get("image_sizes") is not None:

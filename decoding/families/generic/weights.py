@@ -70,6 +70,6 @@ def tile_weights(model: Any, recorded: RecordedLayer, grids: list[Grid]) -> tupl
 
 def _unlike(kind: str, calls: list[Tensor], sizes: list[int]) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"vision tower of {kind} must attend over the {sum(sizes)} patches of {len(sizes)} tiles, got weights of shapes "
-        f"{[tuple(call.shape) for call in calls[:3]]}; its patches cannot be told from other tokens"
+        f"vision tower of {kind} must attend over the {sum(sizes)} patches of {len(sizes)} tiles, got weights of "
+        f"shapes {[tuple(call.shape) for call in calls[:3]]}; its patches cannot be told from other tokens"
     )
