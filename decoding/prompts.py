@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from damro.decoding.errors import InputsError
+from damro.decoding.errors import InputsError, UnsupportedModelError
 
 
 class Prompt(Protocol):
@@ -190,6 +190,20 @@ class VisualPrompt:
             features: any shape `(..., D)` with as many vectors as there are image columns.
         """
         return replace(self, inputs_embeds=scatter_features(self.inputs_embeds, self.image_mask, features))
+
+
+def embedded(prompt: Prompt) -> VisualPrompt:
+    """The same prompt, for what needs its columns as vectors.
+
+    Raises:
+        UnsupportedModelError: if it is made of tokens.
+    """
+    if not isinstance(prompt, VisualPrompt):
+        raise UnsupportedModelError(
+            "model must be of a family whose prompts are made of embedded columns, such as LLaVA, got one whose prompts "
+            "are made of tokens"
+        )
+    return prompt
 
 
 def columns_to_keep(image_mask: Tensor, attention_mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:

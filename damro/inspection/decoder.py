@@ -15,7 +15,7 @@ from damro.decoding.branches.encoder_decoder import start_tokens
 from damro.decoding.families import check_inputs, family_of
 from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.hooks import Look, hooked
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import VisualPrompt, embedded
 from damro.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.inspection.layout import ImageView, encode_with_views, find_view
 from damro.inspection.plain import Plain
@@ -130,7 +130,7 @@ def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Vi
     if len(inputs["input_ids"]) != 1:
         raise InputsError(f"inputs must hold one prompt, got {len(inputs['input_ids'])}; inspect them one by one")
     encoding, views = encode_with_views(model, inputs)
-    return family.full_prompt(model, inputs, encoding), views
+    return embedded(family.full_prompt(model, inputs, encoding)), views
 
 
 @torch.no_grad()

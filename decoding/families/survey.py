@@ -71,7 +71,7 @@ NO_PATCHES: dict[str, str] = {
     "fast_vlm": "its vision tower is a convolutional network",
     "perception_lm": "its vision tower is one of timm, whose attention transformers does not see",
 }
-"""Model types whose patches cannot be ranked, and why. Methods that choose none serve them (vcd, icd, m3id, no-image)."""
+"""Model types whose patches cannot be ranked, and why. Methods that choose none (vcd, icd, m3id) serve them."""
 
 
 class Served(NamedTuple):

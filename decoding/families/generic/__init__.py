@@ -100,7 +100,7 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
             f"inputs: image tokens in input_ids must match the image features, got {sum(counts)} tokens for "
             f"{len(pooled)} features; pass what the model's own processor returned, unchanged"
         )
-    return Encoding(outputs, pooled.split(counts), tuple(range(len(counts))), (1,) * len(counts), (0, 0))
+    return Encoding(outputs, torch.split(pooled, counts), tuple(range(len(counts))), (1,) * len(counts), (0, 0))
 
 
 def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> TokenPrompt:
@@ -178,7 +178,7 @@ def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _same_parts(value: Tensor, parts: int) -> bool:
     """Whether a tensor consists of so many equal parts."""
-    split = value.unflatten(0, (parts, -1))
+    split = value.view(parts, -1)
     return bool((split == split[:1]).all())
 
 

@@ -60,7 +60,7 @@ def tile_weights(model: Any, recorded: RecordedLayer, grids: list[Grid]) -> tupl
         return list(torch.cat(calls)[:, first:]), first
     flat = torch.cat([call.flatten() for call in calls])
     if len(flat) == sum(sizes):  # one tile behind the other
-        tiles = list(flat.split(sizes))
+        tiles = list(torch.split(flat, sizes))
     elif batch == len(sizes) and tokens >= max(sizes):  # side by side, filled up
         tiles = [row[:size] for row, size in zip(torch.cat(calls), sizes, strict=True)]
     else:
