@@ -200,8 +200,8 @@ def embedded(prompt: Prompt) -> VisualPrompt:
     """
     if not isinstance(prompt, VisualPrompt):
         raise UnsupportedModelError(
-            "model must be of a family whose prompts are made of embedded columns, such as LLaVA, got one whose prompts "
-            "are made of tokens"
+            "model must be of a family whose prompts are made of embedded columns, such as LLaVA, got one with prompts "
+            "of tokens"
         )
     return prompt
 
