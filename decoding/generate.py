@@ -218,7 +218,7 @@ def _lazy_processor(
     beams = setting(decoder, generate_kwargs, "num_beams") or 1
     if isinstance(branch, RecurrentBranch) and beams > 1:
         raise UnsupportedModelError(
-            "num_beams must be 1 with a language model that keeps states (linear attention, convolutions), which cannot "
-            f"be taken back for a second prompt, got {beams}; sample or search greedily"
+            "num_beams must be 1 with a language model that keeps states (linear attention, convolutions), which "
+            f"cannot be taken back for a second prompt, got {beams}; sample or search greedily"
         )
     return RuleProcessor(branch, prompt_ids, contrast.rule, *end_tokens(decoder, generate_kwargs))

@@ -106,8 +106,9 @@ def replaced_output(module: nn.Module, change: Callable[[Any], Any]) -> Iterator
         return change(output) if get_ident() == thread else None
 
     try:
-        module._forward_hooks[key] = call
-        module._forward_hooks.move_to_end(key, last=False)
+        hooks: Any = module._forward_hooks  # an OrderedDict, of which torch says only that it is a dict
+        hooks[key] = call
+        hooks.move_to_end(key, last=False)
         yield
     finally:
         module._forward_hooks.pop(key, None)

@@ -9,11 +9,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from damro.decoding.errors import InputsError
+from damro.decoding.errors import InputsError, UnsupportedModelError
 
 
 class Prompt(Protocol):
-    """What branches know of a prompt: whether it is made of embedded columns or of a model's own inputs is its business.
+    """What branches know of a prompt, whether it is made of embedded columns or of a model's own inputs.
 
     See :class:`VisualPrompt` and :class:`damro.decoding.families.generic.prompt.TokenPrompt`.
     """
@@ -192,6 +192,20 @@ class VisualPrompt:
         return replace(self, inputs_embeds=scatter_features(self.inputs_embeds, self.image_mask, features))
 
 
+def embedded(prompt: Prompt) -> VisualPrompt:
+    """The same prompt, for what needs its columns as vectors.
+
+    Raises:
+        UnsupportedModelError: if it is made of tokens.
+    """
+    if not isinstance(prompt, VisualPrompt):
+        raise UnsupportedModelError(
+            "model must be of a family whose prompts are made of embedded columns, such as LLaVA, got one with prompts "
+            "of tokens"
+        )
+    return prompt
+
+
 def columns_to_keep(image_mask: Tensor, attention_mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
     """The columns that stay of each row, in their new order: its text, and some of its image columns.
 
@@ -214,7 +228,8 @@ def _columns_of_row(is_image: Tensor, mask: Tensor, kept: Tensor, row: int) -> T
     kept = kept.to(image_columns.device)
     if kept.numel() and not (0 <= int(kept.min()) and int(kept.max()) < len(image_columns)):
         raise InputsError(
-            f"indices must be ordinals of the row's {len(image_columns)} image columns: got {kept.tolist()} for row {row}"
+            f"indices must be ordinals of the row's {len(image_columns)} image columns: "
+            f"got {kept.tolist()} for row {row}"
         )
     chosen = image_columns[kept]
     text = (~is_image & mask.bool()).nonzero().flatten()

@@ -70,7 +70,7 @@ def chosen_features(model: Any, inputs: Inputs, top_k: int) -> tuple[list[Tensor
     if family == "llava":
         features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
         return [feature[order] for feature, order in zip(features, ranked, strict=True)], [len(f) for f in features]
-    if family == "llava_next":
+    if family in ("llava_next", "llava_next_video"):
         features = model.get_image_features(
             inputs["pixel_values"], inputs["image_sizes"], return_dict=True
         ).pooler_output

@@ -104,14 +104,18 @@ def test_attention_that_touches_keys_behind_the_cache(text: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_recurrent_states_are_refused_where_a_second_prompt_is_followed(name: str) -> None:
+def test_states_are_fed_in_step(name: str) -> None:
     model, inputs = llava_of(HYBRIDS[name]), llava_inputs()
     assert not keeps_columns(model) and not can_branch(model)
-    with pytest.raises(UnsupportedModelError, match="attention layers alone"):
-        DAMROProcessor(model, inputs, **STRENGTHS)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+    expected = model.generate(**inputs, logits_processor=[StatelessDAMRO(model, inputs, **STRENGTHS)], **options)
+    processor = DAMROProcessor(model, inputs, **STRENGTHS)
+    for _ in range(2):
+        assert torch.equal(model.generate(**inputs, logits_processor=processor, **options), expected)
     for strategy in ("fused", "lazy"):
-        with pytest.raises(UnsupportedModelError, match="attention layers alone"):
-            generate(model, inputs, strategy=strategy, max_new_tokens=2, **STRENGTHS)
+        assert torch.equal(generate(model, inputs, strategy=strategy, **STRENGTHS, **options), expected)
+        with pytest.raises(UnsupportedModelError, match="num_beams must be 1 .* got 2"):
+            generate(model, inputs, strategy=strategy, max_new_tokens=2, num_beams=2, **STRENGTHS)
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert torch.equal(generate(model, inputs, method="greedy", max_new_tokens=4, do_sample=False), plain)
 

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from damro import DAMROProcessor
+from damro.decoding.compat import older_than
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import family_of
 from tests.family_models import IMAGE, QUERIES, family_inputs, family_model
@@ -95,6 +96,9 @@ def test_pixtral_reads_several_images(name: str, rows: int) -> None:
     for method in ("greedy", "no-image"):
         strengths = {} if method == "greedy" else {"alpha": 0.0, "beta": 0.1}
         assert torch.equal(generate(model, inputs, method=method, **strengths, **options), expected)
+    if not older_than("5.20"):
+        assert DAMROProcessor(model, inputs, **STRENGTHS).outliers.shape == (len(SIZES[name]), STRENGTHS["top_k"])
+        return
     with pytest.raises(UnsupportedModelError, match="PixtralVisionModel"):
         DAMROProcessor(model, inputs, **STRENGTHS)
 

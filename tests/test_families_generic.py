@@ -58,7 +58,7 @@ def test_sampled_tokens_are_those_of_prompts_read_anew(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in RECURRENT])
 def test_beams_are_those_of_prompts_read_anew(name: str) -> None:
     # transformers 5.24 mixes up the images of a prompt when it repeats it for the beams of GLM.
-    model, inputs = zoo_model(name), zoo_inputs(name, PROMPTS if name.startswith("glm4") else TWO_IMAGES)
+    model, inputs = zoo_model(name), zoo_inputs(name, PROMPTS if name.startswith("glm") else TWO_IMAGES)
     call = {**GREEDY, "num_beams": 3}
     expected = reference(name, inputs, **call)
     assert torch.equal(damro.generate(model, inputs, METHOD, **call), expected)

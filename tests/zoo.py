@@ -132,6 +132,44 @@ def _exaone4_5() -> Any:
     return hf.Exaone4_5_Config(vision_config=vision, text_config=words, **_TOKENS)
 
 
+def _glm4v_moe() -> Any:
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1,
+               "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}  # fmt: skip
+    words = text(head_dim=8, rope_parameters=dict(_HALF), **experts)
+    return hf.Glm4vMoeConfig(vision_config={**_QWEN, "image_size": 56}, text_config=words, **_GLM_STARTS)
+
+
+def _glm_ocr() -> Any:
+    words = text(head_dim=8, rope_parameters=dict(_HALF))
+    return hf.GlmOcrConfig(vision_config={**_QWEN, "image_size": 56}, text_config=words, **_GLM_STARTS)
+
+
+def _paddleocr_vl() -> Any:
+    vision = {**_VIT, "patch_size": 7, "image_size": 56, "spatial_merge_size": 2}
+    return hf.PaddleOCRVLConfig(vision_config=vision, text_config=_vision_text(head_dim=8), **_STARTS)
+
+
+def _kimi_k25() -> Any:
+    vision = {**_VIT, "patch_size": 7, "pos_emb_height": 8, "pos_emb_width": 12, "pos_emb_time": 1}
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+              "first_k_dense_replace": 2, "num_key_value_heads": 4}  # fmt: skip
+    return hf.Kimi_K25Config(
+        vision_config=vision, text_config=text("deepseek_v3", **latent), projection_hidden_size=24, **_STARTS
+    )
+
+
+def _gemma4() -> Any:
+    vision = {**_VIT, "num_key_value_heads": 3, "head_dim": 8, "pooling_kernel_size": 2, "patch_size": 7,
+              "position_embedding_size": 64}  # fmt: skip
+    words = text("gemma4_text", head_dim=8, global_head_dim=8, sliding_window=12, num_hidden_layers=4,
+                 layer_types=["sliding_attention", "full_attention"] * 2, vocab_size_per_layer_input=200,
+                 hidden_size_per_layer_input=8)  # fmt: skip
+    return hf.Gemma4Config(
+        vision_config=vision, text_config=words, audio_config=None, boi_token_id=196, eoi_token_id=195,
+        boa_token_id=194, eoa_token_index=193, audio_token_id=197, **_TOKENS,
+    )  # fmt: skip
+
+
 KINDS: dict[str, Kind] = {
     "internvl": Kind(_internvl, "square"),
     "internvl_qknorm": Kind(lambda: _internvl(use_qk_norm=True), "square"),
@@ -152,8 +190,8 @@ KINDS: dict[str, Kind] = {
     "gemma3": Kind(_gemma3, "square"),
     "mistral3": Kind(
         lambda: hf.Mistral3Config(
-            vision_config=_PIXTRAL, text_config=text("mistral"), image_token_index=IMAGE, spatial_merge_size=2,
-            vision_feature_layer=-1,
+            vision_config=_PIXTRAL, text_config=text("mistral", sliding_window=None), image_token_index=IMAGE,
+            spatial_merge_size=2, vision_feature_layer=-1,
         ), "lines",
     ),
     "glm4v": Kind(lambda: _glm(hf.Glm4vConfig), "packed"),
@@ -175,11 +213,52 @@ KINDS: dict[str, Kind] = {
     ),
     "exaone4_5": Kind(_exaone4_5, "packed_plain"),
     "lfm2_vl": Kind(_lfm2_vl, "padded"),
+    "llava_pixtral": Kind(
+        lambda: hf.LlavaConfig(
+            vision_config=_PIXTRAL, text_config=text("mistral", sliding_window=None), image_token_index=IMAGE,
+            vision_feature_layer=-1, vision_feature_select_strategy="full",
+        ), "patch_lines",
+    ),
+    "glm4v_moe": Kind(_glm4v_moe, "packed"),
+    "glm_ocr": Kind(_glm_ocr, "packed"),
+    "paddleocr_vl": Kind(_paddleocr_vl, "packed_patches"),
+    "kimi_k25": Kind(_kimi_k25, "packed_patches_plain"),
+    "gemma4": Kind(_gemma4, "placed"),
 }  # fmt: skip
 
+
+def _got_ocr2() -> Any:
+    vision = {"hidden_size": 24, "output_channels": 16, "num_hidden_layers": 3, "num_attention_heads": 3,
+              "image_size": 64, "patch_size": 8, "window_size": 2, "global_attn_indexes": [1, 2],
+              "mlp_dim": 32}  # fmt: skip
+    return hf.GotOcr2Config(vision_config=vision, text_config=text("qwen2"), image_token_id=IMAGE, image_seq_length=4)
+
+
+def _idefics2() -> Any:
+    queries = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 2, "resampler_n_heads": 4,
+               "resampler_head_dim": 8, "num_key_value_heads": 2}  # fmt: skip
+    return hf.Idefics2Config(
+        vision_config={**_VIT, "image_size": 56, "patch_size": 7}, perceiver_config=queries,
+        text_config=text("mistral", sliding_window=None), image_token_id=IMAGE,
+    )  # fmt: skip
+
+
+def _aria() -> Any:
+    words = text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
+    return hf.AriaConfig(
+        vision_config={"model_type": "idefics3_vision", **_VIT, "image_size": 56, "patch_size": 7}, text_config=words,
+        projector_patch_to_query_dict={64: 16}, image_token_index=IMAGE,
+    )  # fmt: skip
+
+
 ZOO = tuple(KINDS)
+# Models whose columns are no patches, or whose towers attend where it cannot be seen.
+KINDS |= {"got_ocr2": Kind(_got_ocr2, "four"), "idefics2": Kind(_idefics2, "one_tile"), "aria": Kind(_aria, "square")}
+UNRANKED = ("got_ocr2", "idefics2", "aria")
 RECURRENT = ("qwen3_5", "lfm2_vl")
-SLIDING = ("gemma3", "aya_vision", "cohere2_vision", "exaone4_5")
+LAZY = (*RECURRENT, "gemma3", "aya_vision", "cohere2_vision", "exaone4_5", "kimi_k25", "gemma4")
+"""Models whose two prompts are not read in one batch."""
+
 PROMPTS: tuple[tuple[Any, ...], ...] = ((1, 9, 11, "image", 30, 31, 32, 33), (1, "image", 40, 41))
 TWO_IMAGES: tuple[tuple[Any, ...], ...] = ((1, 9, "image", 12, 13, "image", 30, 31, 32), (1, "image", 40))
 # What a model with random weights may write and no trained one would: tokens that stand for images.
@@ -221,5 +300,5 @@ def row_of(inputs: Inputs, row: int) -> Tensor:
     return inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
 
 
-__all__ = ["KINDS", "NEVER", "PROMPTS", "RECURRENT", "SLIDING", "TWO_IMAGES", "ZOO", "drawn", "row_of", "text",
+__all__ = ["KINDS", "NEVER", "PROMPTS", "RECURRENT", "LAZY", "TWO_IMAGES", "UNRANKED", "ZOO", "drawn", "row_of", "text",
            "zoo_inputs", "zoo_model"]  # fmt: skip

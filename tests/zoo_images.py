@@ -1,6 +1,7 @@
 """What processors of image-text models make of images: pixels in their many shapes, and the tokens that stand for them.
 
-All images have patches of 7 x 7 pixels, of which 2 x 2 become a column, but for those that are shown "whole".
+All images have patches of 7 x 7 pixels, of which 2 x 2 become a column, but for those that are shown "whole" or in
+"patch_lines", where each is one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ def drawn(random: torch.Generator, *shape: int) -> Tensor:
 
 def _square(number: int, random: torch.Generator) -> Shown:
     return {"pixel_values": drawn(random, number, 3, 56, 56)}, [[IMAGE] * 16] * number
+
+
+def _four(number: int, random: torch.Generator) -> Shown:
+    """GOT-OCR 2: larger patches, and four columns an image."""
+    return {"pixel_values": drawn(random, number, 3, 64, 64)}, [[IMAGE] * 4] * number
+
+
+def _one_tile(number: int, random: torch.Generator) -> Shown:
+    """Idefics 2: tiles side by side, here one an image, and four columns for each."""
+    pixels = {"pixel_values": drawn(random, number, 1, 3, 56, 56)}
+    return pixels | {"pixel_attention_mask": torch.ones(number, 1, 56, 56).bool()}, [[IMAGE] * 4] * number
 
 
 def _whole(number: int, random: torch.Generator) -> Shown:
@@ -90,6 +102,30 @@ def _lines(number: int, random: torch.Generator) -> Shown:
     return pixels, lined
 
 
+def _patch_lines(number: int, random: torch.Generator) -> Shown:
+    """LLaVA with Pixtral: the same, every patch a column."""
+    pixels, _ = _sized(number, random)
+    grids = (pixels["image_sizes"] // 7).tolist()
+    return pixels, [[*(([IMAGE] * wide + [60]) * high)[:-1], 61] for high, wide in grids]
+
+
+def _packed_patches(number: int, random: torch.Generator) -> Shown:
+    """PaddleOCR-VL, Kimi: patches as small images, line by line."""
+    pixels, runs = _packed(number, random)
+    pixels["pixel_values"] = pixels["pixel_values"][:, :147].unflatten(1, (3, 7, 7))
+    return pixels, runs
+
+
+def _placed(number: int, random: torch.Generator) -> Shown:
+    """Gemma 4: the patches of every image in a row, each with its column and row, filled up."""
+    pixels, runs = _padded(number, random)
+    places = torch.full((number, 64, 2), -1)
+    for image, (high, wide) in enumerate(pixels["spatial_shapes"].tolist()):
+        patch = torch.arange(high * wide)
+        places[image, : high * wide] = torch.stack([patch % wide, patch // wide], dim=-1)
+    return {"pixel_values": pixels["pixel_values"], "image_position_ids": places}, runs
+
+
 def _padded(number: int, random: torch.Generator) -> Shown:
     """LFM2-VL: the patches of every image in a row, filled up."""
     grids = [_GRIDS[image % 3] for image in range(number)]
@@ -103,6 +139,8 @@ def _padded(number: int, random: torch.Generator) -> Shown:
 
 _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "square": _square,
+    "four": _four,
+    "one_tile": _one_tile,
     "whole": _whole,
     "tiles": _tiles,
     "marked_tiles": _marked_tiles,
@@ -112,6 +150,10 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "sized": _sized,
     "lines": _lines,
     "padded": _padded,
+    "patch_lines": _patch_lines,
+    "packed_patches": _packed_patches,
+    "packed_patches_plain": _packed_patches,
+    "placed": _placed,
 }
 
 
@@ -133,10 +175,8 @@ def by_prompt(pixels: list[Tensor], counts: list[int]) -> Inputs:
     for count in counts:
         rows.append(torch.cat(pixels[first : first + count]))
         first += count
-    values, read = (
-        torch.zeros(len(rows), max(map(len, rows)), 3, 56, 56),
-        torch.zeros(len(rows), max(map(len, rows)), 56, 56),
-    )
+    most = max(map(len, rows))
+    values, read = torch.zeros(len(rows), most, 3, 56, 56), torch.zeros(len(rows), most, 56, 56)
     for row, tiles in enumerate(rows):
         values[row, : len(tiles)], read[row, : len(tiles)] = tiles, 1
         read[row, len(tiles) - 1, :, 42:] = 0
@@ -148,4 +188,4 @@ def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
     of_image = (ids == IMAGE).long()
     if name == "gemma3":
         return {"token_type_ids": of_image}
-    return {"mm_token_type_ids": of_image} if shown == "packed" else {}
+    return {"mm_token_type_ids": of_image} if shown in ("packed", "packed_patches", "placed") else {}

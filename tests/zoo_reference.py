@@ -61,16 +61,15 @@ def patch_weights(name: str, inputs: Inputs) -> list[Tensor]:
     calls = [weights.mean(dim=1) for weights in list(seen.values())[-1]]
     if name.startswith("internvl"):
         return [tile[0, 1:] for call in calls for tile in call]
-    if KINDS[name].shown == "padded":
-        sizes = inputs["spatial_shapes"].prod(dim=-1).tolist()
+    if KINDS[name].shown in ("padded", "placed"):
+        sizes = [high * wide for high, wide in shapes_of(inputs)]
         return [tile[:size, :size].mean(dim=0) for tile, size in zip(calls[0], sizes, strict=True)]
     if KINDS[name].shown == "marked_tiles":
         read = [mask for mask in inputs["pixel_attention_mask"].flatten(0, 1) if bool(mask.any())]
         patches = [mask.view(8, 7, 8, 7).any(dim=3).any(dim=1).flatten() for mask in read]
         return [tile[own].mean(dim=0) for tile, own in zip(calls[0], patches, strict=True)]
     if len(calls) == 1 and len(calls[0]) == 1:  # all images in one call, each in view of itself alone
-        grids = [(high // 7, wide // 7) for high, wide in inputs["image_sizes"].tolist()]
-        spans = torch.arange(calls[0].shape[-1]).split([high * wide for high, wide in grids])
+        spans = torch.arange(calls[0].shape[-1]).split([high * wide for high, wide in shapes_of(inputs)])
         return [calls[0][0, span][:, span].mean(dim=0) for span in spans]
     return [tile.mean(dim=0) for call in calls for tile in call]
 
@@ -78,7 +77,7 @@ def patch_weights(name: str, inputs: Inputs) -> list[Tensor]:
 def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
     """Tile by tile `(columns,)`."""
     weights, shown = patch_weights(name, inputs), KINDS[name].shown
-    if shown == "whole":
+    if shown in ("whole", "patch_lines"):
         return weights
     if name in WINDOWED:
         order, _ = get_vision_window_index(
@@ -88,17 +87,23 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
         columns = torch.empty_like(merged)
         columns[order] = merged
         return list(columns.split([len(tile) // MERGE**2 for tile in weights]))
-    if shown.startswith("packed"):
+    if shown in ("packed", "packed_plain", "packed_still"):
         return [tile.view(-1, MERGE**2).sum(dim=-1) for tile in weights]
-    grids = [(8, 8)] * len(weights)
-    if shown == "padded":
-        grids = inputs["spatial_shapes"].tolist()
-    elif "image_sizes" in inputs:
-        grids = (inputs["image_sizes"] // 7).tolist()
+    shapes = shapes_of(inputs) or [(8, 8)] * len(weights)
     return [
         tile.view(high // MERGE, MERGE, wide // MERGE, MERGE).sum(dim=(1, 3)).flatten()
-        for tile, (high, wide) in zip(weights, grids, strict=True)
+        for tile, (high, wide) in zip(weights, shapes, strict=True)
     ]
+
+
+def shapes_of(inputs: Inputs) -> list[tuple[int, int]]:
+    """Rows and columns of patches of every image; nothing where all are squares of 8."""
+    for key in ("spatial_shapes", "image_grid_thw"):
+        if key in inputs:
+            return [(high, wide) for *_, high, wide in inputs[key].tolist()]
+    if "image_position_ids" in inputs:
+        return [(high + 1, wide + 1) for wide, high in inputs["image_position_ids"].amax(dim=1).tolist()]
+    return [(high // 7, wide // 7) for high, wide in inputs["image_sizes"].tolist()] if "image_sizes" in inputs else []
 
 
 def chosen_columns(name: str, inputs: Inputs, top_k: int) -> tuple[list[Tensor], list[list[int]]]:
@@ -120,7 +125,7 @@ def chosen_columns(name: str, inputs: Inputs, top_k: int) -> tuple[list[Tensor],
 
 
 def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dict[str, Any]]:
-    """For each prompt, what the stock model is given instead: its tokens without the image columns that are left out."""
+    """For each prompt, what the stock model is given instead: its tokens without the columns that are left out."""
     chosen, images = chosen_columns(name, inputs, top_k)
     output = features_of(model, inputs)
     pooled = torch.cat([one.reshape(-1, one.shape[-1]) for one in output.pooler_output])
@@ -155,6 +160,19 @@ def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dic
         if positions.ndim == 2:
             told["position_ids"] = torch.arange(len(kept))[None]
         told["mm_encoder_outputs"] = slice_of(output, pooled, vectors)
+        rows.append(told)
+    return rows
+
+
+def text_rows(model: Any, inputs: Inputs) -> list[dict[str, Any]]:
+    """For each prompt, what the stock model is given of its text alone: no images and no tokens that stand for them."""
+    rows = []
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=-1).tolist()):
+        ids = row_of(inputs, row)
+        told = {"input_ids": ids[ids != IMAGE][None], "position_ids": torch.arange(int((ids != IMAGE).sum()))[None]}
+        for key in TYPES:
+            if key in inputs:
+                told[key] = inputs[key][row, -length:][ids != IMAGE][None]
         rows.append(told)
     return rows
 

@@ -159,7 +159,9 @@ class Method:
 
         from damro.decoding.families import family_of
 
-        family_of(model)  # before a preset is missed, a family that there is none of
+        family: Any = family_of(model)  # before a preset is missed, a family that there is none of
+        if scene.shared_image and hasattr(family, "each_its_image"):
+            inputs, scene = family.each_its_image(model, inputs), replace(scene, shared_image=False)
         with torch.no_grad():
             return self.settle(model.config.model_type, scene.task, scene.seed).contrast(model, inputs, scene)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from damro.decoding.errors import UnsupportedModelError
 from damro.methods.base import Method, Scene
 from damro.methods.presets import Task, has_preset, preset
-from damro.parameters import Cutoff, Range, Strength
+from damro.parameters import Cutoff, Range, Strength, given, show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,10 +42,25 @@ class PresetMethod(Method):
         if missing and not has_preset(family):
             raise UnsupportedModelError(
                 f"{self.name} must be told {', '.join(missing)} for a model of a family without a preset, got none for "
-                f"{family!r}; pass {', '.join(missing)}, such as {self.name}:{missing[0]}=..."
+                f"{family!r}; pass {', '.join(missing)}, such as {self.name}:{missing[0]}=..., or try several: "
+                f"{_sweep(self.name, given(self), missing)}"
             )
         values: dict[str, Any] = {name: getattr(preset(family, self.task or task), name) for name in missing}
         return replace(settled, task=None, **values)
+
+
+_TRIED: dict[str, tuple[str, ...]] = {"alpha": ("0.5", "1", "2"), "beta": ("0.1",), "top_k": ("10",)}
+"""Values to try where the paper has none: those of its runs with other models."""
+
+
+def _sweep(name: str, told: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """A command that runs a method with several values of what it has not been told."""
+    known = [f"{one}={show(value)}" for one, value in told.items()]
+    tried = [
+        f"{name}:{','.join([*known, *(f'{one}={value}' for one, value in zip(missing, values, strict=True))])}"
+        for values in product(*(_TRIED[one] for one in missing))
+    ]
+    return f"damro run pope --model ... --methods greedy {' '.join(tried)}"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class ICD(Method):
         """The full prompt, and the same image under the disturbed instruction."""
         from damro.decoding.families import family_of
         from damro.decoding.families.instructblip import query_features
+        from damro.decoding.prompts import embedded
         from damro.decoding.rules import Contrast, ContrastRule
 
         asks, processor = has_question(model), scene.processor
@@ -60,7 +61,7 @@ class ICD(Method):
         negative = family_of(model).full_prompt(model, disturbed, run.encoding)
         if asks:
             features = query_features(model, disturbed, run.encoding.outputs.last_hidden_state)
-            negative = negative.replace_image(features)
+            negative = embedded(negative).replace_image(features)
         return Contrast(scene.full_prompt(model, inputs, run), negative, ContrastRule(self.alpha, self.beta))
 
 

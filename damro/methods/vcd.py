@@ -82,7 +82,7 @@ def noisy_pixels(model: PreTrainedModel, inputs: Mapping[str, Any], key: str, st
         side = model.config.vision_config.patch_size
         frames = frames if pixels.shape[1] % (frames * side**2) == 0 else 1
         images = []
-        for image in pixels.split(inputs["image_grid_thw"].prod(dim=-1).tolist()):
+        for image in torch.split(pixels, inputs["image_grid_thw"].prod(dim=-1).tolist()):
             still = image.view(len(image), -1, frames, side**2).movedim(2, 0)  # (frames, patches, channels, pixels)
             images.append(add_diffusion_noise(still, step, seed).movedim(0, 2).reshape(image.shape))
         return torch.cat(images)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.families import Encoding, check_inputs, family_of
-from damro.decoding.prompts import VisualPrompt
+from damro.decoding.prompts import Prompt, VisualPrompt, embedded
 from damro.errors import ParameterError
 from damro.pruning.rules import (
     gumbel_scores,
@@ -166,7 +166,7 @@ class Pruning:
         kept = self.choose(recorded, encoding.grid, present[:tiles])
         # Of an image that all prompts share the tower saw one copy.
         kept = kept.repeat(len(present) // tiles, 1)
-        prompt = family.full_prompt(model, inputs, encoding)
+        prompt = embedded(family.full_prompt(model, inputs, encoding))
         return prompt.keep(kept_columns(columns, kept, encoding, len(prompt.image_mask)))
 
     def choose(self, recorded: Mapping[int, ClsQueryKeys], grid: tuple[int, int], present: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def full_prompt(
     encoding: Encoding,
     pruning: Pruning | None,
     recorded: Mapping[int, ClsQueryKeys],
-) -> VisualPrompt:
+) -> Prompt:
     """The prompt that sees the image, pruned or whole.
 
     Args:

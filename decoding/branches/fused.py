@@ -120,24 +120,32 @@ _TOUCH_KEYS = ("diffllama", "doge", "jetmoe")
 
 
 def can_branch(decoder: Any) -> bool:
-    """Whether a language model's attention can be given by name and looks at all columns, each row at its own.
+    """Whether several prompts can be continued as rows of one batch, see :func:`why_alone`."""
+    return why_alone(decoder) is None
 
-    Sliding windows and other kinds of layers keep their KV in other ways than :class:`Branches` does; multi-head latent
-    attention (`expand_kv`, DeepSeek-V3) unfolds what the cache returns; some rotary positions of all rows depend on the
-    longest of them.
+
+def why_alone(decoder: Any) -> str | None:
+    """Why :class:`Branches` cannot continue several prompts of a language model in one batch; None if it can.
+
+    Its attention must be given by name and look at all columns, each row at its own.
+
+    Returns:
+        A clause, as in "one prompt at a time, as ...".
     """
     body = decoder.get_decoder()
     config = body.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return (
-        bool(getattr(body, "_supports_attention_backend", False))
-        and getattr(config, "sliding_window", None) is None
-        and kinds == {"full_attention"}
-        and keeps_columns(decoder)
-        and config.model_type not in _TOUCH_KEYS
-        and not any(hasattr(part, "expand_kv") for part in body.modules())
-        and not ropes_of_longest(body)
-    )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if not keeps_columns(decoder):
+        return "it keeps states beside keys and values"
+    if getattr(config, "sliding_window", None) is not None or kinds:
+        return f"it has layers of another kind than full attention ({', '.join(sorted(kinds)) or 'sliding window'})"
+    if config.model_type in _TOUCH_KEYS or any(hasattr(part, "expand_kv") for part in body.modules()):
+        return "it changes keys and values between its cache and its attention"
+    if ropes_of_longest(body):
+        return "its positions depend on the longest prompt of a batch"
+    if not getattr(body, "_supports_attention_backend", False):
+        return "its attention cannot be given by name"
+    return None
 
 
 def spare_rows(rows: int, weights: Tensor) -> int:

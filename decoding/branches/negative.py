@@ -26,6 +26,9 @@ class Branch(Protocol):
     passes: int
     """How often the decoder has been run."""
 
+    prompt: Prompt
+    """The prompt in front of every history."""
+
     def logits(self, history: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of the token that follows each history."""
 

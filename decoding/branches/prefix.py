@@ -51,7 +51,11 @@ def encode_shared(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoding
         InputsError: if there are other images, or not one a prompt.
     """
     check_inputs(model, inputs)
-    family, rows = family_of(model), len(inputs["input_ids"])
+    family: Any = family_of(model)
+    if hasattr(family, "each_its_image"):
+        each: Encoding = family.encode(model, family.each_its_image(model, inputs))
+        return each
+    rows = len(inputs["input_ids"])
     images = {key: inputs[key] for key in (*family.PIXELS, "image_sizes") if inputs.get(key) is not None}
     for key, value in images.items():
         if len(value) not in (1, rows) or not bool((value == value[:1]).all()):

@@ -106,13 +106,15 @@ class RecurrentBranch:
         """Feeds the last token of a history whose other tokens have been read."""
         new = self.prompt.next_inputs(history[:, -1:], self._embed)
         mask = prompt.attention_mask
-        positions = prompt.next_position[:, None] + history.shape[1] - 1
-        mask = None if bool(mask.all()) else torch.cat([mask, mask.new_ones(history.shape)], dim=-1)
-        logits = self._run(read.cache, {**new, "attention_mask": mask, "position_ids": positions})
+        told = {
+            "attention_mask": None if bool(mask.all()) else torch.cat([mask, mask.new_ones(history.shape)], dim=-1),
+            "position_ids": prompt.next_position[:, None] + history.shape[1] - 1,
+        }
+        logits = self._run(read.cache, {**new, **told})
         return _Read(read.cache, history.clone(), logits)
 
     def _run(self, cache: Cache, inputs: dict[str, Any]) -> Tensor:
-        logits = self._head.logits(**inputs, use_cache=True, **{CACHE: cache})
+        logits = self._head.logits(None, **inputs, use_cache=True, **{CACHE: cache})
         with self._counting:
             self.passes += 1
         return logits

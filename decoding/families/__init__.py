@@ -31,6 +31,7 @@ FAMILIES: Registry[Family] = Registry(
     {
         "llava": "damro.decoding.families.llava",
         "llava_next": "damro.decoding.families.llava_next",
+        "llava_next_video": "damro.decoding.families.llava_next",
         "instructblip": "damro.decoding.families.instructblip",
         "vipllava": "damro.decoding.families.vipllava",
         "video_llava": "damro.decoding.families.video_llava",
@@ -71,7 +72,7 @@ def family_of(model: PreTrainedModel) -> Family:
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(str(model_type))
-    if family is None:
+    if family is None or not getattr(family, "serves", bool)(unwrap(model)):
         family = _generic(unwrap(model), model_type)
     if not hasattr(model, "generate"):
         raise UnsupportedModelError(

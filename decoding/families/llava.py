@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from damro.decoding.compat import older_than
 from damro.decoding.families.base import (
     LVLM,
     ColumnPatches,
@@ -19,6 +20,7 @@ from damro.decoding.families.base import (
     patch_grid,
     rows_of_images,
 )
+from damro.decoding.families.generic.support import SINCE
 from damro.decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ()
@@ -26,6 +28,14 @@ PIXELS: tuple[str, ...] = ("pixel_values",)
 DEFAULT_HEADS = "merged"
 POOLED_AS_LIST = True
 full_prompt = embed_prompt
+
+
+def serves(model: LVLM) -> bool:
+    """Whether this module is for the model.
+
+    ViTs that read images of any size (Pixtral) need none, where transformers is new enough.
+    """
+    return bool(model.config.vision_config.model_type != "pixtral") or older_than(SINCE)
 
 
 def vision_tower(model: LVLM, inputs: Mapping[str, Any] | None = None) -> nn.Module:

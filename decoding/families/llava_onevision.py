@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
     "POOLED_AS_LIST",
+    "RANKED",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 DEFAULT_HEADS = "mean"
+RANKED = "received"
 full_prompt = embed_prompt
 
 

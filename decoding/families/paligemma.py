@@ -23,6 +23,7 @@ __all__ = [
     "DEFAULT_HEADS",
     "PIXELS",
     "POOLED_AS_LIST",
+    "RANKED",
     "REQUIRED_INPUTS",
     "column_patches",
     "decoder",
@@ -36,6 +37,7 @@ __all__ = [
 # Without them the model itself reads some prompts in both directions and others from left to right.
 REQUIRED_INPUTS: tuple[str, ...] = ("token_type_ids",)
 DEFAULT_HEADS = "mean"
+RANKED = "received"
 POOLED_AS_LIST = False
 
 

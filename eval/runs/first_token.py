@@ -20,7 +20,7 @@ from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
-from damro.decoding.prompts import VisualPrompt, stack_rows
+from damro.decoding.prompts import Prompt, VisualPrompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.eval.errors import EvalError
 from damro.eval.runs.drawing import SeededSampling
@@ -87,11 +87,11 @@ class _OneLook(Scene):
         run: VisionRun = self.kept["run"]
         return run
 
-    def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any], run: VisionRun) -> VisualPrompt:
+    def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any], run: VisionRun) -> Prompt:
         """See :meth:`damro.methods.base.Scene.full_prompt`."""
         if "full" not in self.kept:
             self.kept["full"] = super().full_prompt(model, inputs, run)
-        full: VisualPrompt = self.kept["full"]
+        full: Prompt = self.kept["full"]
         return full
 
 
@@ -110,7 +110,9 @@ class _Reader:
             self._open |= contrast.rule.needed(self._logits, 0).any(dim=-1)
         self._negative: dict[Method, Tensor] = {}
         if self._contrasts and bool(self._open.any()):
-            rows = stack_rows([_rows_of(contrast.negative, self._open) for contrast in self._contrasts.values()])
+            rows = stack_rows(
+                [_rows_of(embedded(contrast.negative), self._open) for contrast in self._contrasts.values()]
+            )
             stacked = _first_logits(model, rows, shared=False)
             self._negative = dict(zip(self._contrasts, stacked.chunk(len(self._contrasts)), strict=True))
 
@@ -130,7 +132,7 @@ class _Reader:
         return contrast.by_row() if isinstance(contrast, PatchContrast) else None
 
 
-def _first_logits(model: Any, prompt: VisualPrompt, *, shared: bool) -> Tensor:
+def _first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
     """`(R, V)`, float32, of what follows each prompt; `shared` if the prompts begin alike."""
     decoder = family_of(model).decoder(model)
     if is_encoder_decoder(decoder):

@@ -27,7 +27,7 @@ from damro.decoding.families.base import (
     image_columns,
 )
 from damro.decoding.families.generic.attention import RecordedLayer, recording, tower_layers
-from damro.decoding.families.generic.features import deepest_layer, image_features, image_tower
+from damro.decoding.families.generic.features import deepest_layer, encoder_keys, image_features, image_tower
 from damro.decoding.families.generic.layout import images_of
 from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt
 from damro.decoding.families.generic.weights import column_heads, column_means, column_weights
@@ -42,6 +42,7 @@ __all__ = [
     "column_patches",
     "column_weights",
     "decoder",
+    "each_its_image",
     "encode",
     "feature_layer",
     "full_prompt",
@@ -97,7 +98,7 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
             f"inputs: image tokens in input_ids must match the image features, got {sum(counts)} tokens for "
             f"{len(pooled)} features; pass what the model's own processor returned, unchanged"
         )
-    return Encoding(outputs, pooled.split(counts), tuple(range(len(counts))), (1,) * len(counts), (0, 0))
+    return Encoding(outputs, torch.split(pooled, counts), tuple(range(len(counts))), (1,) * len(counts), (0, 0))
 
 
 def full_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> TokenPrompt:
@@ -146,6 +147,37 @@ def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -
         f"keep_tokens must be left out for {model.config.model_type}, whose prompts are not pruned; LLaVA, LLaVA-NeXT, "
         "ViP-LLaVA and Video-LLaVA's are"
     )
+
+
+def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Inputs in which every prompt has an image of its own, of prompts that all show the same.
+
+    Args:
+        model: the model.
+        inputs: of B prompts; the image stands in them once, or once a prompt.
+
+    Raises:
+        InputsError: if there are several images.
+    """
+    rows = len(inputs["input_ids"])
+    once = {name: inputs[name] for name in encoder_keys(model) if isinstance(inputs.get(name), Tensor)}
+    if all(len(value) % rows == 0 and _same_parts(value, rows) for value in once.values()):
+        return inputs
+    repeated = {name: value.repeat(rows, *[1] * (value.ndim - 1)) for name, value in once.items()}
+    image = image_columns(model, inputs["input_ids"])
+    columns = image.sum(dim=-1)
+    if not bool((columns == columns[0]).all()) or len(inputs.get("image_grid_thw", [0])) != 1:
+        raise InputsError(
+            f"inputs must show the same image in all {rows} prompts to share it, got others; leave shared_prefix out, "
+            "or pass one image at a time"
+        )
+    return {**inputs, **repeated}
+
+
+def _same_parts(value: Tensor, parts: int) -> bool:
+    """Whether a tensor consists of so many equal parts."""
+    split = value.view(parts, -1)
+    return bool((split == split[:1]).all())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ base tile counts, which shows the whole of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -94,6 +95,8 @@ def patch_grids(model: Any, inputs: Mapping[str, Any]) -> list[Grid]:
         return [(frames * rows, columns) for frames, rows, columns in inputs["image_grid_thw"].tolist()]
     if inputs.get("spatial_shapes") is not None:
         return [(rows, columns) for rows, columns in inputs["spatial_shapes"].tolist()]
+    if inputs.get("image_position_ids") is not None:  # (tiles, patches, 2): column and row, -1 where it is filled up
+        return [(rows, columns) for columns, rows in (inputs["image_position_ids"].amax(dim=1) + 1).tolist()]
     pixels: Tensor = inputs["pixel_values"]
     side = patch_size(model)
     if inputs.get("image_sizes") is not None:
@@ -137,7 +140,7 @@ def images_of(model: Any, inputs: Mapping[str, Any]) -> list[ImageColumns]:
     last = _token_before_last(ids, image, tiles, sizes)
     found = []
     for row, own in enumerate(tiles):
-        spans = list(image[row].nonzero().flatten().split([sizes[tile] for tile in own]))
+        spans = list(torch.split(image[row].nonzero().flatten(), [sizes[tile] for tile in own]))
         starts = [0, *torch.tensor([sizes[tile] for tile in own]).cumsum(0).tolist()]
         for number in base_tiles(TILINGS.get(model.config.model_type), ids[row], spans, last):
             tile = own[number]
@@ -188,7 +191,7 @@ def _token_before_last(ids: Tensor, image: Tensor, tiles: list[list[int]], sizes
 def _merge(model: Any, grids: list[Grid], columns: int) -> int:
     """Side of the square of patches that becomes a column."""
     patches = sum(rows * across for rows, across in grids)
-    merge = round((patches / columns) ** 0.5)
+    merge = round(math.sqrt(patches / columns))
     if merge**2 * columns != patches or any(rows % merge or across % merge for rows, across in grids):
         raise UnsupportedModelError(
             f"image columns of {model.config.model_type} must be patches, or squares of them, got {columns} columns of "

@@ -128,6 +128,10 @@ def noise(model: Any, inputs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
     elif inputs.get("spatial_shapes") is not None:
         shape[:2] = 1, patches
         told["spatial_shapes"] = inputs["spatial_shapes"].new_tensor([grid])
+    elif inputs.get("image_position_ids") is not None:
+        shape[:2] = 1, patches
+        place = torch.arange(patches, device=pixels.device)
+        told["image_position_ids"] = torch.stack([place % grid[1], place // grid[1]], dim=-1)[None]
     else:
         shape[:-3] = [1] * (pixels.ndim - 3)
         if inputs.get("image_sizes") is not None:

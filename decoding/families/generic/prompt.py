@@ -79,10 +79,10 @@ class ImageFeatures:
         if not len(self.pooled):
             return {}
         sizes = [size for size in columns if size]
-        pooled: Any = list(self.pooled.split(sizes)) if self.as_list else self.pooled.unsqueeze(1)
+        pooled: Any = list(torch.split(self.pooled, sizes)) if self.as_list else self.pooled.unsqueeze(1)
         told = {"pooler_output": pooled, **self.others}
         if self.deepstack:
-            told["deepstack_features"] = [list(layer.split(sizes)) for layer in self.deepstack]
+            told["deepstack_features"] = [list(torch.split(layer, sizes)) for layer in self.deepstack]
         return {"mm_encoder_outputs": {"image": self.kind(**told)}}
 
 
@@ -214,7 +214,7 @@ class TokenPrompt:
 
     def repeat(self, copies: int) -> TokenPrompt:
         """Every row so many times, one copy behind the other."""
-        vectors = torch.arange(len(self.features.pooled)).split(self.image_mask.sum(dim=-1).tolist())
+        vectors = torch.split(torch.arange(len(self.features.pooled)), self.image_mask.sum(dim=-1).tolist())
         return replace(
             self,
             tokens=self.tokens.repeat_interleave(copies, dim=0),

@@ -11,6 +11,13 @@ from damro.decoding.compat import older_than
 SINCE = "5.20"
 """The first transformers whose models take image features that are computed already."""
 
+_OTHERWISE = {
+    "diffusion_gemma": "writes by diffusion, not token by token",
+    "instructblipvideo": "reads videos alone",
+    "mllama": "looks at images by cross-attention: there are no image columns to leave out",
+}
+"""Image-text models that do not do as others do."""
+
 
 def why_not(kind: type[Any]) -> str | None:
     """Why a class of models cannot be served without a module of its own; None if it can.
@@ -19,11 +26,14 @@ def why_not(kind: type[Any]) -> str | None:
         kind: such as `Qwen3VLForConditionalGeneration`.
 
     Returns:
-        What the model lacks or does, as in "model X, which ..."; empty for what is no image-text model at all.
+        What the model lacks or does, as in "a model which ..."; empty for what is no image-text model at all.
     """
     config = getattr(kind, "config_class", None)
-    if config is None or not hasattr(kind, "forward") or not _encodes_images(kind):
+    if config is None or not hasattr(kind, "forward"):
         return ""
+    otherwise = _OTHERWISE.get(str(getattr(config, "model_type", "")))
+    if otherwise is not None or not _encodes_images(kind):
+        return otherwise or ""
     if older_than(SINCE):
         return f"needs transformers {SINCE} or newer; pip install 'transformers>={SINCE}'"
     if not hasattr(kind, "generate"):

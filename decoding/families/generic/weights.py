@@ -87,7 +87,7 @@ def _tiles(kind: str, calls: list[Tensor], sizes: list[int], cls: bool) -> tuple
         return list(torch.cat(calls)[..., first:]), first
     row = torch.cat([call.movedim(1, 0).flatten(1) for call in calls], dim=1)  # (heads, tokens of all tiles)
     if row.shape[1] == sum(sizes):  # one tile behind the other
-        return list(row.split(sizes, dim=1)), 0
+        return list(torch.split(row, sizes, dim=1)), 0
     if batch == len(sizes) and tokens >= max(sizes):  # side by side, filled up
         return [tile[:, :size] for tile, size in zip(torch.cat(calls), sizes, strict=True)], 0
     raise _unlike(kind, calls, sizes)
