@@ -1,7 +1,8 @@
 """JSON Lines in and out: records with their line numbers, and a file that survives being cut off.
 
 `read_json` and `read_records` take ``.json``, ``.jsonl`` and ``.gz`` of them. `RecordWriter` appends a record a line
-and flushes each, so that a killed run loses at most the line it was writing.
+and flushes each, so that a killed run loses at most the line it was writing; `iterate_records` reads what it wrote, one
+record at a time.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -20,6 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 from damro.eval.errors import DataFormatError, EvalError
 
 _SPACE = re.compile(r"\s*")
+_BLOCK = 1 << 16
+_SHORT = 64  # characters up to which a text that stands in many records is kept once
 
 
 class Record(NamedTuple):
@@ -80,15 +84,10 @@ def read_records(path: Path | str) -> list[Record]:
     elif _is_indented(text):
         located = list(_objects_in_a_row(text, path))
     else:
-        # Not splitlines(): U+2028 and its kin may stand inside a JSON string and end no line.
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
-        located = [(where, _parse(line, where)) for where, line in lines if line.strip()]
-    for where, value in located:
-        if not isinstance(value, dict):
-            raise DataFormatError(f"{where}: must be a JSON object, got {type(value).__name__} {_short(value)}")
+        located = [(where, _parse(line, where)) for where, line in _lines(text, path) if line.strip()]
     if not located:
         raise DataFormatError(f"{path}: must hold at least one record, is empty")
-    return [Record(where, value) for where, value in located]
+    return [Record(where, _shared(_object(value, where))) for where, value in located]
 
 
 class RecordWriter:
@@ -139,6 +138,10 @@ class RecordWriter:
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have the system put what was written on the disk, where a power cut leaves it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file. Closing twice does nothing."""
         self._file.close()
@@ -154,22 +157,79 @@ class RecordWriter:
         self.close()
 
 
-def _repair_end(path: Path) -> None:
-    content = path.read_bytes()
-    kept = content.rfind(b"\n") + 1
-    tail = content[kept:]
-    if not tail:
-        return
+def iterate_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file that `RecordWriter` wrote, one after the other, in little memory; changes nothing.
+
+    Left out is what no writer has finished: an end that is torn, and lines with NUL bytes, which some file systems
+    leave behind after a power cut.
+
+    Raises:
+        DataFormatError: The file cannot be read, or another line is not a JSON object; names the line.
+    """
     try:
-        whole = isinstance(json.loads(tail), dict)
-    except ValueError:
-        whole = False
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if is_torn(line) or not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    value = _parse(line.decode("utf-8"), where)
+                except UnicodeDecodeError as error:
+                    raise DataFormatError(f"{where}: not UTF-8 text (byte {error.start})") from error
+                yield Record(where, _shared(_object(value, where)))
+    except OSError as error:
+        raise DataFormatError(f"{path}: cannot be read ({error.strerror or error}): give a readable file") from error
+
+
+def is_torn(line: bytes) -> bool:
+    r"""Whether a line of a file was never finished: it holds NUL bytes, or ends the file without being whole.
+
+    Example:
+        >>> [is_torn(line) for line in (b'{"n": 1}\n', b'{"n": 1}', b'{"n": 1', b'\0\0\0', b'{"n\0\0"}\n')]
+        [False, False, True, True, True]
+    """
+    if b"\0" in line:
+        return True
+    if line.endswith(b"\n"):
+        return False
+    try:
+        return not isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return True
+
+
+def _shared(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields with names and short texts that other records hold, too, in memory once."""
+    return {
+        sys.intern(name): sys.intern(value) if type(value) is str and len(value) <= _SHORT else value
+        for name, value in fields.items()
+    }
+
+
+def _repair_end(path: Path) -> None:
     with path.open("r+b") as file:
-        if whole:
-            file.seek(0, 2)
-            file.write(b"\n")
-        else:
+        end = file.seek(0, os.SEEK_END)
+        kept, tail = _last_line(file, end)
+        if is_torn(tail) and tail:
             file.truncate(kept)
+        elif tail:
+            file.seek(end)
+            file.write(b"\n")
+
+
+def _last_line(file: BinaryIO, end: int) -> tuple[int, bytes]:
+    """Where what follows the last newline begins, and what it is; reads no more of the file than that."""
+    parts: list[bytes] = []
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        block = file.read(end - start)
+        place = block.rfind(b"\n") + 1
+        parts.append(block[place:])
+        if place:
+            return start + place, b"".join(reversed(parts))
+        end = start
+    return 0, b"".join(reversed(parts))
 
 
 def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
@@ -180,6 +240,25 @@ def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
         raise _no_json(place, error) from error
     except (ValueError, RecursionError) as error:
         raise DataFormatError(f"{where}: not JSON ({error}): {_short(text)}") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataFormatError(f"{where}: must be a JSON object, got {type(value).__name__} {_short(value)}")
+    return value
+
+
+def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
+    """The lines of a text and where they stand, one at a time.
+
+    Not splitlines(): U+2028 and its kin may stand inside a JSON string and end no line.
+    """
+    start, number = 0, 1
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield f"{path}, line {number}", text[start:end]
+        start, number = end + 1, number + 1
 
 
 def _is_indented(text: str) -> bool:
@@ -233,12 +312,24 @@ def _short(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever looks sees the old one or the whole new one."""
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """Write a file so that whoever looks sees the old one or the whole new one, also after a power cut.
+
+    Args:
+        path: The file; its folder is made if missing.
+        text: What it shall hold, as one text or piece by piece.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:  # a disk that is full shall not hold half a file, too
+        part.unlink(missing_ok=True)
+        raise
 
 
 def digest_of_file(path: Path | str) -> str:

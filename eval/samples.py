@@ -65,6 +65,10 @@ class Dataset:
             return []
         return self.open_image.missing((sample.image for sample in self.samples), at_most=0.5)
 
+    def digest_image(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's file; None where there is none, or images come from no `ImageFolder`."""
+        return self.open_image.digest(name) if isinstance(self.open_image, ImageFolder) else None
+
 
 def check_samples(samples: Sequence[Sample]) -> None:
     """Refuse samples that no run could be made of.
@@ -132,6 +136,22 @@ class ImageFolder:
         if not path.is_relative_to(root):
             raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
         return load_image(path)
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's file; None where there is none that can be read.
+
+        Raises:
+            EvalError: The name leaves the folder.
+        """
+        check_inside(name)
+        path = os.path.join(self.folder, name)
+        try:
+            if not os.path.isfile(path):  # a pipe would wait for somebody to write
+                return None
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:  # whoever opens the image is told
+            return None
 
     def missing(self, names: Iterable[str], *, at_most: float) -> list[str]:
         """Return those of the names that the folder has no file of, each once; opens none.

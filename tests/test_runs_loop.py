@@ -16,7 +16,7 @@ from run_stub import answer, make_samples
 
 from damro.eval.errors import EvalError
 from damro.eval.runs.loop import Answered, FailedSampleError, Loop, Tally
-from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, find_workers, lock_folder
+from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, find_workers, lock_folder, records_path
 from damro.eval.samples import Sample
 from damro.images import ImageError, load_image
 
@@ -106,10 +106,11 @@ def test_resuming_answers_the_rest_in_the_batches_of_an_undisturbed_run(tmp_path
     (tmp_path / "cut").mkdir()
     # Two of the first batch, a torn third; and one from the middle, as another process might have left it.
     (tmp_path / "cut/records.jsonl").write_bytes(b"".join(whole[:2]) + whole[2][:20])
-    (tmp_path / "cut/records-3.jsonl").write_bytes(whole[5])
+    part = records_path(tmp_path / "cut", Workers(3, 4))
+    part.write_bytes(whole[5])
     Loop(batch_size=4).run(tmp_path / "cut", make_samples(10), answer)
     assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
-    assert not list((tmp_path / "cut").glob("records-*"))
+    assert not part.parent.exists()
 
 
 def test_a_run_killed_at_random_points_ends_with_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_what_several_workers_began_one_can_finish(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         stopped.run(tmp_path / "other", make_samples(23), stop_after_two)
-    assert len((tmp_path / "other/records-1.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "other/parts/1.jsonl").read_text().splitlines()) == 6
     Loop(batch_size=3).run(tmp_path / "other", make_samples(23), answer)
     assert read_records(tmp_path / "other") == read_records(tmp_path / "one")
 

@@ -18,8 +18,10 @@ from damro.decoding.families import family_of
 from damro.decoding.generate import decode
 from damro.errors import InputsError
 from damro.eval.runs.drawing import SeededSampling
+from damro.eval.runs.faults import find_fault
+from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.loop import Answered
-from damro.eval.runs.record import digest_of_folder, package_versions
+from damro.eval.runs.record import package_versions
 from damro.eval.runs.request import RunRequest
 from damro.eval.samples import OpenImage, Sample
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
@@ -78,7 +80,7 @@ class Engine:
                 images[sample.sample_id] = self.open_image(sample.image)
                 self._check_length(sample, images[sample.sample_id])
             except (ValueError, OSError) as error:
-                answers[sample.sample_id] = Answered(None, error=str(error))
+                answers[sample.sample_id] = Answered(None, error=str(error), fault=find_fault(error, opening=True))
         good = [sample for sample in batch if sample.sample_id not in answers]
         answers.update(self._answer_or_split(good, images))
         return [answers[sample.sample_id] for sample in batch]
@@ -95,7 +97,8 @@ class Engine:
         except Exception as error:
             if len(batch) == 1:
                 reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                return {batch[0].sample_id: Answered(None, error=reason)}
+                fault = find_fault(error, short_of_memory=should_reduce_batch_size(error))
+                return {batch[0].sample_id: Answered(None, error=reason, fault=fault)}
             short_of_memory = should_reduce_batch_size(error)
         size = len(batch)
         if not short_of_memory:
@@ -258,14 +261,24 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
 
 
 def _fingerprint(request: RunRequest, model: PreTrainedModel) -> str:
-    """The commit on the Hub, or a checksum of the folder or of the embedded model's weights."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return f"commit {commit}"
+    """A checksum of the folder, the commit on the Hub, or a checksum of the loaded weights."""
     folder = Path(request.model)
-    if folder.is_dir():
-        return f"sha256 {digest_of_folder(folder)}"
-    return f"sha256 {digest_of_weights(model)}"
+    # The weights below an adapter lie in another folder.
+    if folder.is_dir() and not getattr(model, "_hf_peft_config_loaded", False):
+        return fingerprint_folder(folder)
+    commit = commit_of(model)
+    return f"commit {commit}" if commit and not folder.is_dir() else f"sha256 {digest_of_weights(model)}"
+
+
+def is_older_fingerprint(older: str, request: RunRequest, model: PreTrainedModel) -> bool:
+    """Whether a fingerprint is that which versions up to format 2 had of this model."""
+    folder = Path(request.model)
+    return folder.is_dir() and older in (f"commit {commit_of(model)}", first_bytes_of_folder(folder))
+
+
+def commit_of(model: PreTrainedModel) -> str | None:
+    """Return the commit on the Hub that a model's configuration is of."""
+    return getattr(model.config, "_commit_hash", None)
 
 
 def digest_of_weights(model: PreTrainedModel) -> str:
