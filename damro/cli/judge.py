@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.parser import whole_number
+from damro.cli.results import add_partial_flag
 from damro.eval.benchmark import Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.formats import FORMAT
@@ -46,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: 60)"
     )
+    add_partial_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -66,7 +68,7 @@ def _judge(args: argparse.Namespace, endpoint: str) -> int:
     from damro.eval.report.judge import ASPECTS, judge_runs
     from damro.eval.report.judge_client import openai_judge
 
-    runs = load_runs(args.runs).runs
+    runs = load_runs(args.runs, partial=args.partial).runs
     first, second = runs
     out = Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}")
     check_folder(out)

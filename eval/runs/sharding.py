@@ -184,10 +184,21 @@ def _remove_parts(folder: Path, paths: Sequence[Path]) -> None:
         parts.rmdir()
 
 
-def read_done(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the records that `consolidate` has put together, by sample id; changes nothing."""
+def read_done(
+    folder: Path, check: Callable[[Mapping[str, Any], str], None] = lambda fields, where: None
+) -> dict[str, dict[str, Any]]:
+    """Return the records that `consolidate` has put together, by sample id; changes nothing.
+
+    Args:
+        folder: The folder of the run.
+        check: Called with every record and where it stands; raises what is wrong with it.
+    """
     path = folder / RECORDS
-    return {str(fields.get("id")): fields for _, fields in iterate_records(path)} if path.exists() else {}
+    records: dict[str, dict[str, Any]] = {}
+    for where, fields in iterate_records(path) if path.exists() else ():
+        check(fields, where)
+        records.setdefault(str(fields.get("id")), fields)
+    return records
 
 
 def holds_records(folder: Path) -> bool:
