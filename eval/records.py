@@ -234,7 +234,7 @@ def _last_line(file: BinaryIO, end: int) -> tuple[int, bytes]:
 
 def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}" if whole_file else where
         raise _no_json(place, error) from error
@@ -275,13 +275,12 @@ def _is_indented(text: str) -> bool:
 
 def _objects_in_a_row(text: str, path: Path | str) -> Iterator[tuple[str, Any]]:
     """The values of a file that holds one behind the other, whatever their lines, and where each begins."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     place = _after_space(text, 0)
     line = 1 + text.count("\n", 0, place)
     while place < len(text):
         where = f"{path}, line {line}"
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = _DECODER.raw_decode(text, place)
         except json.JSONDecodeError as error:
             raise _no_json(f"{path}, line {error.lineno}", error, "; write one object a line, or one list") from error
         except (ValueError, RecursionError) as error:
@@ -305,6 +304,9 @@ def _no_json(place: str, error: json.JSONDecodeError, remedy: str = "") -> DataF
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # one, since making it costs more than a line
 
 
 def _short(value: object) -> str:

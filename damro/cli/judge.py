@@ -104,6 +104,7 @@ _PARTS = ("first", "second", "difference")
 def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable[[str], bytes]:
     """From an image's name to its PNG, as the runs saw it; all of them are there, or nothing is judged."""
     from damro.eval.benchmark import answered_in_all
+    from damro.eval.runs.identity import check_images
     from damro.eval.samples import OpenImage, folder_opener, open_scene
 
     request = to_request(load_run(args.runs[0]))
@@ -116,6 +117,7 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
         first, second = runs
         answered = answered_in_all([first, second])
         folder.missing((fields["image"] for key, fields in first.items() if key in answered), at_most=0)
+        check_images([fields for key, fields in first.items() if key in answered], folder.digest)
 
     def open_bytes(name: str) -> bytes:
         content = io.BytesIO()

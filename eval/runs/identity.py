@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -53,22 +53,8 @@ class SeenImages:
         return self._seen.get(name)
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Refuse to go on where an image is not the one that was looked at. Files that are not there are not compared.
-
-        Every file is read as a whole, by all cores.
-
-        Raises:
-            ChangedImageError: The contents of one have changed; names it.
-        """
-        seen = dict.fromkeys((fields["image"], fields[IMAGE_DIGEST]) for fields in records if IMAGE_DIGEST in fields)
-        with ThreadPoolExecutor() as threads:
-            now = threads.map(self.dataset.digest_image, (name for name, _ in seen))
-            for (name, before), digest in zip(seen, now, strict=True):
-                if digest is not None and digest[:_LENGTH] != before:
-                    raise ChangedImageError(
-                        f"image {name!r} must be the file that the recorded answers are about, its contents are others "
-                        "now: put it back, or give another --out"
-                    )
+        """See `check_images`."""
+        check_images(records, self.dataset.digest_image)
 
 
 @dataclass(frozen=True)
@@ -147,6 +133,29 @@ def check_asked(records: Mapping[str, Mapping[str, Any]], samples: Sequence[Samp
                 raise ForeignRecordError(
                     f"record {sample.sample_id!r} must hold the {name} {str(value)[:60]!r} of its sample, got "
                     f"{str(fields[name])[:60]!r}: take out the records of other runs, or give another --out"
+                )
+
+
+def check_images(records: Iterable[Mapping[str, Any]], digest_image: Callable[[str], str | None]) -> None:
+    """Refuse to go on where an image is not the one that was looked at. Files that are not there are not compared.
+
+    Every file is read as a whole, by all cores.
+
+    Args:
+        records: Those without a digest of their image are left out.
+        digest_image: From an image's name to the SHA-256 of its file.
+
+    Raises:
+        ChangedImageError: The contents of one have changed; names it.
+    """
+    seen = dict.fromkeys((fields["image"], fields[IMAGE_DIGEST]) for fields in records if IMAGE_DIGEST in fields)
+    with ThreadPoolExecutor() as threads:
+        now = threads.map(digest_image, (name for name, _ in seen))
+        for (name, before), digest in zip(seen, now, strict=True):
+            if digest is not None and digest[:_LENGTH] != before:
+                raise ChangedImageError(
+                    f"image {name!r} must be the file that the recorded answers are about, its contents are others "
+                    "now: put it back, or give another --out"
                 )
 
 
