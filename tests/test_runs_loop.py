@@ -208,3 +208,100 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
         raise AssertionError("locked twice")
     with lock_folder(tmp_path):
         pass
+
+
+def test_files_that_are_not_ours_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    whole = (tmp_path / "records.jsonl").read_bytes()
+    stolen = whole.replace(b'"answer": "', b'"answer": "changed ')
+    (tmp_path / "records.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    (tmp_path / "parts").mkdir()
+    names = ["records-backup.jsonl", "records-1.jsonl", "records-old.jsonl", "parts/0.jsonl", "parts/mine.jsonl"]
+    for name in names:
+        (tmp_path / name).write_bytes(stolen)
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    assert "changed" not in (tmp_path / "records.jsonl").read_text()
+    assert all((tmp_path / name).read_bytes() == stolen for name in names)
+    with pytest.raises(EvalError, match="parts must be free for what several processes write, holds other files"):
+        Loop(batch_size=4, workers=Workers(0, 2)).run(tmp_path, make_samples(6), answer)
+    assert all((tmp_path / name).read_bytes() == stolen for name in names)
+
+
+def test_a_file_in_our_folder_of_parts_stays(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    line = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)[4]
+    part = records_path(tmp_path, Workers(1, 2))
+    part.write_bytes(line)
+    (part.parent / "notes.txt").write_text("mine")
+    (tmp_path / "records.jsonl").unlink()
+    assert list(consolidate(tmp_path, [f"s/{n}" for n in range(6)])) == ["s/4"]
+    assert (part.parent / "notes.txt").read_text() == "mine"
+    assert not part.exists()
+
+
+def test_parts_of_an_older_version_are_merged_and_kept_under_another_name(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    lines = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)
+    order = [f"s/{n}" for n in range(6)]
+    (tmp_path / "records.jsonl").write_bytes(lines[0])
+    (tmp_path / "records-0.jsonl").write_bytes(lines[4] + lines[5][:9])
+    (tmp_path / "records-1.jsonl").write_bytes(lines[2])
+    (tmp_path / "records-b.jsonl").write_bytes(lines[3])
+    assert list(consolidate(tmp_path, order)) == ["s/0"]
+    assert list(consolidate(tmp_path, order, with_old_parts=True)) == ["s/0", "s/2", "s/4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("records-0.jsonl.merged", "records-1.jsonl.merged", "records-b.jsonl", "records.jsonl")
+    ]
+    assert (tmp_path / "records-0.jsonl.merged").read_bytes() == lines[4] + lines[5][:9]
+    assert list(consolidate(tmp_path, order, with_old_parts=True)) == ["s/0", "s/2", "s/4"]
+
+
+def test_a_part_that_is_refused_is_not_merged(tmp_path: Path) -> None:
+    records_path(tmp_path, Workers(1, 2)).write_text('{"id": "s/0"}\n')
+
+    def refuse(fields: object, where: str) -> None:
+        raise EvalError(f"{where} is foreign")
+
+    with pytest.raises(EvalError, match=r"parts/1.jsonl, line 1 is foreign"):
+        consolidate(tmp_path, ["s/0"], check=refuse)
+    assert not (tmp_path / "records.jsonl").exists()
+    assert (tmp_path / "parts/1.jsonl").exists()
+
+
+def test_a_batch_is_on_the_disk_before_the_next_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def count(handle: int) -> None:
+        sync(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", count)
+    before: list[int] = []
+
+    def note(batch: Sequence[Sample]) -> list[Answered]:
+        before.append(synced[-1] if synced else 0)
+        return answer(batch)
+
+    Loop(batch_size=4).run(tmp_path, make_samples(12), note)
+    ends = [0]
+    for line in (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True):
+        ends.append(ends[-1] + len(line))
+    assert before == [ends[0], ends[4], ends[8]]
+    assert synced[-1] == ends[12]
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from damro.eval.runs.sharding import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(STUB.parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        with pytest.raises(BusyRunError, match="another process is at work there"), lock_folder(tmp_path):
+            raise AssertionError("locked twice")
+        process.kill()
+    with lock_folder(tmp_path):
+        pass
