@@ -58,7 +58,9 @@ def find_others(
             if record["request"].get("benchmark") != reference["request"]["benchmark"]:
                 continue
             records = read_done(path.parent, identity_of(record).check)
-            reason = _unlike(record, reference) or _unlike_samples(records, samples, partial=partial)
+            of_others = record.get("samples", len(samples)) != len(samples) or not records.keys() <= set(samples)
+            reason = _unlike(record, reference) or ("it is a run on other samples" if of_others else "")
+            reason = reason or _lacking(records, len(samples), partial=partial)
             check_same_images({**own, name: records})
             recipe = to_request(record).recipe
         except (EvalError, DecodingError) as error:
@@ -81,11 +83,9 @@ def _unlike(record: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     return ""
 
 
-def _unlike_samples(records: Records, samples: Collection[str], *, partial: bool) -> str:
-    """Why the samples of a run are not the ones at hand, if so."""
-    if not records.keys() <= set(samples):
-        return "it is a run on other samples"
-    share = share_of(len(records), len(samples))
+def _lacking(records: Records, planned: int, *, partial: bool) -> str:
+    """What a run lacks to be shown, if so."""
+    share = share_of(len(records), planned)
     if share is not None and not partial:
         return f"it has {share}, give its command again"
     return "" if answered(records) else "it has no answer"
