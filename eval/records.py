@@ -11,8 +11,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,10 +18,18 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.json_text import (
+    after_space,
+    is_indented,
+    objects_in_a_row,
+    parse,
+    share_texts,
+    short,
+    split_lines,
+    to_object,
+)
 
-_SPACE = re.compile(r"\s*")
 _BLOCK = 1 << 16
-_SHORT = 64  # characters up to which a text that stands in many records is kept once
 
 
 class Record(NamedTuple):
@@ -65,7 +71,7 @@ def read_json(path: Path | str) -> Any:
     Raises:
         DataFormatError: The file cannot be read or is not JSON; names the line.
     """
-    return _parse(read_text(path), f"{path}", whole_file=True)
+    return parse(read_text(path), f"{path}", whole_file=True)
 
 
 def read_records(path: Path | str) -> list[Record]:
@@ -77,17 +83,26 @@ def read_records(path: Path | str) -> list[Record]:
         DataFormatError: The file cannot be read, a line is not JSON or not an object, or there is no record at all;
             names the file, the line and what was wrong.
     """
+    return list(each_record(path))
+
+
+def each_record(path: Path | str) -> Iterator[Record]:
+    """Yield what `read_records` returns, one after the other: for large files of which something small is made."""
     text = read_text(path)
-    if text.lstrip().startswith("["):
-        values = _parse(text, f"{path}", whole_file=True)
-        located = [(f"{path}, record {number}", value) for number, value in enumerate(values, start=1)]
-    elif _is_indented(text):
-        located = list(_objects_in_a_row(text, path))
+    located: Iterable[tuple[str, Any]]
+    if text.startswith("[", after_space(text, 0)):
+        values = parse(text, f"{path}", whole_file=True)
+        located = ((f"{path}, record {number}", value) for number, value in enumerate(values, start=1))
+    elif is_indented(text):
+        located = objects_in_a_row(text, path)
     else:
-        located = [(where, _parse(line, where)) for where, line in _lines(text, path) if line.strip()]
-    if not located:
+        located = ((where, parse(line, where)) for where, line in split_lines(text, path) if line.strip())
+    empty = True
+    for where, value in located:
+        empty = False
+        yield Record(where, share_texts(to_object(value, where)))
+    if empty:
         raise DataFormatError(f"{path}: must hold at least one record, is empty")
-    return [Record(where, _shared(_object(value, where))) for where, value in located]
 
 
 class RecordWriter:
@@ -133,7 +148,7 @@ class RecordWriter:
         try:
             line = json.dumps(dict(record), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise DataFormatError(f"record must be plain finite JSON, got {_short(record)} ({error})") from error
+            raise DataFormatError(f"record must be plain finite JSON, got {short(record)} ({error})") from error
         # ASCII on purpose: a lone surrogate in a model's answer has no UTF-8 form, its \u escape is exact.
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
@@ -173,10 +188,10 @@ def iterate_records(path: Path) -> Iterator[Record]:
                     continue
                 where = f"{path}, line {number}"
                 try:
-                    value = _parse(line.decode("utf-8"), where)
+                    value = parse(line.decode("utf-8"), where)
                 except UnicodeDecodeError as error:
                     raise DataFormatError(f"{where}: not UTF-8 text (byte {error.start})") from error
-                yield Record(where, _shared(_object(value, where)))
+                yield Record(where, share_texts(to_object(value, where)))
     except OSError as error:
         raise DataFormatError(f"{path}: cannot be read ({error.strerror or error}): give a readable file") from error
 
@@ -196,14 +211,6 @@ def is_torn(line: bytes) -> bool:
         return not isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return True
-
-
-def _shared(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same fields with names and short texts that other records hold, too, in memory once."""
-    return {
-        sys.intern(name): sys.intern(value) if type(value) is str and len(value) <= _SHORT else value
-        for name, value in fields.items()
-    }
 
 
 def _repair_end(path: Path) -> None:
@@ -230,88 +237,6 @@ def _last_line(file: BinaryIO, end: int) -> tuple[int, bytes]:
             return start + place, b"".join(reversed(parts))
         end = start
     return 0, b"".join(reversed(parts))
-
-
-def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        place = f"{where}, line {error.lineno}" if whole_file else where
-        raise _no_json(place, error) from error
-    except (ValueError, RecursionError) as error:
-        raise DataFormatError(f"{where}: not JSON ({error}): {_short(text)}") from error
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataFormatError(f"{where}: must be a JSON object, got {type(value).__name__} {_short(value)}")
-    return value
-
-
-def _lines(text: str, path: Path | str) -> Iterator[tuple[str, str]]:
-    """The lines of a text and where they stand, one at a time.
-
-    Not splitlines(): U+2028 and its kin may stand inside a JSON string and end no line.
-    """
-    start, number = 0, 1
-    while start <= len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield f"{path}, line {number}", text[start:end]
-        start, number = end + 1, number + 1
-
-
-def _is_indented(text: str) -> bool:
-    """Whether a file's first object goes on over several lines, as programs that indent JSON write it."""
-    first, _, rest = text.lstrip().partition("\n")
-    if not first.startswith("{") or not rest.strip():
-        return False
-    try:
-        json.loads(first)
-    except ValueError:
-        return True
-    return False
-
-
-def _objects_in_a_row(text: str, path: Path | str) -> Iterator[tuple[str, Any]]:
-    """The values of a file that holds one behind the other, whatever their lines, and where each begins."""
-    place = _after_space(text, 0)
-    line = 1 + text.count("\n", 0, place)
-    while place < len(text):
-        where = f"{path}, line {line}"
-        try:
-            value, end = _DECODER.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            raise _no_json(f"{path}, line {error.lineno}", error, "; write one object a line, or one list") from error
-        except (ValueError, RecursionError) as error:
-            raise DataFormatError(f"{where}: not JSON ({error}): {_short(text[place : place + 200])}") from error
-        yield where, value
-        end = _after_space(text, end)
-        line += text.count("\n", place, end)
-        place = end
-
-
-def _after_space(text: str, place: int) -> int:
-    """Where the next thing begins that is no space."""
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
-
-
-def _no_json(place: str, error: json.JSONDecodeError, remedy: str = "") -> DataFormatError:
-    line = error.doc.split("\n")[error.lineno - 1]
-    return DataFormatError(f"{place}: not JSON ({error.msg} at column {error.colno}): {_short(line)}{remedy}")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # one, since making it costs more than a line
-
-
-def _short(value: object) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:

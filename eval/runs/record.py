@@ -134,8 +134,8 @@ def digest_of_settings(record: Mapping[str, Any]) -> str:
 
 
 def identity_of(record: Mapping[str, Any]) -> Identity:
-    """Return what ties records to the run of a ``run.json``."""
-    return Identity(digest_of_settings(record), bool(record.get(ACCEPTS_OLD)))
+    """Return what ties records to the run of a ``run.json``; of one that tells no number of samples none did."""
+    return Identity(digest_of_settings(record), bool(record.get(ACCEPTS_OLD)) or "samples" not in record)
 
 
 def package_versions() -> dict[str, str]:
