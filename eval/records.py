@@ -254,9 +254,20 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync_folder(path.parent)
     except BaseException:  # a disk that is full shall not hold half a file, too
         part.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the system put the names of a folder's files on the disk: a file that is new is else not found again."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest_of_file(path: Path | str) -> str:

@@ -189,6 +189,28 @@ def test_a_batch_that_does_not_fit_is_halved(loaded: Loaded, monkeypatch: pytest
     assert limited.calls == [2, 2, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
 
 
+def test_a_sample_that_fails_in_a_batch_that_was_halved_fails_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(loaded, "greedy")
+    asked = [Sample(f"s/{n}", f"test_{n:06d}.png", QUESTIONS[n % 3], {}) for n in range(4)]
+    whole = engine.answer(asked)
+    spoilt = prepare_inputs(loaded.processor, [open_scene(asked[1].image)], [asked[1].prompt], loaded.model)
+
+    def spoiling(model: Any, inputs: Any, contrast: Any, **options: Any) -> Any:
+        if len(inputs["input_ids"]) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        if any(torch.equal(one, spoilt["pixel_values"][0]) for one in inputs["pixel_values"]):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return decode(model, inputs, contrast, **options)
+
+    monkeypatch.setattr("damro.eval.runs.engine.decode", spoiling)
+    answers = engine.answer(asked)
+    assert answers[1].error == "RuntimeError: CUDA error: device-side assert triggered"
+    assert answers[1].fault is not None and answers[1].fault.everywhere
+    assert [answers[n] for n in (0, 2, 3)] == [whole[n] for n in (0, 2, 3)]
+
+
 def test_one_sample_that_does_not_fit_fails(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make(loaded, "greedy")
     monkeypatch.setattr("damro.eval.runs.engine.decode", failing_above(0, RuntimeError("CUDA out of memory. No.")))

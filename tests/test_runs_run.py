@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from damro.cli import main
 from damro.eval.runs import engine
 from damro.eval.runs.fingerprint import first_bytes_of_folder
+from damro.eval.runs.sharding import Workers, records_path
 
 FAST = ["--max-new-tokens", "3", "--batch-size", "2", "--device", "cpu"]
 IMAGES, QUESTIONS = 6, 12
@@ -221,6 +222,22 @@ def test_a_run_that_lacks_samples_is_no_result(
         assert f"4 of {QUESTIONS} samples" in (out / "scores.md").read_text()
     else:
         assert found["partial"] == {"greedy": f"4 of {QUESTIONS} samples"}
+
+
+def test_parts_are_records_too(world: Path, tmp_path: Path, told: Callable[..., str]) -> None:
+    assert main(pope(world, tmp_path / "out")) == 0
+    folder = tmp_path / "out/greedy"
+    whole = answers(folder)
+    part = records_path(folder, Workers(1, 2))
+    part.write_text("".join(lines(folder)[4:8]))
+    (folder / "records.jsonl").unlink()
+    assert "must hold no records with --no-resume" in told(pope(world, tmp_path / "out", "--no-resume"))
+    (folder / "run.json").rename(tmp_path / "run.json")
+    assert "must hold run.json" in told(pope(world, tmp_path / "out"))
+    (tmp_path / "run.json").rename(folder / "run.json")
+    assert main(pope(world, tmp_path / "out")) == 0
+    assert answers(folder) == whole
+    assert not part.parent.exists()
 
 
 def test_a_torn_end_hides_no_result(world: Path, tmp_path: Path, told: Callable[..., str]) -> None:

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs, scores and prints."""
     from damro.eval.runs.loop import Loop
     from damro.eval.runs.run import prepare, run_benchmark
-    from damro.eval.runs.sharding import find_workers
+    from damro.eval.runs.sharding import find_workers, holds_records
 
     planned = plan(args)
     first = planned[0].request
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     workers = find_workers(first.device)
     if workers.leads and args.model is None and args.source is None:
         _tell(f"no --model given, so it is {TINY!r}, the embedded one")
-    if not args.resume and any((out / one.folder / "records.jsonl").exists() for one in planned):
+    if not args.resume and any(holds_records(out / one.folder) for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
     prepared = prepare(*(one.request for one in planned), tell=_tell if workers.leads else lambda sentence: None)

@@ -118,7 +118,12 @@ class Engine:
                 part = batch[start : start + batch_size]
                 # A single sample that does not fit fails by itself; more than one are halved further.
                 together = self._answer_or_split if batch_size == 1 else self._answer_together
-                parts.update(together(part, images))
+                try:
+                    parts.update(together(part, images))
+                except Exception as error:
+                    if should_reduce_batch_size(error):
+                        raise
+                    parts.update(self._answer_or_split(part, images))
             return parts
 
         return dict(answer_parts())
