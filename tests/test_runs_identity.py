@@ -108,8 +108,14 @@ def test_a_record_without_a_digest_is_taken_in_an_old_run_alone(tmp_path: Path) 
         run(dataset, tmp_path / "run")
     assert len(run(dataset, tmp_path / "run", accepts_old=True)) == 6
     edit(tmp_path / "run", 2, prompt="Is there a dog?")  # what it says itself is believed
-    with pytest.raises(ForeignRecordError, match="record 's/2' must hold the prompt 'Is there a cat.' .* a dog"):
+    (tmp_path / "run/records-0.jsonl").write_text("")
+    before = (tmp_path / "run/records.jsonl").read_bytes()
+    with pytest.raises(
+        ForeignRecordError, match="line 3: record 's/2' must hold the prompt 'Is there a cat.' .* a dog"
+    ):
         run(dataset, tmp_path / "run", accepts_old=True)
+    assert (tmp_path / "run/records.jsonl").read_bytes() == before  # nor is anything merged
+    assert (tmp_path / "run/records-0.jsonl").exists()
 
 
 def test_an_answer_is_not_part_of_the_digest() -> None:
@@ -166,8 +172,8 @@ def test_runs_that_looked_at_different_images_are_not_compared(tmp_path: Path) -
 def test_fields_are_compared_as_they_were_written() -> None:
     sample = Sample("s/1", "1.png", PROMPT, {"tags": (1, 2), "label": "no"})
     written = json.loads(json.dumps({**sample.fields, "image": "1.png", "prompt": PROMPT}))
-    check_asked({"s/1": written}, [sample])
+    check_asked(written, sample, "here")
     del written["label"]  # an older version may have written less
-    check_asked({"s/1": written}, [sample])
-    with pytest.raises(ForeignRecordError, match="must hold the tags"):
-        check_asked({"s/1": {**written, "tags": [1]}}, [sample])
+    check_asked(written, sample, "here")
+    with pytest.raises(ForeignRecordError, match="here: record 's/1' must hold the tags"):
+        check_asked({**written, "tags": [1]}, sample, "here")

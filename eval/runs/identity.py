@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -117,23 +117,24 @@ def digest_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_LENGTH]
 
 
-def check_asked(records: Mapping[str, Mapping[str, Any]], samples: Sequence[Sample]) -> None:
-    """Refuse records that answer other questions than those of the samples.
+def check_asked(fields: Mapping[str, Any], sample: Sample, where: str) -> None:
+    """Refuse a record that answers another question than that of its sample. What it does not hold is not compared.
+
+    Args:
+        fields: The record.
+        sample: The sample of its id.
+        where: Its file and line.
 
     Raises:
-        ForeignRecordError: One holds another prompt, image, label or other field than the sample of its id.
+        ForeignRecordError: It holds another prompt, image, label or other field.
     """
-    for sample in samples:
-        fields = records.get(sample.sample_id)
-        if fields is None:
-            continue
-        for name, value in {**sample.fields, "image": sample.image, "prompt": sample.prompt}.items():
-            # Through JSON, where a tuple is a list.
-            if name in fields and fields[name] != value and fields[name] != json.loads(json.dumps(value)):
-                raise ForeignRecordError(
-                    f"record {sample.sample_id!r} must hold the {name} {str(value)[:60]!r} of its sample, got "
-                    f"{str(fields[name])[:60]!r}: take out the records of other runs, or give another --out"
-                )
+    for name, value in {**sample.fields, "image": sample.image, "prompt": sample.prompt}.items():
+        # Through JSON, where a tuple is a list.
+        if name in fields and fields[name] != value and fields[name] != json.loads(json.dumps(value)):
+            raise ForeignRecordError(
+                f"{where}: record {sample.sample_id!r} must hold the {name} {str(value)[:60]!r} of its sample, got "
+                f"{str(fields[name])[:60]!r}: take out the records of other runs, or give another --out"
+            )
 
 
 def check_images(records: Iterable[Mapping[str, Any]], digest_image: Callable[[str], str | None]) -> None:

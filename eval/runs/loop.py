@@ -109,12 +109,10 @@ class Loop:
             ChangedImageError: An image is not the one that a recorded answer is about.
             EvalError: The folder holds records that are malformed or of another run.
         """
-        order = [sample.sample_id for sample in samples]
         folder.mkdir(parents=True, exist_ok=True)
         records: dict[str, dict[str, Any]] = {}
         if self.workers.leads:
-            records = self._consolidate(folder, order, drop=is_failed if self.retry_failed else lacks_image)
-            check_asked(records, samples)
+            records = self._consolidate(folder, samples, drop=is_failed if self.retry_failed else lacks_image)
             if self.identity is not None and self.identity.images is not None:
                 self.identity.images.check(records.values())
             if self.workers.count > 1:
@@ -128,18 +126,24 @@ class Loop:
         self._answer_rest(folder, samples, done, answer)
         self.workers.wait()
         if self.workers.leads:
-            records = self._consolidate(folder, order)
+            records = self._consolidate(folder, samples)
         self.workers.wait()
         return records if self.workers.leads else read_done(folder)
 
     def _consolidate(
-        self, folder: Path, order: Sequence[str], drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
+        self, folder: Path, samples: Sequence[Sample], drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
     ) -> dict[str, dict[str, Any]]:
-        if self.identity is None:
-            return consolidate(folder, order, drop=drop)
-        return consolidate(
-            folder, order, drop=drop, check=self.identity.check, with_old_parts=self.identity.accepts_old
-        )
+        asked = {sample.sample_id: sample for sample in samples}
+
+        def check(fields: Mapping[str, Any], where: str) -> None:
+            if self.identity is not None:
+                self.identity.check(fields, where)
+            sample = asked.get(str(fields.get("id")))
+            if sample is not None:
+                check_asked(fields, sample, where)
+
+        old_parts = self.identity is not None and self.identity.accepts_old
+        return consolidate(folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
 
     def _answer_rest(self, folder: Path, samples: Sequence[Sample], done: dict[str, bool], answer: AnswerBatch) -> None:
         mine = [
