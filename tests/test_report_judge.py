@@ -217,6 +217,11 @@ def test_judgements_of_other_answers_are_refused(tmp_path: Path) -> None:
     assert judge_runs(one, changed, tmp_path, refuse, PINNED).judged == 4  # written before there were digests
 
 
+def test_judgements_of_an_older_version_are_gone_on_with(tmp_path: Path) -> None:
+    judge_runs(records("ab"), records("abcd"), tmp_path, biased, {**PINNED, "format": 2}, limit=2)
+    assert judge_runs(records("ab"), records("abcd"), tmp_path, biased, {**PINNED, "format": 3}).judged == 4
+
+
 def refuse(text: str, image: bytes | None) -> str:
     raise AssertionError("asked again")
 

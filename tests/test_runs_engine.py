@@ -2,6 +2,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from damro.decoding.generate import decode
 from damro.errors import UnsupportedModelError
 from damro.eval.errors import EvalError
 from damro.eval.runs.drawing import SeededSampling
-from damro.eval.runs.engine import Engine, load, make_engine
+from damro.eval.runs.engine import (
+    Engine,
+    _fingerprint,
+    digest_of_weights,
+    is_older_fingerprint,
+    load,
+    make_engine,
+)
+from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.request import RunRequest
@@ -256,3 +265,25 @@ def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) ->
     engines["greedy"].pruning = Pruning(3)
     with pytest.raises(EvalError, match="engines must be pruned alike to share a prompt, 'sample' is not"):
         answer_in_one_token(engines, asked)
+
+
+def test_a_model_is_known_by_its_folder_its_commit_or_its_weights(tmp_path: Path) -> None:
+    model: Any = torch.nn.Linear(2, 2)
+    model.config = SimpleNamespace(_commit_hash=None)
+    (tmp_path / "config.json").write_text("{}")
+    local, hub = RunRequest("pope", str(tmp_path)), RunRequest("pope", "somebody/model")
+    of_folder = fingerprint_folder(tmp_path)
+    assert _fingerprint(local, model) == of_folder
+    assert _fingerprint(hub, model) == f"sha256 {digest_of_weights(model)}"
+    model.config._commit_hash = "abc"
+    assert (_fingerprint(local, model), _fingerprint(hub, model)) == (of_folder, "commit abc")
+    older = [first_bytes_of_folder(tmp_path), "commit abc", "commit other", of_folder]
+    assert [is_older_fingerprint(one, local, model) for one in older] == [True, True, False, False]
+    assert not is_older_fingerprint("commit abc", hub, model)
+    # The weights below an adapter may lie anywhere.
+    model._hf_peft_config_loaded = True
+    before = _fingerprint(local, model)
+    assert before == f"sha256 {digest_of_weights(model)}"
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    assert _fingerprint(local, model) != before

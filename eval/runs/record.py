@@ -27,7 +27,7 @@ RUN_FILE = "run.json"
 
 _PACKAGES = ("damro", "torch", "transformers", "tokenizers", "accelerate", "pillow", "numpy", "bitsandbytes")
 # Where the run stands and how fast it goes; none of it changes an answer (a batch's size not beyond rounding).
-_FREE = ("created", ACCEPTS_OLD, "request.images", "request.batch_size", "request.device_map")
+_FREE = ("format", "created", ACCEPTS_OLD, "request.images", "request.batch_size", "request.device_map")
 # Written since the format had its number: an older record that lacks one says nothing about it.
 _LATER = ("resolved.model.parameters", "samples")
 
