@@ -40,7 +40,7 @@ def make(folder: Path, count: int = 6) -> Dataset:
 
 
 def run(dataset: Dataset, folder: Path, settings: str = "a", **options: Any) -> dict[str, dict[str, Any]]:
-    images = SeenImages(dataset)
+    images = SeenImages(dataset.open_image, dataset.digest_image)
 
     def answer(batch: Sequence[Sample]) -> list[Answered]:
         return [Answered(str(images(sample.image).getpixel((0, 0)))) for sample in batch]
@@ -142,7 +142,7 @@ def test_an_image_that_changed_is_named(tmp_path: Path) -> None:
 
 def test_an_image_of_a_sample_that_failed_may_be_mended(tmp_path: Path) -> None:
     dataset = make(tmp_path / "images")
-    loop = Loop(batch_size=2, identity=Identity("a", images=SeenImages(dataset)))
+    loop = Loop(batch_size=2, identity=Identity("a", images=SeenImages(dataset.open_image, dataset.digest_image)))
     loop.run(tmp_path / "run", dataset.samples, lambda batch: [Answered(None, error="broken") for _ in batch])
     Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "images/1.png")
     assert ["error" in fields for fields in run(dataset, tmp_path / "run").values()] == [True] * 6
@@ -150,7 +150,7 @@ def test_an_image_of_a_sample_that_failed_may_be_mended(tmp_path: Path) -> None:
 
 def test_scenes_have_no_files(tmp_path: Path) -> None:
     dataset = Dataset([Sample("s/1", "test_000001.png", PROMPT, {})], open_scene, {})
-    images = SeenImages(dataset)
+    images = SeenImages(dataset.open_image, dataset.digest_image)
     assert images("test_000001.png").size == (96, 96)
     assert images.digest("test_000001.png") is None
     with pytest.raises(EvalError, match="must stay inside"):

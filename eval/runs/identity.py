@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from damro.eval.errors import EvalError
-from damro.eval.samples import Dataset, Sample
+from damro.eval.samples import OpenImage, Sample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,20 +30,22 @@ class ChangedImageError(EvalError):
 
 @dataclass
 class SeenImages:
-    """Opens the images of a data set, and knows the digest of each file as it was opened.
+    """Opens images, and knows the digest of each file as it was opened.
 
     Attributes:
-        dataset: The data set.
+        open_image: From an image's name to the image.
+        digest_image: From an image's name to the SHA-256 of its file; None where there is none.
     """
 
-    dataset: Dataset
+    open_image: OpenImage
+    digest_image: Callable[[str], str | None]
     _seen: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Image.Image:
         """Open an image; see `damro.eval.samples.OpenImage`."""
         # First: a file that changes in between then seems to have changed, rather than not to have.
-        digest = self.dataset.digest_image(name)
-        image = self.dataset.open_image(name)
+        digest = self.digest_image(name)
+        image = self.open_image(name)
         if digest is not None:
             self._seen[name] = digest[:_LENGTH]
         return image
@@ -54,7 +56,7 @@ class SeenImages:
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> None:
         """See `check_images`."""
-        check_images(records, self.dataset.digest_image)
+        check_images(records, self.digest_image)
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def check_images(records: Iterable[Mapping[str, Any]], digest_image: Callable[[s
     Raises:
         ChangedImageError: The contents of one have changed; names it.
     """
-    seen = dict.fromkeys((fields["image"], fields[IMAGE_DIGEST]) for fields in records if IMAGE_DIGEST in fields)
+    seen = dict.fromkeys(found for fields in records if (found := _image_of(fields)))
     with ThreadPoolExecutor() as threads:
         now = threads.map(digest_image, (name for name, _ in seen))
         for (name, before), digest in zip(seen, now, strict=True):
@@ -168,11 +170,16 @@ def check_same_images(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> No
     """
     first: dict[str, tuple[str, str]] = {}
     for run, records in runs.items():
-        for fields in records.values():
-            if IMAGE_DIGEST in fields:
-                other, digest = first.setdefault(fields["image"], (run, fields[IMAGE_DIGEST]))
-                if digest != fields[IMAGE_DIGEST]:
-                    raise ChangedImageError(
-                        f"image {fields['image']!r} must be the same file in all runs to be compared, {other} and "
-                        f"{run} looked at different ones: run one of them anew"
-                    )
+        for name, digest in filter(None, map(_image_of, records.values())):
+            other, before = first.setdefault(name, (run, digest))
+            if before != digest:
+                raise ChangedImageError(
+                    f"image {name!r} must be the same file in all runs to be compared, {other} and {run} looked at "
+                    "different ones: run one of them anew"
+                )
+
+
+def _image_of(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The image that a record is about and its digest, where it has one."""
+    name, digest = fields.get("image"), fields.get(IMAGE_DIGEST)
+    return (name, digest) if isinstance(name, str) and isinstance(digest, str) else None

@@ -111,8 +111,8 @@ def run_benchmark(
     folder, loop = Path(folder), loop or Loop()
     prepared = prepared or prepare(request)
     dataset = prepared.dataset
-    images = SeenImages(dataset)
-    engine = make_engine(request, prepared.loaded, images)
+    engine = make_engine(request, prepared.loaded, dataset.open_image)
+    engine.open_image = images = SeenImages(engine.open_image, dataset.digest_image)
     record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples))
     size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
     folder.mkdir(parents=True, exist_ok=True)
