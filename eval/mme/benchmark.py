@@ -101,7 +101,7 @@ def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
         columns[1] += 1
         columns[2] = float(columns[0] == 2)
     scores = result.to_dict()["categories"][category]
-    notes = (Note("questions", scores["n_questions"]), _other(scores["other"]))
+    notes: tuple[Note, ...] = (Note("questions", scores["n_questions"]), _other(scores["other"]))
     if halves:
         notes += (
             Note("halves", halves, "images with one of their two questions answered, and left out", doubtful=True),
