@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--top-k",
-        type=int,
+        type=whole_number,
         metavar="K",
         help="how many patches to flag (default: the family's preset; without one, 10)",
     )
@@ -92,11 +92,12 @@ def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: A
 
     from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.errors import InputsError
+    from damro.generation import generate
     from damro.inspection import group_words, inspect_decoder, token_spans
     from damro.inspection.decoder import resolve_layers
 
     layers = resolve_layers(model, None)  # refuses a language model before it answers
-    ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
+    ids = generate(model, inputs, "greedy", max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
     tokens = ids[0, returned_prompt(model, inputs).shape[1] :].cpu()
     spelled = token_spans(processor.tokenizer, tokens)
     words = group_words(spelled)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, TextIteratorStreamer
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.context import check_context
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
@@ -210,7 +211,7 @@ def answer_request(
         Greedy text, DAMRO's text, the map, the rows of what was taken out, the Python: all that is known so far.
 
     Raises:
-        InputsError: if there is no image or no prompt, or one above `PROMPT_LIMIT`.
+        InputsError: if there is no image or no prompt, or one above `PROMPT_LIMIT` or longer than the model's context.
         ImageError: if the image does not open or has more pixels than `PIXEL_LIMIT`.
     """
     if image_path is None or not prompt or not prompt.strip():
@@ -219,6 +220,7 @@ def answer_request(
         raise InputsError(f"prompt must have at most {PROMPT_LIMIT} characters, got {len(prompt)}; shorten it")
     recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
     inputs = prepare_inputs(processor, [load_image(image_path, max_pixels=PIXEL_LIMIT)], [prompt], model)
+    check_context(model, inputs, int(max_new_tokens))
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
     picture = draw_attention(model, processor, inputs, contrast, name)
     greedy = damro = ""

@@ -16,7 +16,6 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
-from damro.errors import InputsError
 from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.record import digest_of_folder, package_versions
@@ -76,7 +75,6 @@ class Engine:
         for sample in batch:
             try:
                 images[sample.sample_id] = self.open_image(sample.image)
-                self._check_length(sample, images[sample.sample_id])
             except (ValueError, OSError) as error:
                 answers[sample.sample_id] = Answered(None, error=str(error))
         good = [sample for sample in batch if sample.sample_id not in answers]
@@ -172,13 +170,6 @@ class Engine:
             shared: Whether all prompts are about one image.
         """
         return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
-
-    def _check_length(self, sample: Sample, image: Image.Image) -> None:
-        """Refuse a prompt that is longer than the model's context by its text alone."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
-        if limit is not None and words >= limit:
-            raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
 
 
 def load(request: RunRequest) -> Loaded:
