@@ -57,8 +57,6 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
                 raise OSError(f"{image.format} is a program and no picture")
             _check_size(*image.size, max_pixels)
             _check_tiff(image)
-            image.load()
-            _check_size(*image.size, max_pixels)  # of icons, the picture inside has the last word
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError as error:
         raise type(error)(f"{error} ({shown})") from error

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from damro.cli.options import add_model_options
+from damro.cli.options import add_max_pixels, add_model_options
 from damro.cli.outputs import check_file
 from damro.cli.parser import filled_text, whole_number
 
@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_max_pixels(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -59,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
         check_format(args.out)  # before the model is loaded
         check_file(args.out)
+    from damro.images import MAX_PIXELS, load_image
     from damro.inspection import inspect_vit
-    from damro.loading import load_image, load_model, prepare_inputs
+    from damro.loading import load_model, prepare_inputs
     from damro.vision.vit import is_bare_vit
 
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
     model, processor = load_model(
         args.model,
         device=args.device,

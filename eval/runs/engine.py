@@ -20,7 +20,7 @@ from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.record import digest_of_folder, package_versions
 from damro.eval.runs.request import RunRequest
-from damro.eval.samples import OpenImage, Sample
+from damro.eval.samples import OpenImage, Sample, bounded
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.methods import Greedy, Recipe, Scene
 from damro.methods.base import seed_of
@@ -200,7 +200,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         recipe=recipe._replace(method=method),
         max_new_tokens=request.max_new_tokens or benchmark.max_new_tokens,
         seed=request.seed,
-        open_image=open_image,
+        open_image=bounded(open_image, request.max_pixels),
         top_p=request.top_p,
         pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
     )
