@@ -256,8 +256,12 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever looks sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except BaseException:  # a disk that is full shall not hold half a file, too
+        part.unlink(missing_ok=True)
+        raise
 
 
 def digest_of_file(path: Path | str) -> str:
