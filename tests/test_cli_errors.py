@@ -21,7 +21,7 @@ import damro
 from damro import cli
 from damro.cli import main
 from damro.cli.outputs import check_file, check_folder
-from damro.errors import ParameterError
+from damro.errors import InputsError, ParameterError
 from damro.tiny.scenes import scene
 
 JUDGE = "--endpoint http://127.0.0.1:1/v1 --model judge"
@@ -186,6 +186,34 @@ def test_a_checkpoint_of_nan(line: str, told: Callable[..., str], place: Path) -
 def test_the_app_refuses_a_checkpoint_of_nan(told: Callable[..., str]) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed")
     assert_in("model must have finite weights, got NaN", told("app --model nan --device cpu", loads=True))
+
+
+@pytest.mark.parametrize("line", ["answer image.png Hi", "attention image.png", "explain image.png Hi"])
+def test_images_of_more_pixels_than_asked_for(line: str, told: Callable[..., str]) -> None:
+    message = "image must have at most 9215 pixels, got 96x96 = 9216; scale it down ('image.png')"
+    assert_in(message, told(f"{line} --model tiny --max-pixels 9215"))
+    assert_in("--max-pixels must be a whole number of at least 1, got '0'", told(f"{line} --model tiny --max-pixels 0"))
+
+
+@pytest.mark.parametrize(
+    "line", ["answer image.png WORDS", "explain image.png WORDS", "attention image.png --prompt WORDS"]
+)
+def test_prompts_longer_than_the_context(line: str, told: Callable[..., str]) -> None:
+    message = "prompt must leave room for a new token in the model's context of 1024 columns, got .* too many; shorten"
+    words = "'" + "Is there a cat? " * 300 + "'"
+    assert_in(message, told(f"{line.replace('WORDS', words)} --model tiny --device cpu", loads=True))
+
+
+def test_the_app_refuses_prompts_longer_than_the_context(place: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from damro import tiny
+    from damro.pages import app
+
+    model, processor = tiny.load()
+    long = "cat dog " * (app.PROMPT_LIMIT // 8)
+    model.config.get_text_config().max_position_embeddings = 100
+    with pytest.raises(InputsError, match="the model's context of 100 columns"):
+        next(app.answer_request(model, processor, "tiny", str(place / "image.png"), long, 1.0, 0.1, 2, 4))
 
 
 def test_the_app_names_its_extra(told: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import shutil
 import signal
-import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ from typing import Any
 import pytest
 
 from damro.tiny.scenes import scene
-from tests.faults.commands import start
+from tests.faults.commands import call
 from tests.faults.conftest import RUN
 from tests.faults.test_judge import GOOD, Quiet, Server
 
-KILLS = 4
+KILLS = 6
 COMMANDS = {
     "run": f"{RUN} --method greedy --out OUT",
     "judge": "judge WHOLE/greedy WHOLE/no-image --endpoint SERVER --model m --no-images --out OUT",
@@ -28,6 +29,7 @@ COMMANDS = {
     "attention": "attention PLACE/1.png --model tiny --device cpu --out OUT/map.png",
     "explain": "explain PLACE/1.png Hi --model tiny --device cpu --max-new-tokens 2 --out OUT/report.html",
 }
+_ROOMS = ("damro.eval.runs.engine", "damro.eval.report.html", "damro.pages.explain_page", "damro.figures", "openai")
 FAULTS = KILLS * len(COMMANDS)
 """Kills that the test tries."""
 
@@ -76,9 +78,24 @@ def files(out: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if ".part" not in name and ".lock" not in name}
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+def work(words: list[str]) -> None:
+    """The command, in a process that has imported all it needs: what is interrupted is the work."""
+    told = call(words)
+    sys.stderr.write(told.err)
+    sys.exit(told.code)
+
+
+@pytest.fixture(scope="module")
+def begin() -> Callable[[str], Any]:
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["damro.cli", "damro.loading", "damro.tiny", "damro.inspection", __name__, *_ROOMS])
+
+    def start(line: str) -> Any:
+        process = context.Process(target=work, args=(line.split(),))
+        process.start()
+        return process
+
+    return start
 
 
 def answers(out: Path) -> list[Any]:
@@ -89,31 +106,37 @@ def answers(out: Path) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_killed_at_random_moments(command: str, two_runs: Path, address: str, tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    command: str, begin: Callable[[str], Any], two_runs: Path, address: str, tmp_path: Path
+) -> None:
     scene("test", 1).image.save(tmp_path / "1.png")
-    words = COMMANDS[command].replace("WHOLE", str(two_runs)).replace("PLACE", str(tmp_path))
-    words = words.replace("SERVER", address)
+    line = COMMANDS[command].replace("WHOLE", str(two_runs)).replace("PLACE", str(tmp_path)).replace("SERVER", address)
 
-    def begin(out: Path) -> subprocess.Popen[str]:
+    def run(out: Path, seconds: float | None = None) -> float | None:
+        """Runs the command; how long it took, or None if it was killed."""
         out.mkdir(exist_ok=True)
-        return start(words.replace("OUT", str(out)).split())
+        began = time.perf_counter()
+        process = begin(line.replace("OUT", str(out)))
+        process.join(seconds)
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            return None
+        assert process.exitcode == 0
+        return time.perf_counter() - began
 
-    began = time.perf_counter()
-    finish(begin(tmp_path / "undisturbed"))
-    lasts = time.perf_counter() - began
+    run(tmp_path / "warm")
+    lasts = run(tmp_path / "undisturbed")
     random_of, out, kills = random.Random(command), tmp_path / "killed", 0
     while kills < KILLS:
-        process = begin(out)
-        # Most of the time goes into imports: two of three kills come late.
-        time.sleep(lasts * (random_of.random() if kills % 3 == 0 else random_of.uniform(0.6, 1.0)))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:  # it was quicker
+        took = run(out, (lasts or 0) * random_of.uniform(0.1, 1.0))
+        if took is not None:  # it was quicker
+            lasts = took
             shutil.rmtree(out)
             continue
         kills += 1
         for path in files(out).values():
             CHECKS.get(path.suffix, lambda path: None)(path)
-    finish(begin(out))
+    run(out)
     assert set(files(out)) == set(files(tmp_path / "undisturbed"))
     assert answers(out) == answers(tmp_path / "undisturbed")

@@ -107,3 +107,25 @@ def test_damaged_files_of_every_command(place: Path, two_runs: Path, command: st
         check(read(place, command), place, two_runs, command, what)
 
     attempt()
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_refused_or_goes_on(place: Path, two_runs: Path) -> None:
+    whole = answers(two_runs / "greedy/records.jsonl")
+
+    @chosen(SLOW_RESUMES)
+    @given(data=st.data())
+    def attempt(data: st.DataObject) -> None:
+        what = damage_file(data, place, two_runs)
+        found = answers(place / "greedy/records.jsonl")
+        told = call([*RUN.split(), "--method", "greedy", "--out", place])
+        if told.code:
+            check_refused(told, f"run that goes on with a damaged {what}")
+            return
+        now = answers(place / "greedy/records.jsonl")
+        assert list(now) == list(whole)
+        for key, fields in now.items():
+            assert fields[:-1] == whole[key][:-1]  # split, image, question and label
+            assert fields[-1] in (whole[key][-1], found.get(key, [None])[-1])  # an answer is what was recorded
+
+    attempt()
