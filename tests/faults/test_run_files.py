@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.commands import Told, call, check_refused
+from tests.faults.conftest import RUN
 from tests.test_malformed_files import damage
 
 FAULTS, SLOW_FAULTS, SLOW_RESUMES = 80, 500, 30
