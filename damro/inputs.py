@@ -43,7 +43,7 @@ def prepare_inputs(
     written = bos is not None and all(text.startswith(bos) for text in texts)
     inputs = _process(
         processor,
-        images,
+        [[to_rgb(image)] for image in images],  # Gemma 3 takes a flat list for the images of one prompt
         text=texts,
         padding=True,
         add_special_tokens=not written,  # a template that writes the beginning-of-text token itself
@@ -53,11 +53,10 @@ def prepare_inputs(
     return inputs if model is None else inputs.to(model.device, model.dtype)
 
 
-def _process(processor: Any, images: Sequence[Image.Image], **options: Any) -> BatchFeature:
+def _process(processor: Any, images: Sequence[Any], **options: Any) -> BatchFeature:
     """What a processor makes of images; what it throws, where its settings are wrong, is an error of the inputs."""
-    pictures = [to_rgb(image) for image in images]
     try:
-        inputs: BatchFeature = processor(images=pictures, return_tensors="pt", **options)
+        inputs: BatchFeature = processor(images=list(images), return_tensors="pt", **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -79,7 +78,7 @@ def _prepare_images(
         )
     if not images:
         raise InputsError("images must be at least one, got none")
-    inputs = _process(processor, images)
+    inputs = _process(processor, [to_rgb(image) for image in images])
     return inputs if model is None else inputs.to(model.device, model.dtype)
 
 
