@@ -12,7 +12,6 @@ from damro.eval.errors import EvalError
 from damro.eval.records import read_json
 from damro.eval.report.comparison import Comparison
 from damro.eval.resources import data_path
-from damro.eval.runs.form import OF_PROTOCOL, check_form
 from damro.eval.runs.request import RunRequest, to_request
 from damro.eval.statistics import Interval
 from damro.methods import METHODS
@@ -154,7 +153,7 @@ def protocol_differences(run: Mapping[str, Any], scored: Group) -> list[Differen
         scored: What came of it, all splits together.
 
     Raises:
-        EvalError: The paper has no model of this family, or the record lacks what is compared.
+        EvalError: The paper has no model of this family.
 
     Example:
         >>> from damro.eval.runs.record import to_record
@@ -176,7 +175,6 @@ def protocol_differences(run: Mapping[str, Any], scored: Group) -> list[Differen
         rule: pope; the released code reads answers as vcd does: give --rules vcd
         average: over questions; the paper's is that of the splits' figures
     """
-    check_form("the run", run, OF_PROTOCOL)
     asked = to_request(run)
     paper_model(run)  # raises for another family
     texts = [*_of_model(asked, run["resolved"]["model"]), *_of_decoding(asked, run["resolved"])]

@@ -47,6 +47,9 @@ def _wrong(record: Mapping[str, Any], kinds: Mapping[str, tuple[Any, str]]) -> I
     for name in _SECTIONS:
         if name in resolved and not isinstance(resolved[name], Mapping):
             yield f"resolved.{name}", "an object", repr(resolved[name])
+    samples = record.get("samples")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool)):
+        yield "samples", "a whole number", repr(samples)
     for key, (kind, shown) in kinds.items():
         value = _value(record, key.split("."))
         if not isinstance(value, kind) or isinstance(value, bool):

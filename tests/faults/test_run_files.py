@@ -63,7 +63,7 @@ def read(place: Path, command: str) -> Told:
 def answers(file: Path) -> dict[str, Any]:
     """What scores depend on, of every record; the last of an id counts."""
     values: list[Any] = []
-    for line in file.read_bytes().splitlines():
+    for line in file.read_bytes().decode("utf-8-sig", "replace").split("\n"):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
