@@ -35,6 +35,7 @@ _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNREAD = ("pooler.", "mask_token")
 _SHOWN = 3
+_UNSAVED = 50_000_000  # weights that a checkpoint may lack and be told of by name
 
 
 class ModelLoadError(DecodingError):
@@ -97,8 +98,9 @@ def load_model(
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
-        kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
-        make_model, make_processor = _classes(kind)
+        config = make_config.from_pretrained(name_or_path, **options)
+        make_model, make_processor = _classes(str(config.model_type))
+        _check_size(Path(name_or_path), config, make_model)
         model, found = make_model.from_pretrained(
             name_or_path,
             dtype=dtype,
@@ -125,6 +127,27 @@ def load_model(
     family_of(model)
     _check_answers(name_or_path, model, processor)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _check_size(folder: Path, config: Any, make_model: Any) -> None:
+    """Refuses a config that describes far more weights than there are: transformers would draw the rest at random.
+
+    A sub-config that is left out stands for billions of parameters, which can take all memory before they are missed.
+
+    Raises:
+        ValueError: a weight takes at least a byte of a file, and there are fewer bytes than weights.
+    """
+    make: Any = make_model  # transformers leaves it untyped
+    held = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    if make_model is not AutoModelForImageTextToText or not held or getattr(config, "quantization_config", None):
+        return
+    with torch.device("meta"):
+        described = sum(weight.numel() for weight in make.from_config(config).parameters())
+    if described > held + _UNSAVED:
+        raise ValueError(
+            f"config.json describes {described / 1e6:,.1f} million weights, the files beside it have "
+            f"{held / 1e6:,.1f} MB"
+        )
 
 
 def _check_answers(name: str | os.PathLike[str], model: Any, processor: Any) -> None:

@@ -19,7 +19,7 @@ from damro.vision.features import patch_features
 from tests.golden_cases import fresh_model, inputs_of
 from tests.test_threads import find_outliers, state, write_fused, write_lazily
 
-FAULTS, SLOW_FAULTS = 100, 1500
+FAULTS, SLOW_FAULTS = 100, 600
 """Interrupts that the two tests try."""
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers that interrupt")
