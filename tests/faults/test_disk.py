@@ -23,8 +23,10 @@ COMMANDS = {
 }
 ROOMS = (0, 4096, 20_000)
 """Bytes that are free."""
-FAULTS = len(ROOMS) * len(COMMANDS)
-"""Full disks that the test makes; those of `score` are what it prints to."""
+WRITERS, PRINTERS = ("run", "attention", "explain", "compare"), ("score", "compare")
+FILES = ("file/below/x.png", "file/x.png")
+FAULTS = len(WRITERS) * (len(ROOMS) + 1 + len(FILES)) + len(PRINTERS)
+"""Full disks, read-only ones, places in files, and full devices to print to that the tests try."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def run_line(line: str, disk: Path, place: Path, two_runs: Path) -> Told:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "score"])
+@pytest.mark.parametrize("command", WRITERS)
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     command: str, room: int, disk: Path, place: Path, two_runs: Path
 ) -> None:
@@ -86,8 +88,19 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         assert now == whole
 
 
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_read_only_disk_is_one_line(command: str, disk: Path, place: Path, two_runs: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    try:
+        told = run_line(COMMANDS[command], disk, place, two_runs)
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    check_refused(told, f"{command} on a read-only disk")
+    assert "--out must be where you may write" in told.lines[-1]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-@pytest.mark.parametrize("command", ["score", "compare"])
+@pytest.mark.parametrize("command", PRINTERS)
 def test_results_that_cannot_be_printed_are_told(command: str, place: Path, two_runs: Path) -> None:
     line = COMMANDS[command].replace(" --out DISK/compared", "")
     words = line.replace("PLACE", str(place)).replace("WHOLE", str(two_runs)).split()
@@ -97,12 +110,12 @@ def test_results_that_cannot_be_printed_are_told(command: str, place: Path, two_
     check_refused(Told(process.returncode, "", err), f"{command} to a full device")
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "score"])
+@pytest.mark.parametrize("command", WRITERS)
 def test_an_out_that_is_a_file_or_lies_in_one_is_refused(
     command: str, place: Path, two_runs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    for target in ("file/below/x.png", "file/x.png"):
+    for target in FILES:
         line = COMMANDS[command].rpartition(" --out ")[0] + f" --out {tmp_path / target}"
         check_refused(run_line(line, tmp_path, place, two_runs), command)
     assert (tmp_path / "file").read_text() == "mine"
