@@ -100,5 +100,5 @@ def test_an_interrupt_leaves_no_hook() -> None:
 
 
 @pytest.mark.slow
-def test_thousands_of_interrupts_leave_no_hook() -> None:
+def test_many_interrupts_leave_no_hook() -> None:
     interrupt(SLOW_FAULTS, seed=2)
