@@ -30,6 +30,9 @@ from damro.eval.json_text import (
 )
 
 _BLOCK = 1 << 16
+_UNPACKED = 64 << 20
+_RATIO = 200
+_CHUNK = 1 << 20
 
 
 class Record(NamedTuple):
@@ -47,14 +50,15 @@ class Record(NamedTuple):
 def read_text(path: Path | str) -> str:
     """Return the text of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
+    A packed file of some KB may hold any amount of zeros. What is unpacked may have 64 MiB, or 200 times as many bytes
+    as the file; records have 5 to 20 times as many.
+
     Raises:
-        DataFormatError: The file cannot be read, is not a whole gzip file, or is not UTF-8.
+        DataFormatError: The file cannot be read, is not a whole gzip file, holds too much, or is not UTF-8.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
+        content = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
@@ -63,6 +67,21 @@ def read_text(path: Path | str) -> str:
         raise DataFormatError(f"{path}: not a whole gzip file ({error}): copy it again or unpack it") from error
     except UnicodeDecodeError as error:
         raise DataFormatError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
+def _unpacked(path: Path) -> bytearray:
+    """What a gzip file holds, read piece by piece until it is too much."""
+    limit = max(_UNPACKED, _RATIO * path.stat().st_size)
+    content = bytearray()
+    with gzip.open(path) as file:
+        while piece := file.read(_CHUNK):
+            content += piece
+            if len(content) > limit:
+                raise DataFormatError(
+                    f"{path}: must unpack to at most {limit} bytes ({_UNPACKED >> 20} MiB or {_RATIO} times the file), "
+                    "holds more: unpack it yourself if it is right"
+                )
+    return content
 
 
 def read_json(path: Path | str) -> Any:

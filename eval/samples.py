@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,9 +117,11 @@ class ImageFolder:
 
     Attributes:
         folder: As it was given.
+        max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
     """
 
     folder: Path
+    max_pixels: int | None = None
 
     def __call__(self, name: str) -> Image.Image:
         """Open an image.
@@ -128,14 +130,14 @@ class ImageFolder:
             EvalError: The name, or a link of that name, leaves the folder.
             ImageError: There is no such file, or it is no image.
         """
-        from damro.images import load_image
+        from damro.images import MAX_PIXELS, load_image
 
         check_inside(name)
         root = Path(os.path.realpath(self.folder))
         path = Path(os.path.realpath(root / name))  # a link may leave the folder where the name does not
         if not path.is_relative_to(root):
             raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
-        return load_image(path)
+        return load_image(path, max_pixels=self.max_pixels or MAX_PIXELS)
 
     def digest(self, name: str) -> str | None:
         """Return the SHA-256 of an image's file; None where there is none that can be read.
@@ -182,6 +184,11 @@ def folder_opener(folder: Path) -> ImageFolder:
     if not folder.is_dir():
         raise EvalError(f"--images must be a folder, got {str(folder)!r}: give the folder that holds the images")
     return ImageFolder(folder)
+
+
+def bounded(open_image: OpenImage, max_pixels: int | None) -> OpenImage:
+    """Return what opens images of at most so many pixels, where they come from a folder."""
+    return replace(open_image, max_pixels=max_pixels) if isinstance(open_image, ImageFolder) else open_image
 
 
 def need_folder(images: Path | None, benchmark: str) -> Path:

@@ -237,3 +237,24 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one_and_no_part(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
     write_whole(path, iter(["a", "b"]))
     assert path.read_text() == "ab"
+
+
+def test_a_packed_file_may_not_hold_everything(tmp_path, monkeypatch):
+    bomb = tmp_path / "bomb.json.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+    assert bomb.stat().st_size < 1 << 19
+    limit = max(64 << 20, 200 * bomb.stat().st_size)
+    with pytest.raises(DataFormatError, match=rf"bomb.json.gz: must unpack to at most {limit} bytes \(64 MiB or 200"):
+        read_json(bomb)
+    monkeypatch.setattr("damro.eval.records._UNPACKED", 1000)
+    packed = tmp_path / "packed.json.gz"
+    for count, taken in ((1000, True), (100_000, False)):
+        packed.write_bytes(gzip.compress(b'"' + b"a" * (count - 2) + b'"'))
+        assert len(packed.read_bytes()) * 200 < 100_000
+        if taken:
+            assert len(read_json(packed)) == count - 2
+        else:
+            with pytest.raises(DataFormatError, match="or 200 times the file"):
+                read_json(packed)

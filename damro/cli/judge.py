@@ -105,7 +105,7 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
     """From an image's name to its PNG, as the runs saw it; all of them are there, or nothing is judged."""
     from damro.eval.benchmark import answered_in_all
     from damro.eval.runs.identity import check_images
-    from damro.eval.samples import OpenImage, folder_opener, open_scene
+    from damro.eval.samples import OpenImage, bounded, folder_opener, open_scene
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)
@@ -113,7 +113,8 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
         raise EvalError("--images must be given: the runs do not say where their images are")
     open_image: OpenImage = open_scene
     if request.images is not None:
-        open_image = folder = folder_opener(Path(request.images))
+        folder = folder_opener(Path(request.images))
+        open_image = bounded(folder, request.max_pixels)
         first, second = runs
         answered = answered_in_all([first, second])
         folder.missing((fields["image"] for key, fields in first.items() if key in answered), at_most=0)

@@ -45,11 +45,14 @@ def run(args: argparse.Namespace) -> int:
     from damro.eval.report.comparison import load_runs
     from damro.eval.report.published import load_published, paper_model, protocol_differences, put_beside
     from damro.eval.report.tables import group_notes, warnings
+    from damro.eval.runs.form import OF_PROTOCOL, check_form
 
     loaded = load_runs(args.runs, partial=args.partial)
     benchmark, model, pinned = loaded.benchmark.name, loaded.model, loaded.records
     if benchmark != args.benchmark:
         raise EvalError(f"runs must be of {args.benchmark}, got runs of {benchmark}")
+    for name, record in pinned.items():
+        check_form(name, record, OF_PROTOCOL)
     comparison = compare_loaded(args, loaded, args.runs[0])
     rows = put_beside(comparison, pinned)
     differences = {entry.name: protocol_differences(pinned[entry.name], entry.whole) for entry in comparison.entries}

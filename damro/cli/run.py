@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from damro.cli.options import add_flags, add_method_flags, check_used, given_flags, read_values
+from damro.cli.options import add_flags, add_max_pixels, add_method_flags, check_used, given_flags, read_values
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
     add_partial_flag,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization"),
+    *("dtype", "device", "device_map", "quantization", "max_pixels"),
 )
 
 
@@ -97,6 +97,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add_flags(group, dict(BENCHMARKS))
     group.add_argument("--images", metavar="DIR", help="COCO val2014 images, or MME's folder; 'tiny' needs none")
     group.add_argument("--limit", type=int, metavar="N", help="at most N samples (of each split)")
+    add_max_pixels(group)
     group.add_argument(
         "--scenes", type=int, metavar="N", help="embedded scenes, for 'tiny' without --images (default: 200)"
     )

@@ -43,6 +43,7 @@ class Mme(Benchmark):
     max_new_tokens: ClassVar = 64
     task: ClassVar = "mme"
     scoring: ClassVar = Scoring
+    recorded: ClassVar = ("answer", "category", "name", "question", "label")
     command: ClassVar = "damro.eval.mme.command"
 
     split: tuple[str, ...] = ()

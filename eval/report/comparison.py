@@ -18,7 +18,8 @@ from damro.eval.benchmark import (
     answered_in_all,
     score_run,
 )
-from damro.eval.errors import EvalError
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.runs.form import check_form
 from damro.eval.runs.identity import check_same_images
 from damro.eval.runs.record import identity_of, load_run
 from damro.eval.runs.request import to_request
@@ -213,9 +214,17 @@ def _with_planned(entry: Entry, planned: Mapping[str, int]) -> Entry:
 def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, keep: set[str] | None) -> Entry:
     """A run with its scores on some samples; None scores nothing."""
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
-    seconds = sum(float(fields.get("seconds", 0)) for fields in records.values())
+    seconds = sum(_seconds(key, fields) for key, fields in records.items())
     groups = () if keep is None else tuple(score_run(benchmark, records, scoring, keep))
     return Entry(name, groups, len(records), failed, seconds)
+
+
+def _seconds(key: str, fields: Mapping[str, Any]) -> float:
+    """What an answer took; an older version did not record it."""
+    value = fields.get("seconds", 0)
+    if not isinstance(value, int | float):
+        raise DataFormatError(f"record {key!r} must have a number of seconds, got {value!r:.80}: restore the records")
+    return float(value)
 
 
 class Loaded(NamedTuple):
@@ -253,6 +262,8 @@ def load_runs(folders: Sequence[Path | str], *, partial: bool = False) -> Loaded
         EvalError: A folder holds no run or no records, or the runs are of different benchmarks or questions.
     """
     loaded = [(Path(folder), load_run(folder)) for folder in folders]
+    for folder, record in loaded:
+        check_form(folder, record)
     benchmarks = {record["request"]["benchmark"] for _, record in loaded}
     if len(benchmarks) != 1:
         raise EvalError(f"runs must be of one benchmark to be compared, got {', '.join(sorted(benchmarks)) or 'none'}")

@@ -16,14 +16,13 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
-from damro.errors import InputsError
 from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.faults import find_fault
 from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.record import package_versions
 from damro.eval.runs.request import RunRequest
-from damro.eval.samples import OpenImage, Sample
+from damro.eval.samples import OpenImage, Sample, bounded
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.methods import Greedy, Recipe, Scene
 from damro.methods.base import seed_of
@@ -78,7 +77,6 @@ class Engine:
         for sample in batch:
             try:
                 images[sample.sample_id] = self.open_image(sample.image)
-                self._check_length(sample, images[sample.sample_id])
             except (ValueError, OSError) as error:
                 answers[sample.sample_id] = Answered(None, error=str(error), fault=find_fault(error, opening=True))
         good = [sample for sample in batch if sample.sample_id not in answers]
@@ -181,13 +179,6 @@ class Engine:
         """
         return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
 
-    def _check_length(self, sample: Sample, image: Image.Image) -> None:
-        """Refuse a prompt that is longer than the model's context by its text alone."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
-        if limit is not None and words >= limit:
-            raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
-
 
 def load(request: RunRequest) -> Loaded:
     """Load the model of a request, as the options say; one that cannot answer is an error."""
@@ -217,7 +208,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         recipe=recipe._replace(method=method),
         max_new_tokens=request.max_new_tokens or benchmark.max_new_tokens,
         seed=request.seed,
-        open_image=open_image,
+        open_image=bounded(open_image, request.max_pixels),
         top_p=request.top_p,
         pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
     )
