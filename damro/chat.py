@@ -35,8 +35,8 @@ def format_prompt(processor: Any, prompt: str) -> str:
         prompt: the question, or the whole text around it with the image token in it.
 
     Raises:
-        InputsError: if the image token stands elsewhere in the prompt, or if there is neither a template nor a usual
-            format.
+        InputsError: if the image token stands elsewhere in the prompt, if there is neither a template nor a usual
+            format, or if the template fails.
 
     Example:
         >>> from damro import tiny
@@ -92,9 +92,15 @@ def _write(processor: Any, question: str) -> str:
     """The question in the model's format."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        text: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            text: str = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program, of whoever made the checkpoint
+            raise InputsError(
+                f"chat template must write a question about an image, that of {type(processor).__name__} raises "
+                f"{type(error).__name__}: {error}; correct it, or leave it out for the family's usual format"
+            ) from error
         return text
     return _FORMATS[type(processor).__name__].replace("{image}", _marks_of(processor)[0]).replace("{prompt}", question)
 

@@ -199,14 +199,19 @@ def draw_probabilities(steps: ContrastInspection, step: int, words: Sequence[str
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure as PNG, SVG or PDF, by the name's ending.
+    """Writes a figure as PNG, SVG or PDF, by the name's ending, in one step: nobody finds half of it.
 
     Raises:
         ParameterError: if the ending is another.
     """
     target = Path(path)
     check_format(target)
-    figure.savefig(target, dpi=150)
+    part = target.with_name(f"{target.stem}.{os.getpid()}.part{target.suffix}")
+    try:
+        figure.savefig(part, dpi=150)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 

@@ -15,9 +15,12 @@ NO_SUCH_FILE = "no such file"
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _WHITE = (255, 255, 255, 255)
+_PROGRAMS = ("EPS",)
+"""Formats that are programs: Pillow would start Ghostscript on them, whatever the file is called."""
 
 MAX_PIXELS = 100_000_000
-"""Pixels of the largest image that is opened. A file of some KB may hold any number of them."""
+"""Pixels of the largest image that is opened. A file of some KB may hold any number of them; so many take 2 GB until
+CLIP's processor has scaled them down."""
 MAX_ASPECT = 200
 """How many times as long as wide an image may be. CLIP's processor resizes the short edge to 336 and keeps the shape
 until it crops: a strip of 1x1000 takes 1 GB there, one of 100x20000 a quarter of it."""
@@ -50,6 +53,8 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
         with Image.open(path) as image:
+            if image.format in _PROGRAMS:
+                raise OSError(f"{image.format} is a program and no picture")
             _check_size(*image.size, max_pixels)
             _check_tiff(image)
             return to_rgb(ImageOps.exif_transpose(image))

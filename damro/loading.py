@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -16,18 +16,18 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BatchFeature,
     CLIPVisionModel,
     PreTrainedModel,
 )
 
 from damro.chat import format_prompt as format_prompt
+from damro.checkpoints import find_fault, find_setting, in_words
 from damro.decoding.families import family_of
 from damro.devices import SPREADS, check_device
-from damro.errors import DecodingError, InputsError, ParameterError
+from damro.errors import DecodingError, ParameterError
 from damro.images import ImageError as ImageError
 from damro.images import load_image as load_image
-from damro.images import to_rgb
+from damro.inputs import prepare_inputs as prepare_inputs
 from damro.vision.dinov2_small import MissingExtraError
 from damro.vision.vit import BARE_VITS, is_bare_vit
 
@@ -35,6 +35,7 @@ _QUANTIZATIONS = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNREAD = ("pooler.", "mask_token")
 _SHOWN = 3
+_UNSAVED = 50_000_000  # weights that a checkpoint may lack and be told of by name
 
 
 class ModelLoadError(DecodingError):
@@ -97,8 +98,9 @@ def load_model(
     make_config: Any = AutoConfig  # transformers leaves these untyped
     options = {"revision": revision, "trust_remote_code": False}
     try:
-        kind = str(make_config.from_pretrained(name_or_path, **options).model_type)
-        make_model, make_processor = _classes(kind)
+        config = make_config.from_pretrained(name_or_path, **options)
+        make_model, make_processor = _classes(str(config.model_type))
+        _check_size(Path(name_or_path), config, make_model)
         model, found = make_model.from_pretrained(
             name_or_path,
             dtype=dtype,
@@ -110,18 +112,54 @@ def load_model(
             **quantized,
         )
         processor = make_processor.from_pretrained(name_or_path, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # a damaged file can make transformers raise anything
         raise ModelLoadError(
             f"model must be a folder or a Hub name that transformers can load, got {str(name_or_path)!r}"
             f"{'' if attn_implementation is None else f' with attn_implementation {attn_implementation!r}'}: "
-            f"{str(error) or type(error).__name__}; 'tiny' needs no download"
+            f"{find_fault(Path(name_or_path)) or in_words(error)}; 'tiny' needs no download"
         ) from error
     _check_complete(name_or_path, found, bare=is_bare_vit(model))
     _check_finite(name_or_path, model)
     if is_bare_vit(model):
         return Loaded(model.eval(), processor)
     family_of(model)
+    _check_answers(name_or_path, model, processor)
     return Loaded(model.eval(), _complete_processor(processor, model.config))
+
+
+def _check_size(folder: Path, config: Any, make_model: Any) -> None:
+    """Refuses a config that describes far more weights than there are: transformers would draw the rest at random.
+
+    A sub-config that is left out stands for billions of parameters, which can take all memory before they are missed.
+
+    Raises:
+        ValueError: a weight takes at least a byte of a file, and there are fewer bytes than weights.
+    """
+    make: Any = make_model  # transformers leaves it untyped
+    held = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    if make_model is not AutoModelForImageTextToText or not held or getattr(config, "quantization_config", None):
+        return
+    with torch.device("meta"):
+        described = sum(weight.numel() for weight in make.from_config(config).parameters())
+    if described > held + _UNSAVED:
+        raise ValueError(
+            f"config.json describes {described / 1e6:,.1f} million weights, the files beside it have "
+            f"{held / 1e6:,.1f} MB"
+        )
+
+
+def _check_answers(name: str | os.PathLike[str], model: Any, processor: Any) -> None:
+    """Refuses an LVLM whose processor or generation config could only fail later."""
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise ModelLoadError(
+            f"model must come with a processor of text and images, got {type(processor).__name__} in {str(name)!r}; "
+            "its processor_config.json must name the class of one"
+        )
+    fault = find_setting(model.generation_config.to_dict())
+    if fault is not None:
+        raise ModelLoadError(f"{fault} in the generation_config.json of {str(name)!r}; correct it there")
 
 
 def _check_complete(name: str | os.PathLike[str], found: Mapping[str, Any], *, bare: bool) -> None:
@@ -257,68 +295,3 @@ def _complete_processor(processor: Any, config: Any) -> Any:
     if getattr(processor, "num_query_tokens", 0) is None:
         processor.num_query_tokens = config.num_query_tokens
     return processor
-
-
-def prepare_inputs(
-    processor: Any,
-    images: Sequence[Image.Image],
-    prompts: Sequence[str],
-    model: PreTrainedModel | None = None,
-) -> BatchFeature:
-    """Makes the inputs of a batch, one image a prompt, padded as the processor does; of a bare ViT, of images alone.
-
-    Args:
-        processor: the model's.
-        images: `B` images, of any mode, see :func:`damro.images.to_rgb`.
-        prompts: `B` questions or instructions, see :func:`format_prompt`; for a bare ViT, which reads none, empty.
-        model: if given, the tensors go to its device and pixels to its dtype.
-
-    Raises:
-        InputsError: if the numbers differ, there is nothing, or a bare ViT is asked something.
-    """
-    if not hasattr(processor, "tokenizer"):
-        return _prepare_images(processor, images, prompts, model)
-    if len(images) != len(prompts) or not prompts:
-        raise InputsError(
-            f"images and prompts must be of the same number, at least one, got {len(images)} and {len(prompts)}"
-        )
-    texts = [format_prompt(processor, prompt) for prompt in prompts]
-    bos = processor.tokenizer.bos_token
-    written = bos is not None and all(text.startswith(bos) for text in texts)
-    inputs: BatchFeature = processor(
-        images=[[to_rgb(image)] for image in images],  # Gemma 3 takes a flat list for the images of one prompt
-        text=texts,
-        return_tensors="pt",
-        padding=True,
-        add_special_tokens=not written,  # a template that writes the beginning-of-text token itself
-    )
-    if "qformer_attention_mask" in inputs:
-        _pad_qformer_right(inputs)
-    return inputs if model is None else inputs.to(model.device, model.dtype)
-
-
-def _prepare_images(
-    processor: Any, images: Sequence[Image.Image], prompts: Sequence[str], model: PreTrainedModel | None
-) -> BatchFeature:
-    """The inputs of a bare ViT."""
-    if prompts:
-        raise InputsError(
-            f"prompt must be left out for a bare ViT, which reads no text, got {prompts[0]!r}; "
-            "answers take an LVLM, such as 'tiny'"
-        )
-    if not images:
-        raise InputsError("images must be at least one, got none")
-    inputs: BatchFeature = processor(images=[to_rgb(image) for image in images], return_tensors="pt")
-    return inputs if model is None else inputs.to(model.device, model.dtype)
-
-
-def _pad_qformer_right(inputs: BatchFeature) -> None:
-    """Moves the padding of the Q-Former's text behind it.
-
-    InstructBLIP's processor pads it on the language model's side, the left. The Q-Former numbers its tokens by their
-    column, so there an answer would depend on the longest question of the batch.
-    """
-    mask = inputs["qformer_attention_mask"]
-    order = mask.argsort(dim=-1, descending=True, stable=True)
-    for key in ("qformer_input_ids", "qformer_attention_mask"):
-        inputs[key] = inputs[key].gather(-1, order)

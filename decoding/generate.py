@@ -17,6 +17,7 @@ from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
+from damro.decoding.context import check_lengths
 from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
@@ -78,8 +79,10 @@ def decode(
 
     Raises:
         ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if ``generate`` is asked
-            for what is not to be had with these prompts, such as drafts of several tokens with a pruned one.
-        InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call.
+            for what is not to be had with these prompts, such as drafts of several tokens with a pruned one, or an
+            answer that goes beyond learned positions.
+        InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call; or if a
+            prompt does not fit into the model's context, see :func:`damro.decoding.context.check_lengths`.
         UnsupportedModelError: if beams are to be searched with a language model that keeps states.
         NonFiniteScoresError: if the model produced NaN or infinity.
     """
@@ -98,6 +101,7 @@ def decode(
         generate_kwargs.pop("interpolate_pos_encoding", None)
     check_call(decoder, generate_kwargs, contrasts=contrasts)
     check_mask(model, inputs, generate_kwargs, full)
+    _check_context(decoder, contrast, generate_kwargs)
     serves = own_loop_serves(decoder, generate_kwargs)
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
@@ -113,6 +117,14 @@ def decode(
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call[CACHE] = roomy_cache()
     return _run(decoder, call, rule)
+
+
+def _check_context(decoder: Any, contrast: Contrast | VisualPrompt, call: Mapping[str, Any]) -> None:
+    """Refuses prompts, and answers behind them, for which the model has no room."""
+    prompts = [contrast] if isinstance(contrast, VisualPrompt) else [contrast.full, contrast.negative]
+    columns = max(int(prompt.lengths.max()) for prompt in prompts)
+    new, total = (setting(decoder, call, name) for name in ("max_new_tokens", "max_length"))
+    check_lengths(decoder, columns, (total or 0) - columns if new is None else new)
 
 
 def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from damro.eval.errors import EvalError
+from damro.eval.errors import DataFormatError, EvalError
 from damro.parameters import build, check_fields, parameters
 from damro.registry import Registry
 
@@ -198,6 +198,7 @@ class Benchmark:
         task: Whose presets DAMRO takes for it; None for the general ones.
         scoring: The class of its scoring.
         rescored: Parameters that only scoring depends on, so that they may be given anew for records.
+        recorded: Texts that its records hold and that `score` reads.
         command: Module with ``add_parser`` and ``run`` that scores recorded answers; None without.
     """
 
@@ -208,6 +209,7 @@ class Benchmark:
     task: ClassVar[Literal["pope", "chair", "mme"] | None] = None
     scoring: ClassVar[type[Scoring]] = Scoring
     rescored: ClassVar[tuple[str, ...]] = ()
+    recorded: ClassVar[tuple[str, ...]] = ()
     command: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
@@ -315,13 +317,20 @@ def score_run(benchmark: Benchmark, records: Records, scoring: Scoring, keep: se
         keep: Only these samples; None keeps all.
 
     Raises:
-        EvalError: No sample has an answer.
+        EvalError: No sample has an answer, or a record lacks what is scored.
     """
     good = {key: fields for key, fields in records.items() if "error" not in fields and (keep is None or key in keep)}
     if not good:
         reasons = [str(fields["error"]) for fields in records.values() if "error" in fields]
         first = f"; the first of {len(reasons)} failed with: {reasons[0]}" if reasons else ""
         raise EvalError(f"a run must have at least one answer to be scored, got none{first}")
+    for key, fields in good.items():
+        for name in benchmark.recorded:
+            if not isinstance(fields.get(name), str):
+                raise DataFormatError(
+                    f"record {key!r} must have the text {name!r}, got {fields.get(name, 'nothing')!r:.80}: restore the "
+                    "records or run the benchmark anew"
+                )
     return benchmark.score(good, scoring)
 
 

@@ -1,7 +1,8 @@
 """JSON Lines in and out: records with their line numbers, and a file that survives being cut off.
 
 `read_json` and `read_records` take ``.json``, ``.jsonl`` and ``.gz`` of them. `RecordWriter` appends a record a line
-and flushes each, so that a killed run loses at most the line it was writing.
+and flushes each, so that a killed run loses at most the line it was writing; `iterate_records` reads what it wrote, one
+record at a time.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.json_text import (
+    after_space,
+    is_indented,
+    objects_in_a_row,
+    parse,
+    share_texts,
+    short,
+    split_lines,
+    to_object,
+)
 
-_SPACE = re.compile(r"\s*")
+_BLOCK = 1 << 16
+_UNPACKED = 64 << 20
+_RATIO = 200
+_CHUNK = 1 << 20
 
 
 class Record(NamedTuple):
@@ -37,14 +50,15 @@ class Record(NamedTuple):
 def read_text(path: Path | str) -> str:
     """Return the text of a UTF-8 file, unpacked if its name ends in ``.gz``.
 
+    A packed file of some KB may hold any amount of zeros. What is unpacked may have 64 MiB, or 200 times as many bytes
+    as the file; records have 5 to 20 times as many.
+
     Raises:
-        DataFormatError: The file cannot be read, is not a whole gzip file, or is not UTF-8.
+        DataFormatError: The file cannot be read, is not a whole gzip file, holds too much, or is not UTF-8.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
+        content = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or str(error)
@@ -55,13 +69,28 @@ def read_text(path: Path | str) -> str:
         raise DataFormatError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
 
 
+def _unpacked(path: Path) -> bytearray:
+    """What a gzip file holds, read piece by piece until it is too much."""
+    limit = max(_UNPACKED, _RATIO * path.stat().st_size)
+    content = bytearray()
+    with gzip.open(path) as file:
+        while piece := file.read(_CHUNK):
+            content += piece
+            if len(content) > limit:
+                raise DataFormatError(
+                    f"{path}: must unpack to at most {limit} bytes ({_UNPACKED >> 20} MiB or {_RATIO} times the file), "
+                    "holds more: unpack it yourself if it is right"
+                )
+    return content
+
+
 def read_json(path: Path | str) -> Any:
     """Return the one JSON value that a file holds.
 
     Raises:
         DataFormatError: The file cannot be read or is not JSON; names the line.
     """
-    return _parse(read_text(path), f"{path}", whole_file=True)
+    return parse(read_text(path), f"{path}", whole_file=True)
 
 
 def read_records(path: Path | str) -> list[Record]:
@@ -73,22 +102,26 @@ def read_records(path: Path | str) -> list[Record]:
         DataFormatError: The file cannot be read, a line is not JSON or not an object, or there is no record at all;
             names the file, the line and what was wrong.
     """
+    return list(each_record(path))
+
+
+def each_record(path: Path | str) -> Iterator[Record]:
+    """Yield what `read_records` returns, one after the other: for large files of which something small is made."""
     text = read_text(path)
-    if text.lstrip().startswith("["):
-        values = _parse(text, f"{path}", whole_file=True)
-        located = [(f"{path}, record {number}", value) for number, value in enumerate(values, start=1)]
-    elif _is_indented(text):
-        located = list(_objects_in_a_row(text, path))
+    located: Iterable[tuple[str, Any]]
+    if text.startswith("[", after_space(text, 0)):
+        values = parse(text, f"{path}", whole_file=True)
+        located = ((f"{path}, record {number}", value) for number, value in enumerate(values, start=1))
+    elif is_indented(text):
+        located = objects_in_a_row(text, path)
     else:
-        # Not splitlines(): U+2028 and its kin may stand inside a JSON string and end no line.
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
-        located = [(where, _parse(line, where)) for where, line in lines if line.strip()]
+        located = ((where, parse(line, where)) for where, line in split_lines(text, path) if line.strip())
+    empty = True
     for where, value in located:
-        if not isinstance(value, dict):
-            raise DataFormatError(f"{where}: must be a JSON object, got {type(value).__name__} {_short(value)}")
-    if not located:
+        empty = False
+        yield Record(where, share_texts(to_object(value, where)))
+    if empty:
         raise DataFormatError(f"{path}: must hold at least one record, is empty")
-    return [Record(where, value) for where, value in located]
 
 
 class RecordWriter:
@@ -134,10 +167,14 @@ class RecordWriter:
         try:
             line = json.dumps(dict(record), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise DataFormatError(f"record must be plain finite JSON, got {_short(record)} ({error})") from error
+            raise DataFormatError(f"record must be plain finite JSON, got {short(record)} ({error})") from error
         # ASCII on purpose: a lone surrogate in a model's answer has no UTF-8 form, its \u escape is exact.
         self._file.write(line.encode("ascii") + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Have the system put what was written on the disk, where a power cut leaves it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file. Closing twice does nothing."""
@@ -154,91 +191,102 @@ class RecordWriter:
         self.close()
 
 
-def _repair_end(path: Path) -> None:
-    content = path.read_bytes()
-    kept = content.rfind(b"\n") + 1
-    tail = content[kept:]
-    if not tail:
-        return
+def iterate_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file that `RecordWriter` wrote, one after the other, in little memory; changes nothing.
+
+    Left out is what no writer has finished: an end that is torn, and lines with NUL bytes, which some file systems
+    leave behind after a power cut.
+
+    Raises:
+        DataFormatError: The file cannot be read, or another line is not a JSON object; names the line.
+    """
     try:
-        whole = isinstance(json.loads(tail), dict)
-    except ValueError:
-        whole = False
-    with path.open("r+b") as file:
-        if whole:
-            file.seek(0, 2)
-            file.write(b"\n")
-        else:
-            file.truncate(kept)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if is_torn(line) or not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    value = parse(line.decode("utf-8"), where)
+                except UnicodeDecodeError as error:
+                    raise DataFormatError(f"{where}: not UTF-8 text (byte {error.start})") from error
+                yield Record(where, share_texts(to_object(value, where)))
+    except OSError as error:
+        raise DataFormatError(f"{path}: cannot be read ({error.strerror or error}): give a readable file") from error
 
 
-def _parse(text: str, where: str, *, whole_file: bool = False) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        place = f"{where}, line {error.lineno}" if whole_file else where
-        raise _no_json(place, error) from error
-    except (ValueError, RecursionError) as error:
-        raise DataFormatError(f"{where}: not JSON ({error}): {_short(text)}") from error
+def is_torn(line: bytes) -> bool:
+    r"""Whether a line of a file was never finished: it holds NUL bytes, or ends the file without being whole.
 
-
-def _is_indented(text: str) -> bool:
-    """Whether a file's first object goes on over several lines, as programs that indent JSON write it."""
-    first, _, rest = text.lstrip().partition("\n")
-    if not first.startswith("{") or not rest.strip():
+    Example:
+        >>> [is_torn(line) for line in (b'{"n": 1}\n', b'{"n": 1}', b'{"n": 1', b'\0\0\0', b'{"n\0\0"}\n')]
+        [False, False, True, True, True]
+    """
+    if b"\0" in line:
+        return True
+    if line.endswith(b"\n"):
         return False
     try:
-        json.loads(first)
-    except ValueError:
+        return not isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
         return True
-    return False
 
 
-def _objects_in_a_row(text: str, path: Path | str) -> Iterator[tuple[str, Any]]:
-    """The values of a file that holds one behind the other, whatever their lines, and where each begins."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    place = _after_space(text, 0)
-    line = 1 + text.count("\n", 0, place)
-    while place < len(text):
-        where = f"{path}, line {line}"
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            raise _no_json(f"{path}, line {error.lineno}", error, "; write one object a line, or one list") from error
-        except (ValueError, RecursionError) as error:
-            raise DataFormatError(f"{where}: not JSON ({error}): {_short(text[place : place + 200])}") from error
-        yield where, value
-        end = _after_space(text, end)
-        line += text.count("\n", place, end)
-        place = end
+def _repair_end(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        kept, tail = _last_line(file, end)
+        if is_torn(tail) and tail:
+            file.truncate(kept)
+        elif tail:
+            file.seek(end)
+            file.write(b"\n")
 
 
-def _after_space(text: str, place: int) -> int:
-    """Where the next thing begins that is no space."""
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
+def _last_line(file: BinaryIO, end: int) -> tuple[int, bytes]:
+    """Where what follows the last newline begins, and what it is; reads no more of the file than that."""
+    parts: list[bytes] = []
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        block = file.read(end - start)
+        place = block.rfind(b"\n") + 1
+        parts.append(block[place:])
+        if place:
+            return start + place, b"".join(reversed(parts))
+        end = start
+    return 0, b"".join(reversed(parts))
 
 
-def _no_json(place: str, error: json.JSONDecodeError, remedy: str = "") -> DataFormatError:
-    line = error.doc.split("\n")[error.lineno - 1]
-    return DataFormatError(f"{place}: not JSON ({error.msg} at column {error.colno}): {_short(line)}{remedy}")
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """Write a file so that whoever looks sees the old one or the whole new one, also after a power cut.
 
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _short(value: object) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever looks sees the old one or the whole new one."""
+    Args:
+        path: The file; its folder is made if missing.
+        text: What it shall hold, as one text or piece by piece.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync_folder(path.parent)
+    except BaseException:  # a disk that is full shall not hold half a file, too
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the system put the names of a folder's files on the disk: a file that is new is else not found again."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest_of_file(path: Path | str) -> str:

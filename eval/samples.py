@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +65,10 @@ class Dataset:
             return []
         return self.open_image.missing((sample.image for sample in self.samples), at_most=0.5)
 
+    def digest_image(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's file; None where there is none, or images come from no `ImageFolder`."""
+        return self.open_image.digest(name) if isinstance(self.open_image, ImageFolder) else None
+
 
 def check_samples(samples: Sequence[Sample]) -> None:
     """Refuse samples that no run could be made of.
@@ -113,9 +117,11 @@ class ImageFolder:
 
     Attributes:
         folder: As it was given.
+        max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
     """
 
     folder: Path
+    max_pixels: int | None = None
 
     def __call__(self, name: str) -> Image.Image:
         """Open an image.
@@ -124,14 +130,30 @@ class ImageFolder:
             EvalError: The name, or a link of that name, leaves the folder.
             ImageError: There is no such file, or it is no image.
         """
-        from damro.images import load_image
+        from damro.images import MAX_PIXELS, load_image
 
         check_inside(name)
         root = Path(os.path.realpath(self.folder))
         path = Path(os.path.realpath(root / name))  # a link may leave the folder where the name does not
         if not path.is_relative_to(root):
             raise EvalError(f"image must stay inside the images folder, got a link that leaves it: {name!r}")
-        return load_image(path)
+        return load_image(path, max_pixels=self.max_pixels or MAX_PIXELS)
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's file; None where there is none that can be read.
+
+        Raises:
+            EvalError: The name leaves the folder.
+        """
+        check_inside(name)
+        path = os.path.join(self.folder, name)
+        try:
+            if not os.path.isfile(path):  # a pipe would wait for somebody to write
+                return None
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:  # whoever opens the image is told
+            return None
 
     def missing(self, names: Iterable[str], *, at_most: float) -> list[str]:
         """Return those of the names that the folder has no file of, each once; opens none.
@@ -162,6 +184,11 @@ def folder_opener(folder: Path) -> ImageFolder:
     if not folder.is_dir():
         raise EvalError(f"--images must be a folder, got {str(folder)!r}: give the folder that holds the images")
     return ImageFolder(folder)
+
+
+def bounded(open_image: OpenImage, max_pixels: int | None) -> OpenImage:
+    """Return what opens images of at most so many pixels, where they come from a folder."""
+    return replace(open_image, max_pixels=max_pixels) if isinstance(open_image, ImageFolder) else open_image
 
 
 def need_folder(images: Path | None, benchmark: str) -> Path:

@@ -18,7 +18,7 @@ from damro.eval.runs import loop
 class LoggedWriter(RecordWriter):
     def write(self, record: Mapping[str, Any]) -> None:
         super().write(record)
-        with Path(os.environ["WORKER_LOG"], f"{self.path.parent.name}-{self.path.name}").open("a") as log:
+        with Path(os.environ["WORKER_LOG"], f"{self.path.parents[1].name}-records-{self.path.name}").open("a") as log:
             log.write(f"{record['id']}\n")
 
 

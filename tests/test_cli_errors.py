@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from golden_models import save_golden
 from safetensors.torch import load_file, save_file
 
+import damro
 from damro import cli
 from damro.cli import main
 from damro.cli.outputs import check_file, check_folder
-from damro.errors import ParameterError
+from damro.errors import InputsError, ParameterError
 from damro.tiny.scenes import scene
 
 JUDGE = "--endpoint http://127.0.0.1:1/v1 --model judge"
@@ -186,6 +188,34 @@ def test_the_app_refuses_a_checkpoint_of_nan(told: Callable[..., str]) -> None:
     assert_in("model must have finite weights, got NaN", told("app --model nan --device cpu", loads=True))
 
 
+@pytest.mark.parametrize("line", ["answer image.png Hi", "attention image.png", "explain image.png Hi"])
+def test_images_of_more_pixels_than_asked_for(line: str, told: Callable[..., str]) -> None:
+    message = "image must have at most 9215 pixels, got 96x96 = 9216; scale it down ('image.png')"
+    assert_in(message, told(f"{line} --model tiny --max-pixels 9215"))
+    assert_in("--max-pixels must be a whole number of at least 1, got '0'", told(f"{line} --model tiny --max-pixels 0"))
+
+
+@pytest.mark.parametrize(
+    "line", ["answer image.png WORDS", "explain image.png WORDS", "attention image.png --prompt WORDS"]
+)
+def test_prompts_longer_than_the_context(line: str, told: Callable[..., str]) -> None:
+    message = "prompt must leave room for a new token in the model's context of 1024 columns, got .* too many; shorten"
+    words = "'" + "Is there a cat? " * 300 + "'"
+    assert_in(message, told(f"{line.replace('WORDS', words)} --model tiny --device cpu", loads=True))
+
+
+def test_the_app_refuses_prompts_longer_than_the_context(place: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    from damro import tiny
+    from damro.pages import app
+
+    model, processor = tiny.load()
+    long = "cat dog " * (app.PROMPT_LIMIT // 8)
+    model.config.get_text_config().max_position_embeddings = 100
+    with pytest.raises(InputsError, match="the model's context of 100 columns"):
+        next(app.answer_request(model, processor, "tiny", str(place / "image.png"), long, 1.0, 0.1, 2, 4))
+
+
 def test_the_app_names_its_extra(told: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "damro.pages.app", raising=False)
@@ -238,6 +268,8 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             OSError(errno.ENOSPC, "No space left on device"),
             "must allow .*, refused: No space left on device; mend that",
         ),
+        (MemoryError(), "memory must suffice, got: there is none left; take a smaller image"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory must suffice, got: CUDA out of memory.; take a"),
         (ParameterError("two\nlines"), "two lines"),
     ],
 )
@@ -249,10 +281,39 @@ def test_errors_of_the_system_are_one_line(
 
 
 @pytest.mark.parametrize("error", [OSError("what nobody told"), TypeError("a bug"), ValueError("a bug")])
-def test_a_bug_shows_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_its_traceback_and_says_whose_it_is(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(cli, "build_parser", lambda: failing(error))
-    with pytest.raises(type(error), match=str(error)):
-        main(["it"])
+    assert main(["it"]) == 70
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == [
+        f"{type(error).__name__}: {error}",
+        f"damro: this is a bug of damro {damro.__version__}; please report it with this traceback",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    code = "import sys; from damro.cli import main; sys.exit(main(['methods']))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "damro: the system must allow what the command does, refused: No space left on device; mend that\n"
+    )
+
+
+def test_answers_are_printed_in_whatever_letters_the_terminal_has() -> None:
+    code = "from damro.cli import main; main(['methods', '-h']); print('caf\\xe9')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\ntry:\n {code}\nexcept SystemExit: print('caf\\xe9')"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("caf\\xe9\n")
 
 
 def failing(error: Exception) -> argparse.ArgumentParser:

@@ -165,6 +165,21 @@ def test_a_vit_may_lack_what_attention_does_not_read(tmp_path: Path) -> None:
         load_model(tmp_path / "vit", device="cpu")
 
 
+def test_no_memory_is_taken_for_weights_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_golden("llava", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": None}))  # then it is LLaMA 7B's
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights were to be made")
+
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", load)
+    with pytest.raises(
+        ModelLoadError, match=r"config.json describes 6,755.6 million weights, the files .* have 1.3 MB"
+    ):
+        load_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor_config.json"])
 def test_a_damaged_file_is_a_load_error(tmp_path: Path, name: str) -> None:
     save_golden("llava", tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from damro.eval.errors import DataFormatError, EvalError
-from damro.eval.records import RecordWriter, read_json, read_records
+from damro.eval.records import RecordWriter, iterate_records, read_json, read_records, write_whole
 
 LINES = '{"a": 1}\n\n{"a": "\u00e9\u2028b"}\r\n{"a": null}'
 
@@ -167,3 +167,94 @@ def test_faults_in_objects_over_several_lines(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataFormatError, match=message):
         read_records(path)
+
+
+@pytest.mark.parametrize("nuls", [1, 4096, 200_000])
+@pytest.mark.parametrize("before", [b"", b'{"n": 1', b'{"n": 1}'])
+def test_nul_bytes_at_the_end_are_repaired_like_a_torn_line(tmp_path, nuls, before):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"n": 0}\n' + before + b"\0" * nuls)
+    assert [record.fields["n"] for record in iterate_records(path)] == [0]
+    with RecordWriter(path) as writer:
+        writer.write({"n": 2})
+        writer.sync()
+    assert path.read_bytes() == b'{"n": 0}\n{"n": 2}\n'
+
+
+@pytest.mark.parametrize("length", [10, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 300_000])
+@pytest.mark.parametrize("first", [b"", b'{"n": 0}\n'])
+def test_the_end_is_found_however_long_the_last_line_is(tmp_path, length, first):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(first + b'{"text": "' + b"a" * length)
+    RecordWriter(path).close()
+    assert path.read_bytes() == first
+    whole = b'{"text": "' + b"a" * length + b'"}'
+    path.write_bytes(first + whole)
+    RecordWriter(path).close()
+    assert path.read_bytes() == first + whole + b"\n"
+
+
+def test_records_are_read_one_by_one_and_nothing_is_changed(tmp_path):
+    path = tmp_path / "x.jsonl"
+    content = b'{"n": 0}\n\n\0\0\0\n{"n": 1, "text": "\\u0000"}\r\n{"n": 2'
+    path.write_bytes(content)
+    assert [(record.where, record.fields["n"]) for record in iterate_records(path)] == [
+        (f"{path}, line 1", 0),
+        (f"{path}, line 4", 1),
+    ]
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"n": \n', "line 2: not JSON"),
+        (b"[1]\n", "line 2: must be a JSON object, got list"),
+        (b'{"n": NaN}\n', "line 2: not JSON .NaN is not a JSON number"),
+        (b'{"n": "\xff"}\n', "line 2: not UTF-8 text .byte 7"),
+    ],
+)
+def test_a_line_that_is_whole_and_wrong_is_named(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"n": 0}\n' + line + b'{"n": 2}\n')
+    with pytest.raises(DataFormatError, match=message):
+        list(iterate_records(path))
+    with pytest.raises(DataFormatError, match="none.jsonl: cannot be read"):
+        list(iterate_records(tmp_path / "none.jsonl"))
+
+
+def test_a_file_that_could_not_be_written_leaves_the_old_one_and_no_part(tmp_path):
+    path = tmp_path / "x.json"
+    write_whole(path, "old")
+
+    def pieces():
+        yield "new"
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, pieces())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_whole(path, iter(["a", "b"]))
+    assert path.read_text() == "ab"
+
+
+def test_a_packed_file_may_not_hold_everything(tmp_path, monkeypatch):
+    bomb = tmp_path / "bomb.json.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+    assert bomb.stat().st_size < 1 << 19
+    limit = max(64 << 20, 200 * bomb.stat().st_size)
+    with pytest.raises(DataFormatError, match=rf"bomb.json.gz: must unpack to at most {limit} bytes \(64 MiB or 200"):
+        read_json(bomb)
+    monkeypatch.setattr("damro.eval.records._UNPACKED", 1000)
+    packed = tmp_path / "packed.json.gz"
+    for count, taken in ((1000, True), (100_000, False)):
+        packed.write_bytes(gzip.compress(b'"' + b"a" * (count - 2) + b'"'))
+        assert len(packed.read_bytes()) * 200 < 100_000
+        if taken:
+            assert len(read_json(packed)) == count - 2
+        else:
+            with pytest.raises(DataFormatError, match="or 200 times the file"):
+                read_json(packed)

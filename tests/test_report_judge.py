@@ -14,6 +14,7 @@ from run_cli import call
 
 from damro.eval.errors import EvalError
 from damro.eval.report.judge import JUDGEMENTS, JudgeReplyError, judge_runs, parse_grades
+from damro.eval.runs.identity import ForeignRecordError
 from damro.eval.runs.record import RunMismatchError
 
 PINNED = {"format": 1, "request": {"judge": "a"}, "resolved": {}}
@@ -201,3 +202,34 @@ def test_the_command_asks_a_server(
     assert "secret-key" not in written
     assert call("judge", *arguments) == 0
     assert len(Server.seen) == 5  # nothing is asked twice
+
+
+def test_judgements_of_other_answers_are_refused(tmp_path: Path) -> None:
+    one, two = records("ab"), records("abcd")
+    judge_runs(one, two, tmp_path, biased, PINNED)
+    before = (tmp_path / JUDGEMENTS).read_bytes()
+    changed = {key: {**fields, "answer": "other"} if key == "2" else fields for key, fields in two.items()}
+    with pytest.raises(ForeignRecordError, match="judgement '2#first first' must be of the answers that the runs have"):
+        judge_runs(one, changed, tmp_path, biased, PINNED)
+    assert (tmp_path / JUDGEMENTS).read_bytes() == before
+    older = [{k: v for k, v in json.loads(line).items() if k != "digest"} for line in before.splitlines()]
+    (tmp_path / JUDGEMENTS).write_text("".join(json.dumps(fields) + "\n" for fields in older))
+    assert judge_runs(one, changed, tmp_path, refuse, PINNED).judged == 4  # written before there were digests
+
+
+def test_judgements_of_an_older_version_are_gone_on_with(tmp_path: Path) -> None:
+    judge_runs(records("ab"), records("abcd"), tmp_path, biased, {**PINNED, "format": 2}, limit=2)
+    assert judge_runs(records("ab"), records("abcd"), tmp_path, biased, {**PINNED, "format": 3}).judged == 4
+
+
+def refuse(text: str, image: bytes | None) -> str:
+    raise AssertionError("asked again")
+
+
+def test_a_judgement_that_a_power_cut_left_as_nul_bytes_is_asked_for_again(tmp_path: Path) -> None:
+    whole = judge_runs(records("ab"), records("abcd"), tmp_path, biased, PINNED)
+    file = tmp_path / JUDGEMENTS
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + b"\0" * 300)
+    assert judge_runs(records("ab"), records("abcd"), tmp_path, biased, PINNED) == whole
+    assert file.read_bytes().splitlines(keepends=True) == lines

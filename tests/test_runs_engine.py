@@ -1,7 +1,9 @@
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,15 @@ from damro.decoding.generate import decode
 from damro.errors import UnsupportedModelError
 from damro.eval.errors import EvalError
 from damro.eval.runs.drawing import SeededSampling
-from damro.eval.runs.engine import Engine, load, make_engine
+from damro.eval.runs.engine import (
+    Engine,
+    _fingerprint,
+    digest_of_weights,
+    is_older_fingerprint,
+    load,
+    make_engine,
+)
+from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.request import RunRequest
@@ -163,7 +173,9 @@ def test_a_broken_sample_fails_alone(loaded: Loaded) -> None:
     answers = engine.answer([missing, *samples(3), long])
     assert answers[0] == Answered(None, error="no such file: missing.png")
     assert answers[1:4] == alone
-    assert "shorter than the model's context of 1024 tokens" in str(answers[4].error)
+    assert re.search(
+        r"the model's context of 1024 columns, got 2\d+ of text|128 positions of the Q-", str(answers[4].error)
+    )
 
 
 def failing_above(size: int, error: Exception) -> Callable[..., Any]:
@@ -187,6 +199,28 @@ def test_a_batch_that_does_not_fit_is_halved(loaded: Loaded, monkeypatch: pytest
     monkeypatch.setattr("damro.eval.runs.engine.decode", limited)
     assert engine.answer(samples()) == whole
     assert limited.calls == [2, 2, 1, 1, 1, 1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_a_sample_that_fails_in_a_batch_that_was_halved_fails_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(loaded, "greedy")
+    asked = [Sample(f"s/{n}", f"test_{n:06d}.png", QUESTIONS[n % 3], {}) for n in range(4)]
+    whole = engine.answer(asked)
+    spoilt = prepare_inputs(loaded.processor, [open_scene(asked[1].image)], [asked[1].prompt], loaded.model)
+
+    def spoiling(model: Any, inputs: Any, contrast: Any, **options: Any) -> Any:
+        if len(inputs["input_ids"]) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        if any(torch.equal(one, spoilt["pixel_values"][0]) for one in inputs["pixel_values"]):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return decode(model, inputs, contrast, **options)
+
+    monkeypatch.setattr("damro.eval.runs.engine.decode", spoiling)
+    answers = engine.answer(asked)
+    assert answers[1].error == "RuntimeError: CUDA error: device-side assert triggered"
+    assert answers[1].fault is not None and answers[1].fault.everywhere
+    assert [answers[n] for n in (0, 2, 3)] == [whole[n] for n in (0, 2, 3)]
 
 
 def test_one_sample_that_does_not_fit_fails(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +268,25 @@ def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) ->
     engines["greedy"].pruning = Pruning(3)
     with pytest.raises(EvalError, match="engines must be pruned alike to share a prompt, 'sample' is not"):
         answer_in_one_token(engines, asked)
+
+
+def test_a_model_is_known_by_its_folder_its_commit_or_its_weights(tmp_path: Path) -> None:
+    model: Any = torch.nn.Linear(2, 2)
+    model.config = SimpleNamespace(_commit_hash=None)
+    (tmp_path / "config.json").write_text("{}")
+    local, hub = RunRequest("pope", str(tmp_path)), RunRequest("pope", "somebody/model")
+    of_folder = fingerprint_folder(tmp_path)
+    assert _fingerprint(local, model) == of_folder
+    assert _fingerprint(hub, model) == f"sha256 {digest_of_weights(model)}"
+    model.config._commit_hash = "abc"
+    assert (_fingerprint(local, model), _fingerprint(hub, model)) == (of_folder, "commit abc")
+    older = [first_bytes_of_folder(tmp_path), "commit abc", "commit other", of_folder]
+    assert [is_older_fingerprint(one, local, model) for one in older] == [True, True, False, False]
+    assert not is_older_fingerprint("commit abc", hub, model)
+    # The weights below an adapter may lie anywhere.
+    model._hf_peft_config_loaded = True
+    before = _fingerprint(local, model)
+    assert before == f"sha256 {digest_of_weights(model)}"
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    assert _fingerprint(local, model) != before

@@ -16,7 +16,7 @@ from run_stub import answer, make_samples
 
 from damro.eval.errors import EvalError
 from damro.eval.runs.loop import Answered, FailedSampleError, Loop, Tally
-from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, find_workers, lock_folder
+from damro.eval.runs.sharding import BusyRunError, Workers, consolidate, find_workers, lock_folder, records_path
 from damro.eval.samples import Sample
 from damro.images import ImageError, load_image
 
@@ -106,10 +106,11 @@ def test_resuming_answers_the_rest_in_the_batches_of_an_undisturbed_run(tmp_path
     (tmp_path / "cut").mkdir()
     # Two of the first batch, a torn third; and one from the middle, as another process might have left it.
     (tmp_path / "cut/records.jsonl").write_bytes(b"".join(whole[:2]) + whole[2][:20])
-    (tmp_path / "cut/records-3.jsonl").write_bytes(whole[5])
+    part = records_path(tmp_path / "cut", Workers(3, 4))
+    part.write_bytes(whole[5])
     Loop(batch_size=4).run(tmp_path / "cut", make_samples(10), answer)
     assert read_records(tmp_path / "cut") == read_records(tmp_path / "whole")
-    assert not list((tmp_path / "cut").glob("records-*"))
+    assert not part.parent.exists()
 
 
 def test_a_run_killed_at_random_points_ends_with_the_records_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_what_several_workers_began_one_can_finish(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         stopped.run(tmp_path / "other", make_samples(23), stop_after_two)
-    assert len((tmp_path / "other/records-1.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "other/parts/1.jsonl").read_text().splitlines()) == 6
     Loop(batch_size=3).run(tmp_path / "other", make_samples(23), answer)
     assert read_records(tmp_path / "other") == read_records(tmp_path / "one")
 
@@ -205,5 +206,102 @@ def test_a_doubled_record_is_kept_once(tmp_path: Path) -> None:
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
     with lock_folder(tmp_path), pytest.raises(BusyRunError, match="one run at a time"), lock_folder(tmp_path):
         raise AssertionError("locked twice")
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_files_that_are_not_ours_are_neither_read_nor_removed(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    whole = (tmp_path / "records.jsonl").read_bytes()
+    stolen = whole.replace(b'"answer": "', b'"answer": "changed ')
+    (tmp_path / "records.jsonl").write_bytes(whole.splitlines(keepends=True)[0])
+    (tmp_path / "parts").mkdir()
+    names = ["records-backup.jsonl", "records-1.jsonl", "records-old.jsonl", "parts/0.jsonl", "parts/mine.jsonl"]
+    for name in names:
+        (tmp_path / name).write_bytes(stolen)
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    assert "changed" not in (tmp_path / "records.jsonl").read_text()
+    assert all((tmp_path / name).read_bytes() == stolen for name in names)
+    with pytest.raises(EvalError, match="parts must be free for what several processes write, holds other files"):
+        Loop(batch_size=4, workers=Workers(0, 2)).run(tmp_path, make_samples(6), answer)
+    assert all((tmp_path / name).read_bytes() == stolen for name in names)
+
+
+def test_a_file_in_our_folder_of_parts_stays(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    line = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)[4]
+    part = records_path(tmp_path, Workers(1, 2))
+    part.write_bytes(line)
+    (part.parent / "notes.txt").write_text("mine")
+    (tmp_path / "records.jsonl").unlink()
+    assert list(consolidate(tmp_path, [f"s/{n}" for n in range(6)])) == ["s/4"]
+    assert (part.parent / "notes.txt").read_text() == "mine"
+    assert not part.exists()
+
+
+def test_parts_of_an_older_version_are_merged_and_kept_under_another_name(tmp_path: Path) -> None:
+    Loop(batch_size=4).run(tmp_path, make_samples(6), answer)
+    lines = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)
+    order = [f"s/{n}" for n in range(6)]
+    (tmp_path / "records.jsonl").write_bytes(lines[0])
+    (tmp_path / "records-0.jsonl").write_bytes(lines[4] + lines[5][:9])
+    (tmp_path / "records-1.jsonl").write_bytes(lines[2])
+    (tmp_path / "records-b.jsonl").write_bytes(lines[3])
+    assert list(consolidate(tmp_path, order)) == ["s/0"]
+    assert list(consolidate(tmp_path, order, with_old_parts=True)) == ["s/0", "s/2", "s/4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("records-0.jsonl.merged", "records-1.jsonl.merged", "records-b.jsonl", "records.jsonl")
+    ]
+    assert (tmp_path / "records-0.jsonl.merged").read_bytes() == lines[4] + lines[5][:9]
+    assert list(consolidate(tmp_path, order, with_old_parts=True)) == ["s/0", "s/2", "s/4"]
+
+
+def test_a_part_that_is_refused_is_not_merged(tmp_path: Path) -> None:
+    records_path(tmp_path, Workers(1, 2)).write_text('{"id": "s/0"}\n')
+
+    def refuse(fields: object, where: str) -> None:
+        raise EvalError(f"{where} is foreign")
+
+    with pytest.raises(EvalError, match=r"parts/1.jsonl, line 1 is foreign"):
+        consolidate(tmp_path, ["s/0"], check=refuse)
+    assert not (tmp_path / "records.jsonl").exists()
+    assert (tmp_path / "parts/1.jsonl").exists()
+
+
+def test_a_batch_is_on_the_disk_before_the_next_one_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def count(handle: int) -> None:
+        sync(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", count)
+    before: list[int] = []
+
+    def note(batch: Sequence[Sample]) -> list[Answered]:
+        before.append(synced[-1] if synced else 0)
+        return answer(batch)
+
+    Loop(batch_size=4).run(tmp_path, make_samples(12), note)
+    ends = [0]
+    for line in (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True):
+        ends.append(ends[-1] + len(line))
+    assert before == [ends[0], ends[4], ends[8]]
+    assert synced[-1] == ends[12]
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from damro.eval.runs.sharding import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(STUB.parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        with pytest.raises(BusyRunError, match="another process is at work there"), lock_folder(tmp_path):
+            raise AssertionError("locked twice")
+        process.kill()
     with lock_folder(tmp_path):
         pass

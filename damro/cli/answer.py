@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, check_used, given_flags
 from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, Recipe, parse
 from damro.parameters import given
@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--max-new-tokens", type=whole_number, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_max_pixels(parser)
     add_model_options(parser)
     add_method_flags(parser)
     parser.set_defaults(run=run)
@@ -45,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     flags = given_flags(args, dict(METHODS))
     recipe = parse(args.method, flags)
     check_used(flags, [type(recipe.method)])
-    from damro.images import load_image
+    from damro.images import MAX_PIXELS, load_image
     from damro.loading import load_model, prepare_inputs
     from damro.pruning import Pruning
 
     pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
     model, processor = load_model(
         args.model,
         device=args.device,

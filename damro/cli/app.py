@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from damro.cli.options import add_model_options
+from damro.cli.options import add_max_pixels, add_model_options
 
 
 def add_parser(subparsers: Any) -> None:
@@ -13,6 +13,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("app", help="a page to try DAMRO on, in the browser (needs damro[app])")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    add_max_pixels(parser, "25 million")
     add_model_options(parser, default="tiny")
     parser.set_defaults(run=run)
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.port <= 65535:
         raise ParameterError(f"--port must be from 1 to 65535, got {args.port}")
     try:
-        from damro.pages.app import build_app, serve_app
+        from damro.pages.app import PIXEL_LIMIT, build_app, serve_app
     except ImportError as error:
         if error.name != "gradio":
             raise
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         attn_implementation=args.attn_implementation,
         revision=args.revision,
     )
-    page = build_app(model, processor, args.model)
+    page = build_app(model, processor, args.model, max_pixels=args.max_pixels or PIXEL_LIMIT)
     try:
         address = serve_app(page, args.host, args.port, block=False)
     except OSError as error:

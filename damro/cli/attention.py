@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from damro.cli.options import add_model_options
+from damro.cli.options import add_max_pixels, add_model_options
 from damro.cli.outputs import check_file
 from damro.cli.parser import filled_text, whole_number
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--top-k",
-        type=int,
+        type=whole_number,
         metavar="K",
         help="how many patches to flag (default: the family's preset; without one, 10)",
     )
@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="write a picture: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_max_pixels(parser)
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -59,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
         check_format(args.out)  # before the model is loaded
         check_file(args.out)
+    from damro.images import MAX_PIXELS, load_image
     from damro.inspection import inspect_vit
-    from damro.loading import load_image, load_model, prepare_inputs
+    from damro.loading import load_model, prepare_inputs
     from damro.vision.vit import is_bare_vit
 
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
     model, processor = load_model(
         args.model,
         device=args.device,
@@ -92,11 +94,12 @@ def _answer_maps(args: argparse.Namespace, model: Any, processor: Any, inputs: A
 
     from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.errors import InputsError
+    from damro.generation import generate
     from damro.inspection import group_words, inspect_decoder, token_spans
     from damro.inspection.decoder import resolve_layers
 
     layers = resolve_layers(model, None)  # refuses a language model before it answers
-    ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
+    ids = generate(model, inputs, "greedy", max_new_tokens=args.max_new_tokens, do_sample=False, num_beams=1)
     tokens = ids[0, returned_prompt(model, inputs).shape[1] :].cpu()
     spelled = token_spans(processor.tokenizer, tokens)
     words = group_words(spelled)

@@ -8,6 +8,7 @@ from typing import Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
+    add_partial_flag,
     add_scoring_flags,
     add_truth_flags,
     compare_loaded,
@@ -27,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; the first is what others differ from")
     parser.add_argument("--out", metavar="DIR", help="also write scores.json, .csv, .md and report.html there")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    add_partial_flag(parser)
     add_truth_flags(parser)
     add_scoring_flags(parser)
     parser.set_defaults(run=run)
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         check_folder(args.out)
-    comparison = compare_loaded(args, load_runs(args.runs), args.runs[0])
+    comparison = compare_loaded(args, load_runs(args.runs, partial=args.partial), args.runs[0])
     if args.out:
         write_tables(comparison, Path(args.out))
     print_comparison(comparison, as_json=args.json)

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_method_flags, add_model_options, given_flags, read_values
+from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, given_flags, read_values
 from damro.cli.outputs import check_file
 from damro.cli.parser import filled_text, whole_number
 from damro.decoding.errors import ParameterError
+from damro.eval.records import write_whole
 from damro.methods import Damro
 
 
@@ -29,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="L",
         help="layers of the language model whose attention is averaged, negative from the end (default: all)",
     )
+    add_max_pixels(parser)
     add_model_options(parser)
     add_method_flags(parser, ("damro",))
     parser.set_defaults(run=run)
@@ -38,12 +40,13 @@ def run(args: argparse.Namespace) -> int:
     """Answers twice, and writes the page."""
     target = Path(args.out)
     check_file(target)
-    from damro.loading import load_image, load_model
+    from damro.images import MAX_PIXELS, load_image
+    from damro.loading import load_model
     from damro.pages.explain import explain_answers
     from damro.pages.explain_page import render_page
 
     method = Damro(**read_values(Damro, given_flags(args, {"damro": Damro}), ParameterError))
-    image = load_image(args.image)
+    image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
     model, processor = load_model(
         args.model,
         device=args.device,
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         layers=args.layers,
     )
-    target.write_text(render_page(explanation), encoding="utf-8")
+    write_whole(target, render_page(explanation))
     print(f"greedy: {explanation.greedy.text}")
     print(f" damro: {explanation.damro.text}")
     print(f"wrote {target}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.parser import whole_number
+from damro.cli.results import add_partial_flag
 from damro.eval.benchmark import Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.formats import FORMAT
@@ -46,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait for an answer (default: 60)"
     )
+    add_partial_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -66,7 +68,7 @@ def _judge(args: argparse.Namespace, endpoint: str) -> int:
     from damro.eval.report.judge import ASPECTS, judge_runs
     from damro.eval.report.judge_client import openai_judge
 
-    runs = load_runs(args.runs).runs
+    runs = load_runs(args.runs, partial=args.partial).runs
     first, second = runs
     out = Path(args.out) if args.out else Path(args.runs[0], f"judge-{folder_name(Path(args.runs[1]).name)}")
     check_folder(out)
@@ -102,7 +104,8 @@ _PARTS = ("first", "second", "difference")
 def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable[[str], bytes]:
     """From an image's name to its PNG, as the runs saw it; all of them are there, or nothing is judged."""
     from damro.eval.benchmark import answered_in_all
-    from damro.eval.samples import OpenImage, folder_opener, open_scene
+    from damro.eval.runs.identity import check_images
+    from damro.eval.samples import OpenImage, bounded, folder_opener, open_scene
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)
@@ -110,10 +113,12 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
         raise EvalError("--images must be given: the runs do not say where their images are")
     open_image: OpenImage = open_scene
     if request.images is not None:
-        open_image = folder = folder_opener(Path(request.images))
+        folder = folder_opener(Path(request.images))
+        open_image = bounded(folder, request.max_pixels)
         first, second = runs
         answered = answered_in_all([first, second])
         folder.missing((fields["image"] for key, fields in first.items() if key in answered), at_most=0)
+        check_images([fields for key, fields in first.items() if key in answered], folder.digest)
 
     def open_bytes(name: str) -> bytes:
         content = io.BytesIO()

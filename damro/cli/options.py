@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from damro.cli.parser import whole_number
 from damro.decoding.errors import ParameterError
 from damro.methods import METHODS, Method
 from damro.parameters import Parameter, parameters, show
@@ -33,6 +34,12 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
     )
     group.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+
+def add_max_pixels(group: Any, default: str = "100 million") -> None:
+    """--max-pixels, of images that are opened; None where it is not given."""
+    about = f"the largest image that is opened, width times height; memory grows with it (default: {default})"
+    group.add_argument("--max-pixels", type=whole_number, metavar="N", help=about)
 
 
 def add_method_flags(

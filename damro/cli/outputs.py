@@ -31,6 +31,8 @@ def check_file(path: str | Path) -> None:
     target = Path(path)
     if target.is_dir():
         raise ParameterError(f"--out must be a file, got the folder {str(path)!r}: add a file's name")
+    if target.exists() and not target.is_file():  # it would be replaced by one
+        raise ParameterError(f"--out must be a file, got the device or pipe {str(path)!r}: give a file's name")
     if not target.parent.is_dir():
         raise ParameterError(
             f"--out must lie in a folder that exists, got {str(path)!r}; make the folder {str(target.parent)!r} first"

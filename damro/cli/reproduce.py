@@ -6,7 +6,14 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from damro.cli.results import add_scoring_flags, add_truth_flags, compare_loaded, print_notes, tell_unscored
+from damro.cli.results import (
+    add_partial_flag,
+    add_scoring_flags,
+    add_truth_flags,
+    compare_loaded,
+    print_notes,
+    tell_unscored,
+)
 from damro.eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("benchmark", help="whose runs they are; the paper has figures for pope and chair")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run: plain decoding, DAMRO, or both")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_partial_flag(parser)
     add_truth_flags(parser)
     add_scoring_flags(parser)
     parser.set_defaults(run=run)
@@ -37,11 +45,14 @@ def run(args: argparse.Namespace) -> int:
     from damro.eval.report.comparison import load_runs
     from damro.eval.report.published import load_published, paper_model, protocol_differences, put_beside
     from damro.eval.report.tables import group_notes, warnings
+    from damro.eval.runs.form import OF_PROTOCOL, check_form
 
-    loaded = load_runs(args.runs)
+    loaded = load_runs(args.runs, partial=args.partial)
     benchmark, model, pinned = loaded.benchmark.name, loaded.model, loaded.records
     if benchmark != args.benchmark:
         raise EvalError(f"runs must be of {args.benchmark}, got runs of {benchmark}")
+    for name, record in pinned.items():
+        check_form(name, record, OF_PROTOCOL)
     comparison = compare_loaded(args, loaded, args.runs[0])
     rows = put_beside(comparison, pinned)
     differences = {entry.name: protocol_differences(pinned[entry.name], entry.whole) for entry in comparison.entries}
@@ -62,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         told = {
             "protocol_differences": {name: [one.text for one in found] for name, found in differences.items()},
             "not_comparable": {row.method: row.reasons for row in rows if row.reasons},
+            "partial": {entry.name: entry.share for entry in comparison.entries if entry.share is not None},
         }
         print(json.dumps({"source": source, "model": model, "rows": shown, **told}, allow_nan=False))
     else:

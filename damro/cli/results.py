@@ -36,6 +36,13 @@ def add_truth_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser.add_argument_group("truth", "instead of what the runs were made with"), dict(BENCHMARKS), others)
 
 
+def add_partial_flag(parser: Any) -> None:
+    """--partial."""
+    parser.add_argument(
+        "--partial", action="store_true", help="take runs that lack samples as they are; how many they have is told"
+    )
+
+
 def make_scoring(args: argparse.Namespace, benchmark: Benchmark, truth: Mapping[str, Any]) -> Any:
     """How the options want a benchmark's answers scored.
 
@@ -67,7 +74,8 @@ def compare_loaded(args: argparse.Namespace, loaded: Loaded, folder: str) -> Com
     request = to_request(load_run(folder)).data_request
     if changes:  # a truth that is given is not that of the embedded scenes
         request = request._replace(scenes=None)
-    return compare(benchmark, loaded.model, loaded.runs, make_scoring(args, benchmark, benchmark.truth(request)))
+    scoring = make_scoring(args, benchmark, benchmark.truth(request))
+    return compare(benchmark, loaded.model, loaded.runs, scoring, loaded.planned)
 
 
 def write_tables(comparison: Comparison, out: Path) -> None:

@@ -10,9 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from damro.cli.options import add_flags, add_method_flags, check_used, given_flags, read_values
+from damro.cli.options import add_flags, add_max_pixels, add_method_flags, check_used, given_flags, read_values
 from damro.cli.outputs import check_folder
-from damro.cli.results import add_scoring_flags, make_scoring, print_comparison, tell_unscored, write_tables
+from damro.cli.results import (
+    add_partial_flag,
+    add_scoring_flags,
+    make_scoring,
+    print_comparison,
+    tell_unscored,
+    write_tables,
+)
 from damro.eval.benchmark import BENCHMARKS, Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
@@ -20,12 +27,13 @@ from damro.eval.runs.request import TINY, RunRequest, to_request
 from damro.methods import METHODS, Recipe, labels, parse
 
 if TYPE_CHECKING:
-    from damro.eval.runs.loop import Loop, Progress
+    from damro.eval.report.comparison import Comparison
+    from damro.eval.runs.loop import Progress
     from damro.eval.runs.run import Prepared
 
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization"),
+    *("dtype", "device", "device_map", "quantization", "max_pixels"),
 )
 
 
@@ -89,6 +97,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     add_flags(group, dict(BENCHMARKS))
     group.add_argument("--images", metavar="DIR", help="COCO val2014 images, or MME's folder; 'tiny' needs none")
     group.add_argument("--limit", type=int, metavar="N", help="at most N samples (of each split)")
+    add_max_pixels(group)
     group.add_argument(
         "--scenes", type=int, metavar="N", help="embedded scenes, for 'tiny' without --images (default: 200)"
     )
@@ -120,15 +129,20 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="do failed samples again; those whose image was not there are done again without it",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first sample that fails")
+    group.add_argument(
+        "--adopt-records",
+        action="store_true",
+        help="take records in --out without a run.json for those of this command, and write it anew",
+    )
+    add_partial_flag(group)
     group.add_argument("--json", action="store_true", help="print the scores as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs, scores and prints."""
-    from damro.eval.report.comparison import compare
     from damro.eval.runs.loop import Loop
     from damro.eval.runs.run import prepare, run_benchmark
-    from damro.eval.runs.sharding import find_workers
+    from damro.eval.runs.sharding import find_workers, holds_records
 
     planned = plan(args)
     first = planned[0].request
@@ -137,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     workers = find_workers(first.device)
     if workers.leads and args.model is None and args.source is None:
         _tell(f"no --model given, so it is {TINY!r}, the embedded one")
-    if not args.resume and any((out / one.folder / "records.jsonl").exists() for one in planned):
+    if not args.resume and any(holds_records(out / one.folder) for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
     prepared = prepare(*(one.request for one in planned), tell=_tell if workers.leads else lambda sentence: None)
@@ -145,11 +159,11 @@ def run(args: argparse.Namespace) -> int:
     for label, folder, request in planned:
         with show_progress(f"{first.benchmark} {label}", quiet=not workers.leads) as progress:
             loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
-            runs[label] = _run_one(request, out / folder, loop, prepared, run_benchmark)
+            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records}
+            runs[label] = _run_one(request, out / folder, run_benchmark, options)
     if workers.leads:
         _tell_failed(runs)
-        scoring = make_scoring(args, first.asked, prepared.dataset.truth)
-        comparison = compare(first.asked, first.model, runs, scoring)
+        comparison = _compare(args, out, planned, runs, prepared)
         write_tables(comparison, out)
         print_comparison(comparison, as_json=args.json)
         print(f"written to {out}", file=sys.stderr)
@@ -171,9 +185,35 @@ def _tell_failed(runs: Mapping[str, Records]) -> None:
         )
 
 
-def _run_one(request: RunRequest, folder: Path, loop: Loop, prepared: Prepared, run_benchmark: Any) -> Any:
+def _compare(
+    args: argparse.Namespace, out: Path, planned: Sequence[Planned], runs: Mapping[str, Records], prepared: Prepared
+) -> Comparison:
+    """Scores the runs together with those that were in the folder before."""
+    from damro.eval.report.comparison import check_whole, compare
+    from damro.eval.report.others import find_others
+
+    first, dataset = planned[0].request, prepared.dataset
+    samples = [sample.sample_id for sample in dataset.samples]
+    if not args.partial:
+        for one in planned:
+            check_whole(str(out / one.folder), len(runs[one.label]), len(samples))
+    own = {one.folder: runs[one.label] for one in planned}
+    others, sentences = find_others(out, own, samples, partial=args.partial)
+    for sentence in sentences:
+        _tell(sentence)
+    names = [one.label for one in planned]
+    if others:
+        names = labels([*(one.request.recipe for one in planned), *(other.recipe for other in others)])
+    folders = [*own, *(other.folder for other in others)]
+    names = [f"{name} ({of})" if names.count(name) > 1 else name for name, of in zip(names, folders, strict=True)]
+    records = dict(zip(names, [*own.values(), *(other.records for other in others)], strict=True))
+    scoring = make_scoring(args, first.asked, dataset.truth)
+    return compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+
+
+def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:
     try:
-        return run_benchmark(request, folder, loop=loop, prepared=prepared)
+        return run_benchmark(request, folder, **options)
     except KeyboardInterrupt:
         print(f"damro: stopped; give the same command again to go on in {folder}", file=sys.stderr)
         raise

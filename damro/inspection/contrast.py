@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.processor import RuleProcessor
-from damro.decoding.prompts import embedded
 from damro.errors import ParameterError
 from damro.inspection.decoder import replay, single_prompt
 from damro.inspection.plain import Plain
@@ -71,7 +70,7 @@ def inspect_contrast(
     """
     prompt, _ = single_prompt(model, inputs)
     full = replay(model, prompt, tokens).logits
-    negative = replay(model, embedded(processor.branch.prompt), tokens).logits
+    negative = replay(model, processor.branch.prompt, tokens).logits
     if not 1 <= candidates <= full.shape[-1]:
         raise ParameterError(f"candidates must be from 1 to the {full.shape[-1]} tokens, got {candidates}")
     steps = [processor.rule(full[t, None], negative[t, None], t) for t in range(len(tokens))]

@@ -131,7 +131,7 @@ def single_prompt(model: PreTrainedModel, inputs: Mapping[str, Any]) -> tuple[Pr
     if len(inputs["input_ids"]) != 1:
         raise InputsError(f"inputs must hold one prompt, got {len(inputs['input_ids'])}; inspect them one by one")
     encoding, views = encode_with_views(model, inputs)
-    return embedded(family.full_prompt(model, inputs, encoding)), views
+    return family.full_prompt(model, inputs, encoding), views
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, TextIteratorStreamer
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.context import check_context
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
@@ -43,7 +44,7 @@ UPLOAD_LIMIT = "10mb"
 PROMPT_LIMIT = 2000  # characters
 PIXEL_LIMIT = 25_000_000
 _NO_IMAGE = "The image does not open; choose a PNG or JPEG file."
-_NO_SIZE = f"The image is too large: at most {PIXEL_LIMIT // 10**6} megapixels are taken, and no long thin strips."
+_NO_SIZE = "The image is too large: at most {:,} pixels are taken, and no long thin strips."
 _SCENES = 8
 _DPI = 110
 _QUEUE = 16
@@ -51,7 +52,7 @@ _TAKEN = ("place", "taken out", "full prompt", "outliers only", "said instead", 
 _FIRST_PROMPT = "Describe the image in detail."
 
 
-def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
+def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: int = PIXEL_LIMIT) -> Any:
     """Lays out the page.
 
     Where the paper has no preset for the family, the fields stand at LLaVA's, and the page says so.
@@ -60,6 +61,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
         model: the one model that answers every visitor, one after another.
         processor: its processor.
         name: its name, for the reader and for the Python that can be copied.
+        max_pixels: the largest image that is opened.
 
     Returns:
         A `gradio.Blocks`; :func:`serve_app` opens it.
@@ -78,7 +80,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
                     value=scenes[0], type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
                     label="Image", height=300, elem_id="image",
                 )  # fmt: skip
-                image.preprocess = _telling(image.preprocess)  # type: ignore[method-assign, assignment, unused-ignore]
+                image.preprocess = _telling(image.preprocess, max_pixels)  # type: ignore[method-assign, assignment, unused-ignore]
                 gallery = gradio.Gallery(
                     scenes,
                     format="png",
@@ -115,9 +117,9 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
 
         def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
             try:
-                yield from answer_request(model, processor, name, *values)
+                yield from answer_request(model, processor, name, *values, max_pixels=max_pixels)
             except ImageSizeError as error:
-                raise gradio.Error(_NO_SIZE) from error
+                raise gradio.Error(_NO_SIZE.format(max_pixels)) from error
             except ImageError as error:
                 raise gradio.Error(_NO_IMAGE) from error
             except DecodingError as error:
@@ -140,14 +142,14 @@ def build_app(model: PreTrainedModel, processor: Any, name: str) -> Any:
     return page
 
 
-def _telling(preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _telling(preprocess: Callable[[Any], Any], max_pixels: int) -> Callable[[Any], Any]:
     """Gradio opens an upload before anybody else, and has no word for one that does not open."""
 
     def tell(payload: Any) -> Any:
         try:
             return preprocess(payload)
         except Image.DecompressionBombError as error:
-            raise gradio.Error(_NO_SIZE) from error
+            raise gradio.Error(_NO_SIZE.format(max_pixels)) from error
         except (OSError, ValueError, SyntaxError) as error:
             raise gradio.Error(_NO_IMAGE) from error
 
@@ -203,6 +205,8 @@ def answer_request(
     beta: float,
     top_k: int,
     max_new_tokens: int,
+    *,
+    max_pixels: int = PIXEL_LIMIT,
 ) -> Iterator[tuple[Any, ...]]:
     """Answers one request bit by bit.
 
@@ -210,15 +214,16 @@ def answer_request(
         Greedy text, DAMRO's text, the map, the rows of what was taken out, the Python: all that is known so far.
 
     Raises:
-        InputsError: if there is no image or no prompt, or one above `PROMPT_LIMIT`.
-        ImageError: if the image does not open or has more pixels than `PIXEL_LIMIT`.
+        InputsError: if there is no image or no prompt, or one above `PROMPT_LIMIT` or longer than the model's context.
+        ImageError: if the image does not open or has more pixels than `max_pixels`.
     """
     if image_path is None or not prompt or not prompt.strip():
         raise InputsError("image and prompt must both be given; choose a scene or upload an image, then ask")
     if len(prompt) > PROMPT_LIMIT:
         raise InputsError(f"prompt must have at most {PROMPT_LIMIT} characters, got {len(prompt)}; shorten it")
     recipe = write_recipe(name, prompt, alpha, beta, int(top_k), int(max_new_tokens))
-    inputs = prepare_inputs(processor, [load_image(image_path, max_pixels=PIXEL_LIMIT)], [prompt], model)
+    inputs = prepare_inputs(processor, [load_image(image_path, max_pixels=max_pixels)], [prompt], model)
+    check_context(model, inputs, int(max_new_tokens))
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=int(top_k))
     picture = draw_attention(model, processor, inputs, contrast, name)
     greedy = damro = ""

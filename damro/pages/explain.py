@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.context import check_context
 from damro.errors import ParameterError
 from damro.inspection import (
     ContrastInspection,
@@ -124,6 +125,7 @@ def explain_answers(
     if max_new_tokens < 1:
         raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     inputs = prepare_inputs(processor, [image], [prompt], model)
+    check_context(model, inputs, max_new_tokens)
     contrast = DAMROProcessor(model, inputs, alpha=alpha, beta=beta, top_k=top_k, task=task, variant=variant)
     looked_at = resolve_layers(model, layers)
     ranking, flagged = contrast.attention.layer, contrast.outliers.shape[1]

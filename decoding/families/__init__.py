@@ -6,7 +6,7 @@ it. A new family is one new module and one line here, or an entry point of anoth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -146,4 +146,28 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         raise InputsError(
             f"every prompt must hold an image token, got none in rows {without[:5]} ({len(without)} in all); "
             "put the processor's image token into the text, or leave text-only prompts out of the batch"
+        )
+    _check_tables(model, inputs, family.PIXELS)
+
+
+def _check_tables(model: PreTrainedModel, inputs: Mapping[str, Any], pixels: Sequence[str]) -> None:
+    """Refuses what goes beyond learned positions: images that are not CLIP's size, a long text for a Q-Former.
+
+    Families whose ViT interpolates its positions have no CLIP.
+    """
+    vision: Any = getattr(model.config, "vision_config", None)
+    if getattr(vision, "model_type", None) == "clip_vision_model":
+        side = vision.image_size
+        for key in pixels:
+            value = inputs.get(key)
+            if isinstance(value, Tensor) and tuple(value.shape[-2:]) != (side, side):
+                raise InputsError(
+                    f"{key} must be of the vision tower's size {side}x{side}, got {tuple(value.shape)}; take the "
+                    "processor of this very model"
+                )
+    context = getattr(getattr(model.config, "qformer_config", None), "max_position_embeddings", None)
+    text = inputs.get("qformer_input_ids")
+    if context is not None and isinstance(text, Tensor) and text.shape[-1] > context:
+        raise InputsError(
+            f"prompt must fit into the {context} positions of the Q-Former, got {text.shape[-1]} tokens; shorten it"
         )

@@ -70,6 +70,7 @@ class Chair(Benchmark):
     task: ClassVar = "chair"
     scoring: ClassVar = ChairScoring
     rescored: ClassVar = ("objects", "vocabulary")
+    recorded: ClassVar = ("answer",)
     command: ClassVar = "damro.eval.chair.command"
 
     objects: str | None = None

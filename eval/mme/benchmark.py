@@ -43,6 +43,7 @@ class Mme(Benchmark):
     max_new_tokens: ClassVar = 64
     task: ClassVar = "mme"
     scoring: ClassVar = Scoring
+    recorded: ClassVar = ("answer", "category", "name", "question", "label")
     command: ClassVar = "damro.eval.mme.command"
 
     split: tuple[str, ...] = ()
@@ -101,7 +102,7 @@ def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
         columns[1] += 1
         columns[2] = float(columns[0] == 2)
     scores = result.to_dict()["categories"][category]
-    notes = (Note("questions", scores["n_questions"]), _other(scores["other"]))
+    notes: tuple[Note, ...] = (Note("questions", scores["n_questions"]), _other(scores["other"]))
     if halves:
         notes += (
             Note("halves", halves, "images with one of their two questions answered, and left out", doubtful=True),

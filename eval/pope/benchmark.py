@@ -94,6 +94,7 @@ class Pope(Benchmark):
     max_new_tokens: ClassVar = 64
     task: ClassVar = "pope"
     scoring: ClassVar = PopeScoring
+    recorded: ClassVar = ("answer", "split", "image", "question", "label")
     command: ClassVar = "damro.eval.pope.command"
 
     split: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 from damro.eval.pope.rules import parse_label
-from damro.eval.records import read_records
+from damro.eval.records import each_record
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
 
 _SHOWN = 3
@@ -69,7 +69,7 @@ def load_questions(source: Path | str) -> list[Question]:
         (2910, 'Is there a snowboard in the image?', 'yes')
     """
     path = pope_questions_path(str(source)) if str(source) in POPE_SPLITS else Path(source)
-    return [to_question(fields, where) for where, fields in read_records(path)]
+    return [to_question(fields, where) for where, fields in each_record(path)]
 
 
 def load_answers(path: Path | str) -> list[Answer]:
@@ -78,7 +78,7 @@ def load_answers(path: Path | str) -> list[Answer]:
     Raises:
         DataFormatError: A record is malformed; names the file, the line and what was wrong.
     """
-    return [to_answer(fields, where) for where, fields in read_records(path)]
+    return [to_answer(fields, where) for where, fields in each_record(path)]
 
 
 def to_question(fields: Mapping[str, Any], where: str) -> Question:

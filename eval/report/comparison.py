@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ from damro.eval.benchmark import (
     answered_in_all,
     score_run,
 )
-from damro.eval.errors import EvalError
-from damro.eval.runs.record import load_run
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.runs.form import check_form
+from damro.eval.runs.identity import check_same_images
+from damro.eval.runs.record import identity_of, load_run
 from damro.eval.runs.request import to_request
 from damro.eval.runs.sharding import read_done
 from damro.eval.statistics import Interval
@@ -37,6 +39,7 @@ class Entry:
         total: Samples with a record.
         failed: The reasons of those without an answer, by sample id.
         seconds: What the answers took together.
+        planned: How many samples the run has; None where that is not known.
     """
 
     name: str
@@ -44,11 +47,17 @@ class Entry:
     total: int
     failed: Mapping[str, str]
     seconds: float
+    planned: int | None = None
 
     @property
     def whole(self) -> Group:
         """All splits together, or the only group; as answers are read first, where they are read in several ways."""
         return [group for group in self.groups if not group.beside][-1]
+
+    @property
+    def share(self) -> str | None:
+        """Such as "90 of 270 samples", where samples of the run have no record; else None."""
+        return share_of(self.total, self.planned)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class Comparison:
             below = None if entry is self.baseline else self.baseline
             methods[entry.name] = {
                 "samples": entry.total,
+                **({} if entry.share is None else {"samples_planned": entry.planned}),
                 "failed": len(entry.failed),
                 "seconds": round(entry.seconds, 3),
                 "scores": {
@@ -131,7 +141,41 @@ class Row:
     difference: Interval | None
 
 
-def compare(benchmark: Benchmark, model: str, runs: Mapping[str, Records], scoring: Scoring) -> Comparison:
+class PartialRunError(EvalError):
+    """A run has no record of some of its samples, and was not asked for as it is."""
+
+
+def share_of(recorded: int, planned: int | None) -> str | None:
+    """Return how many samples of a run are recorded, in words; None if that is all, or not known.
+
+    Example:
+        >>> share_of(90, 270), share_of(270, 270), share_of(90, None)
+        ('90 of 270 samples', None, None)
+    """
+    return None if planned is None or recorded >= planned else f"{recorded} of {planned} samples"
+
+
+def check_whole(where: str, recorded: int, planned: int | None) -> None:
+    """Refuse a run that lacks samples.
+
+    Raises:
+        PartialRunError: It does; says how many there are.
+    """
+    share = share_of(recorded, planned)
+    if share is not None:
+        raise PartialRunError(
+            f"{where} must hold all samples of its run to be a result, holds {share}: give the same damro run command "
+            "again to go on, or --partial to see what there is"
+        )
+
+
+def compare(
+    benchmark: Benchmark,
+    model: str,
+    runs: Mapping[str, Records],
+    scoring: Scoring,
+    planned: Mapping[str, int] | None = None,
+) -> Comparison:
     """Score runs on the samples that all of them answered.
 
     Args:
@@ -139,6 +183,7 @@ def compare(benchmark: Benchmark, model: str, runs: Mapping[str, Records], scori
         model: Name of the model.
         runs: The records of each run, by the name it shall have; the first is the baseline.
         scoring: How to score.
+        planned: How many samples a run has, as far as known; where records are fewer, that is told.
 
     A run without a single answer hides nothing of the others: it is left out and told (`Comparison.unscored`). If it is
     the first, the next one is the baseline.
@@ -158,15 +203,28 @@ def compare(benchmark: Benchmark, model: str, runs: Mapping[str, Records], scori
     # Of no run with answers, scoring the first says what went wrong.
     entries = tuple(_entry(benchmark, name, of, scoring, keep) for name, of in (good or runs).items())
     unscored = tuple(_entry(benchmark, name, of, scoring, None) for name, of in runs.items() if name not in good)
+    entries, unscored = (tuple(_with_planned(entry, planned or {}) for entry in of) for of in (entries, unscored))
     return Comparison(benchmark.name, model, entries, len(keep), unscored)
+
+
+def _with_planned(entry: Entry, planned: Mapping[str, int]) -> Entry:
+    return replace(entry, planned=planned.get(entry.name))
 
 
 def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, keep: set[str] | None) -> Entry:
     """A run with its scores on some samples; None scores nothing."""
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
-    seconds = sum(float(fields.get("seconds", 0)) for fields in records.values())
+    seconds = sum(_seconds(key, fields) for key, fields in records.items())
     groups = () if keep is None else tuple(score_run(benchmark, records, scoring, keep))
     return Entry(name, groups, len(records), failed, seconds)
+
+
+def _seconds(key: str, fields: Mapping[str, Any]) -> float:
+    """What an answer took; an older version did not record it."""
+    value = fields.get("seconds", 0)
+    if not isinstance(value, int | float):
+        raise DataFormatError(f"record {key!r} must have a number of seconds, got {value!r:.80}: restore the records")
+    return float(value)
 
 
 class Loaded(NamedTuple):
@@ -184,14 +242,28 @@ class Loaded(NamedTuple):
     runs: dict[str, Records]
     records: dict[str, dict[str, Any]]
 
+    @property
+    def planned(self) -> dict[str, int]:
+        """How many samples each run has, as far as its ``run.json`` tells."""
+        return {name: record["samples"] for name, record in self.records.items() if "samples" in record}
 
-def load_runs(folders: Sequence[Path | str]) -> Loaded:
-    """Read recorded runs of one benchmark, on the same questions.
+
+def load_runs(folders: Sequence[Path | str], *, partial: bool = False) -> Loaded:
+    """Read recorded runs of one benchmark, on the same questions and images.
+
+    Args:
+        folders: Of the runs.
+        partial: Whether runs may lack samples.
 
     Raises:
+        PartialRunError: A run lacks samples, and ``partial`` is not set.
+        ForeignRecordError: A folder holds records of another run.
+        ChangedImageError: Two runs looked at different images of one name.
         EvalError: A folder holds no run or no records, or the runs are of different benchmarks or questions.
     """
     loaded = [(Path(folder), load_run(folder)) for folder in folders]
+    for folder, record in loaded:
+        check_form(folder, record)
     benchmarks = {record["request"]["benchmark"] for _, record in loaded}
     if len(benchmarks) != 1:
         raise EvalError(f"runs must be of one benchmark to be compared, got {', '.join(sorted(benchmarks)) or 'none'}")
@@ -205,10 +277,13 @@ def load_runs(folders: Sequence[Path | str]) -> Loaded:
     if len(set(names)) < len(names):
         raise EvalError(f"runs must have folders of different names, got {', '.join(names)}")
     runs: dict[str, Records] = {}
-    for name, (folder, _) in zip(names, loaded, strict=True):
-        runs[name] = read_done(folder)
+    for name, (folder, record) in zip(names, loaded, strict=True):
+        runs[name] = read_done(folder, identity_of(record).check)
         if not runs[name]:
             raise EvalError(f"{folder}: must hold records.jsonl with at least one record: resume the run first")
+        if not partial:
+            check_whole(str(folder), len(runs[name]), record.get("samples"))
+    check_same_images(runs)
     records = {name: record for name, (_, record) in zip(names, loaded, strict=True)}
     return Loaded(to_request(loaded[0][1]).asked, ", ".join(models), runs, records)
 

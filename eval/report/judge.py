@@ -15,7 +15,8 @@ import numpy as np
 
 from damro.eval.benchmark import Records, answered_in_all
 from damro.eval.errors import EvalError
-from damro.eval.records import RecordWriter, read_records
+from damro.eval.records import RecordWriter, iterate_records
+from damro.eval.runs.identity import DIGEST, ForeignRecordError, digest_of_json
 from damro.eval.runs.record import check_same, load_run, write_run
 from damro.eval.runs.sharding import lock_folder
 from damro.eval.statistics import Interval, bootstrap_metrics
@@ -130,6 +131,7 @@ def judge_runs(
     Raises:
         BusyRunError: Another process judges in the folder.
         RunMismatchError: The folder holds judgements of other runs or by another judge.
+        ForeignRecordError: A judgement is of other answers than those of the runs.
         EvalError: There is no sample that both runs answered.
     """
     keep = answered_in_all([first, second])
@@ -147,9 +149,17 @@ def judge_runs(
         with RecordWriter(folder / JUDGEMENTS) as writer:
             for number, (key, swapped) in enumerate(todo, start=1):
                 name = f"{key}#{'second first' if swapped else 'first first'}"
+                digest = _digest_of_pair(first[key], second[key])
                 if name not in done:
-                    done[name] = _judge_one(name, first[key], second[key], swapped, ask, open_bytes)
+                    judged = _judge_one(name, first[key], second[key], swapped, ask, open_bytes)
+                    done[name] = {**judged, DIGEST: digest}
                     writer.write(done[name])
+                    writer.sync()
+                elif done[name].get(DIGEST, digest) != digest:  # older versions wrote none
+                    raise ForeignRecordError(
+                        f"{folder / JUDGEMENTS}: judgement {name!r} must be of the answers that the runs have, it is "
+                        "of others: give another --out"
+                    )
                 if progress is not None:
                     progress(number, len(todo))
     return conclude(samples, done)
@@ -158,10 +168,12 @@ def judge_runs(
 def _read_done(path: Path, *, drop_failed: bool) -> dict[str, dict[str, Any]]:
     """The judgements so far; of two of one pair and order, the later one."""
     RecordWriter(path).close()  # repairs the end
-    if not path.stat().st_size:
-        return {}
-    done = {str(record.fields["id"]): record.fields for record in read_records(path)}
+    done = {str(fields["id"]): fields for _, fields in iterate_records(path)}
     return {name: fields for name, fields in done.items() if not (drop_failed and "error" in fields)}
+
+
+def _digest_of_pair(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    return digest_of_json([first["prompt"], first["image"], first["answer"], second["answer"]])
 
 
 def _judge_one(

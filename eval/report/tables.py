@@ -87,7 +87,9 @@ def to_csv(comparison: Comparison) -> str:
     ends = ["low", "high", "difference", "difference_low", "difference_high", "notes"]
     writer.writerow(["group", "method", "metric", "value", *ends])
     told = {
-        (group.name, entry.name): "; ".join(f"{note.name}: {note.value}" for note in group.notes)
+        (group.name, entry.name): "; ".join(
+            [*(f"{note.name}: {note.value}" for note in group.notes), *([entry.share] if entry.share else [])]
+        )
         for entry in comparison.entries
         for group in entry.groups
     }
@@ -165,9 +167,11 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """Return what is not in the tables: how many samples of each run failed, with the first reason."""
+    """Return what is not in the tables: samples of each run without a record, and those that failed, with a reason."""
     lines = []
     for entry in (*comparison.entries, *comparison.unscored):
+        if entry.share is not None:
+            lines.append(to_line(f"{WARNING}: {entry.name}: {entry.share} are recorded: this is no result of the run"))
         if entry.failed:
             first = next(iter(entry.failed.items()))
             how_many = "all" if entry in comparison.unscored else f"{len(entry.failed)} of"

@@ -16,12 +16,13 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
-from damro.errors import InputsError
 from damro.eval.runs.drawing import SeededSampling
+from damro.eval.runs.faults import find_fault
+from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.loop import Answered
-from damro.eval.runs.record import digest_of_folder, package_versions
+from damro.eval.runs.record import package_versions
 from damro.eval.runs.request import RunRequest
-from damro.eval.samples import OpenImage, Sample
+from damro.eval.samples import OpenImage, Sample, bounded
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.methods import Greedy, Recipe, Scene
 from damro.methods.base import seed_of
@@ -76,9 +77,8 @@ class Engine:
         for sample in batch:
             try:
                 images[sample.sample_id] = self.open_image(sample.image)
-                self._check_length(sample, images[sample.sample_id])
             except (ValueError, OSError) as error:
-                answers[sample.sample_id] = Answered(None, error=str(error))
+                answers[sample.sample_id] = Answered(None, error=str(error), fault=find_fault(error, opening=True))
         good = [sample for sample in batch if sample.sample_id not in answers]
         answers.update(self._answer_or_split(good, images))
         return [answers[sample.sample_id] for sample in batch]
@@ -95,7 +95,8 @@ class Engine:
         except Exception as error:
             if len(batch) == 1:
                 reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                return {batch[0].sample_id: Answered(None, error=reason)}
+                fault = find_fault(error, short_of_memory=should_reduce_batch_size(error))
+                return {batch[0].sample_id: Answered(None, error=reason, fault=fault)}
             short_of_memory = should_reduce_batch_size(error)
         size = len(batch)
         if not short_of_memory:
@@ -115,7 +116,12 @@ class Engine:
                 part = batch[start : start + batch_size]
                 # A single sample that does not fit fails by itself; more than one are halved further.
                 together = self._answer_or_split if batch_size == 1 else self._answer_together
-                parts.update(together(part, images))
+                try:
+                    parts.update(together(part, images))
+                except Exception as error:
+                    if should_reduce_batch_size(error):
+                        raise
+                    parts.update(self._answer_or_split(part, images))
             return parts
 
         return dict(answer_parts())
@@ -173,13 +179,6 @@ class Engine:
         """
         return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
 
-    def _check_length(self, sample: Sample, image: Image.Image) -> None:
-        """Refuse a prompt that is longer than the model's context by its text alone."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        words = len(self.processor.tokenizer(format_prompt(self.processor, sample.prompt))["input_ids"])
-        if limit is not None and words >= limit:
-            raise InputsError(f"prompt must be shorter than the model's context of {limit} tokens, got {words} of text")
-
 
 def load(request: RunRequest) -> Loaded:
     """Load the model of a request, as the options say; one that cannot answer is an error."""
@@ -209,7 +208,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         recipe=recipe._replace(method=method),
         max_new_tokens=request.max_new_tokens or benchmark.max_new_tokens,
         seed=request.seed,
-        open_image=open_image,
+        open_image=bounded(open_image, request.max_pixels),
         top_p=request.top_p,
         pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
     )
@@ -258,14 +257,24 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
 
 
 def _fingerprint(request: RunRequest, model: PreTrainedModel) -> str:
-    """The commit on the Hub, or a checksum of the folder or of the embedded model's weights."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return f"commit {commit}"
+    """A checksum of the folder, the commit on the Hub, or a checksum of the loaded weights."""
     folder = Path(request.model)
-    if folder.is_dir():
-        return f"sha256 {digest_of_folder(folder)}"
-    return f"sha256 {digest_of_weights(model)}"
+    # The weights below an adapter lie in another folder.
+    if folder.is_dir() and not getattr(model, "_hf_peft_config_loaded", False):
+        return fingerprint_folder(folder)
+    commit = commit_of(model)
+    return f"commit {commit}" if commit and not folder.is_dir() else f"sha256 {digest_of_weights(model)}"
+
+
+def is_older_fingerprint(older: str, request: RunRequest, model: PreTrainedModel) -> bool:
+    """Whether a fingerprint is that which versions up to format 2 had of this model."""
+    folder = Path(request.model)
+    return folder.is_dir() and older in (f"commit {commit_of(model)}", first_bytes_of_folder(folder))
+
+
+def commit_of(model: PreTrainedModel) -> str | None:
+    """Return the commit on the Hub that a model's configuration is of."""
+    return getattr(model.config, "_commit_hash", None)
 
 
 def digest_of_weights(model: PreTrainedModel) -> str:

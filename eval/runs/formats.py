@@ -12,8 +12,12 @@ from damro.eval.resources import POPE_SPLITS
 from damro.methods import METHODS, Recipe, parse
 from damro.parameters import build, parameters, show
 
-FORMAT = 2
-"""2: a method's parameters stand in its text, and a benchmark's under ``data``. Format 1 had a key for each."""
+FORMAT = 3
+"""3: the number of samples is told, and records carry digests; a model's folder is known by every byte of its weights.
+2: a method's parameters stand in its text, and a benchmark's under ``data``. Format 1 had a key for each."""
+
+ACCEPTS_OLD = "accepts_records_without_digest"
+"""Key of a run that was begun by a version that wrote no digests, or whose records were adopted."""
 
 _ALL_SPLITS = [split for split in POPE_SPLITS if split != "coco/random_2910"]
 _OF_METHODS = (
@@ -31,6 +35,8 @@ def upgrade(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     if record.get("format") == FORMAT or "benchmark" not in record["request"]:  # a judge's record has none
         return dict(record)
+    if record.get("format") == 2:  # a number of samples that is not told is not known
+        return {**record, "format": FORMAT, ACCEPTS_OLD: True}
     try:
         return _from_1(record)
     except (KeyError, TypeError, AttributeError) as error:
@@ -51,7 +57,11 @@ def _from_1(record: Mapping[str, Any]) -> dict[str, Any]:
     request["method"] = recipe.text
     if "method" in resolved:
         resolved["method"] = _method(resolved, recipe, int(request.get("seed", 42)))
-    return dict(json.loads(json.dumps({**record, "format": FORMAT, "request": request, "resolved": resolved})))
+    return dict(
+        json.loads(
+            json.dumps({**record, "format": FORMAT, ACCEPTS_OLD: True, "request": request, "resolved": resolved})
+        )
+    )
 
 
 def _method(resolved: Mapping[str, Any], recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ It knows no torch: what answers a batch is a callable, and `damro.eval.runs.engi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
-from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, read_done, records_path
+from damro.eval.runs.faults import Fault, Streak
+from damro.eval.runs.identity import Identity, check_asked
+from damro.eval.runs.sharding import (
+    Workers,
+    check_parts_free,
+    consolidate,
+    is_failed,
+    lacks_image,
+    read_done,
+    records_path,
+)
 from damro.eval.samples import Sample
 
 
@@ -26,11 +36,13 @@ class Answered(NamedTuple):
         text: The answer; None if there is none.
         outliers: The chosen patches, a row a base tile, best first; None where the method chooses none.
         error: Why there is no answer; None if there is one.
+        fault: What may be wrong beside the sample; None if the failure is the sample's, or there is none.
     """
 
     text: str | None
     outliers: list[list[int]] | None = None
     error: str | None = None
+    fault: Fault | None = None
 
 
 AnswerBatch = Callable[[Sequence[Sample]], list[Answered]]
@@ -68,6 +80,7 @@ class Loop:
         retry_failed: Do again what failed before. Samples whose image was not there are done again in any case.
         workers: This process among those of the run.
         progress: Told after each batch; None if nobody asks.
+        identity: What ties the records to the run; None where it has no settings.
     """
 
     batch_size: int = 8
@@ -75,6 +88,7 @@ class Loop:
     retry_failed: bool = False
     workers: Workers = Workers()
     progress: Progress | None = None
+    identity: Identity | None = None
 
     def run(self, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
         """Answer the samples that have no record yet, and record them.
@@ -83,51 +97,86 @@ class Loop:
         done is answered as a whole again and only the rest of it recorded. So every answer comes of the same batch in
         an undisturbed run, in a resumed one and in one of several processes, and is the same to the last bit.
 
+        A batch is on the disk before the next one begins.
+
         Returns:
             The records of the run by sample id, in the order of the samples.
 
         Raises:
             FailedSampleError: A sample failed and ``strict`` is set; its record is not written.
+            SystemicFaultError: Samples failed one after the other with what is not about them; they are left undone.
+            ForeignRecordError: The folder holds records of other settings or questions.
+            ChangedImageError: An image is not the one that a recorded answer is about.
             EvalError: The folder holds records that are malformed or of another run.
         """
-        order = [sample.sample_id for sample in samples]
         folder.mkdir(parents=True, exist_ok=True)
+        records: dict[str, dict[str, Any]] = {}
         if self.workers.leads:
-            consolidate(folder, order, drop=is_failed if self.retry_failed else lacks_image)
+            records = self._consolidate(folder, samples, drop=is_failed if self.retry_failed else lacks_image)
+            if self.identity is not None and self.identity.images is not None:
+                self.identity.images.check(records.values())
+            if self.workers.count > 1:
+                check_parts_free(folder)
         self.workers.wait()
-        done = read_done(folder)
+        if not self.workers.leads:
+            records = read_done(folder)
+        done = {key: is_failed(fields) for key, fields in records.items()}
+        del records  # of a million samples the loop needs no more than this
         self.workers.wait()
         self._answer_rest(folder, samples, done, answer)
         self.workers.wait()
         if self.workers.leads:
-            consolidate(folder, order)
+            records = self._consolidate(folder, samples)
         self.workers.wait()
-        return read_done(folder)
+        return records if self.workers.leads else read_done(folder)
 
-    def _answer_rest(
-        self, folder: Path, samples: Sequence[Sample], done: dict[str, dict[str, Any]], answer: AnswerBatch
-    ) -> None:
+    def _consolidate(
+        self, folder: Path, samples: Sequence[Sample], drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
+    ) -> dict[str, dict[str, Any]]:
+        asked = {sample.sample_id: sample for sample in samples}
+
+        def check(fields: Mapping[str, Any], where: str) -> None:
+            if self.identity is not None:
+                self.identity.check(fields, where)
+            sample = asked.get(str(fields.get("id")))
+            if sample is not None:
+                check_asked(fields, sample, where)
+
+        old_parts = self.identity is not None and self.identity.accepts_old
+        return consolidate(folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
+
+    def _answer_rest(self, folder: Path, samples: Sequence[Sample], done: dict[str, bool], answer: AnswerBatch) -> None:
         mine = [
             batch
             for number, batch in enumerate(cut(samples, self.batch_size))
             if number % self.workers.count == self.workers.rank
         ]
         finished = [done[sample.sample_id] for batch in mine for sample in batch if sample.sample_id in done]
-        tally = Tally(len(finished), sum("error" in fields for fields in finished), sum(map(len, mine)))
+        tally = Tally(len(finished), sum(finished), sum(map(len, mine)))
         self._tell(tally)
+        streak = Streak(answered=not all(done.values()))
         with RecordWriter(records_path(folder, self.workers)) as writer:
             for batch in mine:
                 missing = [sample for sample in batch if sample.sample_id not in done]
                 if not missing:
                     continue
-                records = self._record(batch, answer)
+                answers = self._record(batch, answer)
                 for sample in missing:
-                    writer.write(records[sample.sample_id])
-                failed = sum("error" in records[sample.sample_id] for sample in missing)
-                tally = Tally(tally.done + len(missing), tally.failed + failed, tally.total)
+                    tally = self._write(writer, streak.add(*answers[sample.sample_id]), tally)
+                writer.sync()
                 self._tell(tally)
+            held = streak.end()
+            if held:
+                self._tell(self._write(writer, held, tally))
+                writer.sync()
 
-    def _record(self, batch: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
+    def _write(self, writer: RecordWriter, records: Sequence[dict[str, Any]], tally: Tally) -> Tally:
+        for fields in records:
+            writer.write(fields)
+        return Tally(tally.done + len(records), tally.failed + sum(map(is_failed, records)), tally.total)
+
+    def _record(self, batch: Sequence[Sample], answer: AnswerBatch) -> dict[str, tuple[dict[str, Any], Fault | None]]:
+        """The records of a batch, each with what may be wrong beside its sample."""
         began = time.perf_counter()
         answers = answer(batch)
         seconds = round((time.perf_counter() - began) / len(batch), 4)
@@ -138,7 +187,9 @@ class Loop:
                     f"sample {sample.sample_id} ({sample.image}) must be answered under --strict, failed: "
                     f"{answered.error}. Mend it and resume, or leave --strict out to record it as failed"
                 )
-            records[sample.sample_id] = to_fields(sample, answered, seconds)
+            fields = to_fields(sample, answered, seconds)
+            stamped = fields if self.identity is None else self.identity.stamp(fields)
+            records[sample.sample_id] = stamped, answered.fault
         return records
 
     def _tell(self, tally: Tally) -> None:

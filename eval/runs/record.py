@@ -7,7 +7,6 @@ one again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -20,27 +19,36 @@ from typing import Any
 
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.records import read_json, write_whole
-from damro.eval.runs.formats import FORMAT, upgrade
+from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT, upgrade
+from damro.eval.runs.identity import Identity, digest_of_json
 from damro.eval.runs.request import RunRequest
 
 RUN_FILE = "run.json"
 
 _PACKAGES = ("damro", "torch", "transformers", "tokenizers", "accelerate", "pillow", "numpy", "bitsandbytes")
 # Where the run stands and how fast it goes; none of it changes an answer (a batch's size not beyond rounding).
-_FREE = ("created", "request.images", "request.batch_size", "request.device_map")
+_FREE = ("format", "created", ACCEPTS_OLD, "request.images", "request.batch_size", "request.device_map")
 # Written since the format had its number: an older record that lacks one says nothing about it.
-_LATER = ("resolved.model.parameters",)
+_LATER = ("resolved.model.parameters", "samples")
 
 
 class RunMismatchError(EvalError):
     """A folder holds the records of another run."""
 
 
-def to_record(request: RunRequest, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``run.json`` holds."""
+def to_record(request: RunRequest, resolved: Mapping[str, Any], samples: int | None = None) -> dict[str, Any]:
+    """Return what ``run.json`` holds.
+
+    Args:
+        request: What was asked for.
+        resolved: What the answers depend on beside it.
+        samples: How many samples the run has; None where that is not known.
+    """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     # Through JSON and back, so that what is compared is what will be read again.
-    record = {"format": FORMAT, "created": created, "request": asdict(request), "resolved": dict(resolved)}
+    asked = {"request": asdict(request), "resolved": dict(resolved)}
+    of_samples = {} if samples is None else {"samples": samples}
+    record = {"format": FORMAT, "created": created, **of_samples, **asked}
     return dict(json.loads(json.dumps(record, allow_nan=False)))
 
 
@@ -59,6 +67,11 @@ def load_run(path: Path | str) -> dict[str, Any]:
     if not whole or record.get("format") not in range(1, FORMAT + 1):
         raise DataFormatError(f"{path}: must be the run.json of a run (format 1 to {FORMAT}), got something else")
     return upgrade(record)
+
+
+def read_format(folder: Path) -> int:
+    """Return the format that the ``run.json`` of a folder was written in; it has been read before."""
+    return int(read_json(folder / RUN_FILE)["format"])
 
 
 def _check_is_run(folder: Path) -> None:
@@ -114,18 +127,15 @@ def write_run(folder: Path, record: Mapping[str, Any]) -> None:
     write_whole(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def digest_of_folder(folder: Path) -> str:
-    """Return a fingerprint of a checkpoint's folder: its JSON files, and of each weight file name, size and 1 MiB.
+def digest_of_settings(record: Mapping[str, Any]) -> str:
+    """Return a short digest of what a run's answers depend on: its request and what that resolved to."""
+    asked = _flatten({name: record[name] for name in ("request", "resolved")})
+    return digest_of_json({key: value for key, value in asked if not key.startswith(_FREE)})
 
-    Hashing 14 GB takes longer than many a run; a retrained checkpoint differs in the first tensors already.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".model"):
-            digest.update(f"{path.name}:{path.stat().st_size}:".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(1 << 20))
-    return digest.hexdigest()
+
+def identity_of(record: Mapping[str, Any]) -> Identity:
+    """Return what ties records to the run of a ``run.json``; of one that tells no number of samples none did."""
+    return Identity(digest_of_settings(record), bool(record.get(ACCEPTS_OLD)) or "samples" not in record)
 
 
 def package_versions() -> dict[str, str]:

@@ -14,7 +14,14 @@ from damro.parameters import given
 
 TINY = "tiny"
 """The embedded model, which needs no images: it is asked about embedded scenes."""
-_COUNTS = ("limit", "scenes", "batch_size", "max_new_tokens", "keep_tokens")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "Mapping[str, Any]": (Mapping, "a mapping from parameters to values"),
+}
+"""By the type of a field, as it is written: what its values must be."""
+_COUNTS = ("limit", "scenes", "batch_size", "max_new_tokens", "keep_tokens", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class RunRequest:
         device_map: "auto" spreads a model over all GPUs.
         quantization: "4bit" or "8bit", through bitsandbytes.
         batch_size: Samples at once; None chooses by the device.
+        max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
     """
 
     benchmark: str
@@ -60,9 +68,11 @@ class RunRequest:
     device_map: str | None = None
     quantization: str | None = None
     batch_size: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run could be made of."""
+        self._check_types()
         benchmark = find_benchmark(self.benchmark, self.data)
         # As it will be read again from JSON: what stands at its default is left out, and lists are tuples.
         object.__setattr__(self, "data", given(benchmark))
@@ -78,6 +88,15 @@ class RunRequest:
             raise EvalError(f"prompt must hold {{question}}, got {self.prompt!r}")
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
+
+    def _check_types(self) -> None:
+        """Refuse values that are of another type than their field, as a file may hold them."""
+        for one in fields(self):
+            value, (kinds, shown) = getattr(self, one.name), _KINDS[str(one.type).removesuffix(" | None")]
+            missing = value is None and str(one.type).endswith(" | None")
+            if not missing and (not isinstance(value, kinds) or isinstance(value, bool)):
+                wrong = f"{one.name} must be {shown}, got {value!r}"
+                raise DataFormatError(f"request of a run must hold values of the right types: {wrong}")
 
     @property
     def asked(self) -> Benchmark:

@@ -8,13 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
+from damro.eval.runs.identity import SeenImages
 from damro.eval.runs.loop import Loop
-from damro.eval.runs.record import RUN_FILE, check_same, load_run, to_record, write_run
+from damro.eval.runs.record import (
+    RUN_FILE,
+    RunMismatchError,
+    check_same,
+    identity_of,
+    load_run,
+    read_format,
+    to_record,
+    write_run,
+)
 from damro.eval.runs.request import RunRequest
-from damro.eval.runs.sharding import lock_folder
+from damro.eval.runs.sharding import holds_records, lock_folder
 from damro.eval.samples import Dataset, first_few
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from damro.loading import Loaded
 
 BATCH_SIZE = {"cpu": 8, "cuda": 16}
@@ -63,7 +76,12 @@ def prepare(request: RunRequest, *others: RunRequest, tell: Callable[[str], None
 
 
 def run_benchmark(
-    request: RunRequest, folder: Path | str, *, loop: Loop | None = None, prepared: Prepared | None = None
+    request: RunRequest,
+    folder: Path | str,
+    *,
+    loop: Loop | None = None,
+    prepared: Prepared | None = None,
+    adopt_records: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run a model over a benchmark, or go on with a run that was cut off.
 
@@ -72,14 +90,19 @@ def run_benchmark(
         folder: Where ``run.json`` and ``records.jsonl`` go; made if missing.
         loop: How to go through the samples; its batch size is the request's, or fits the device.
         prepared: What `prepare` returned for a request of this model and benchmark, to load it once.
+        adopt_records: Take records that lie in the folder without a ``run.json`` for those of this request.
 
     Returns:
         The records by sample id, in the order of the samples.
 
     Raises:
-        RunMismatchError: The folder holds another run; says in what they differ.
+        RunMismatchError: The folder holds another run; says in what they differ. Or records of which nothing says how
+            they came about.
+        ForeignRecordError: A record is of other settings or another question.
+        ChangedImageError: An image is not the one that a recorded answer is about.
         BusyRunError: Another process is at work in the folder.
         FailedSampleError: A sample failed, and the loop is strict.
+        SystemicFaultError: Samples failed one after the other with what is not about them; they are left undone.
         EvalError: A file is malformed.
         DecodingError: The model does not load, or a parameter is out of range.
     """
@@ -87,14 +110,45 @@ def run_benchmark(
 
     folder, loop = Path(folder), loop or Loop()
     prepared = prepared or prepare(request)
-    engine = make_engine(request, prepared.loaded, prepared.dataset.open_image)
-    record = to_record(request, resolve(request, engine, prepared.dataset.data))
+    dataset = prepared.dataset
+    engine = make_engine(request, prepared.loaded, dataset.open_image)
+    engine.open_image = images = SeenImages(engine.open_image, dataset.digest_image)
+    record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples))
     size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder) if loop.workers.leads else nullcontext():
-        if (folder / RUN_FILE).exists():
-            check_same(folder, load_run(folder), record)
+        begun = _begun(folder, record, request, prepared.loaded.model, adopt_records=adopt_records)
         loop.workers.wait()
-        if loop.workers.leads and not (folder / RUN_FILE).exists():
-            write_run(folder, record)
-        return replace(loop, batch_size=size).run(folder, prepared.dataset.samples, engine.answer)
+        if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
+            write_run(folder, begun)
+        identity = replace(identity_of(begun), images=images)
+        return replace(loop, batch_size=size, identity=identity).run(folder, dataset.samples, engine.answer)
+
+
+def _begun(
+    folder: Path, record: dict[str, Any], request: RunRequest, model: PreTrainedModel, *, adopt_records: bool
+) -> dict[str, Any]:
+    """What ``run.json`` shall hold: what it does, if it was written by this version.
+
+    Raises:
+        RunMismatchError: It holds another run, or is missing where there are records.
+    """
+    from damro.eval.runs.engine import is_older_fingerprint
+
+    if not (folder / RUN_FILE).exists():
+        if not holds_records(folder):
+            return record
+        if not adopt_records:
+            raise RunMismatchError(
+                f"{folder} must hold {RUN_FILE}, which says how its records came about, got records without it: put it "
+                "back, give another --out, or give --adopt-records to take them for records of this very command"
+            )
+        return {**record, ACCEPTS_OLD: True}
+    old = load_run(folder)
+    before, now = old["resolved"].get("model", {}), record["resolved"]["model"]["fingerprint"]
+    if before.get("fingerprint") != now and is_older_fingerprint(str(before.get("fingerprint")), request, model):
+        before["fingerprint"] = now
+    check_same(folder, old, record)
+    if read_format(folder) == FORMAT:
+        return old
+    return {**record, "created": old.get("created"), ACCEPTS_OLD: True}

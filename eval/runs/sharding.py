@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from damro.eval.errors import EvalError
-from damro.eval.records import RecordWriter, read_records, write_whole
+from damro.eval.records import RecordWriter, iterate_records, write_whole
 from damro.images import NO_SUCH_FILE
 
 RECORDS = "records.jsonl"
-_PARTS = "records-*.jsonl"
+PARTS = "parts"
+"""The folder in that of a run where several processes write, a file each."""
+_MARK = "written-by-damro"  # in the folder of parts: what lies in one without it is somebody else's
+_PART = re.compile(r"[0-9]+\.jsonl")
+_OLD_PART = re.compile(r"records-[0-9]+\.jsonl")  # up to format 2
 _WAIT = timedelta(days=7)  # the others may have hours of work left when one is done
 
 
@@ -70,8 +77,24 @@ def find_workers(device: str | None = None) -> Workers:
 
 
 def records_path(folder: Path, workers: Workers) -> Path:
-    """Return the file that a process appends to: the run's own if it is alone."""
-    return folder / (RECORDS if workers.count == 1 else f"records-{workers.rank}.jsonl")
+    """Return the file that a process appends to: the run's own if it is alone, or one of the folder of parts."""
+    if workers.count == 1:
+        return folder / RECORDS
+    parts = folder / PARTS
+    parts.mkdir(exist_ok=True)
+    (parts / _MARK).touch()
+    return parts / f"{workers.rank}.jsonl"
+
+
+def check_parts_free(folder: Path) -> None:
+    """Refuse a folder of parts that is somebody else's.
+
+    Raises:
+        EvalError: It is.
+    """
+    parts = folder / PARTS
+    if parts.exists() and not (parts / _MARK).exists() and any(parts.iterdir()):
+        raise EvalError(f"{parts} must be free for what several processes write, holds other files: move them")
 
 
 def is_failed(fields: Mapping[str, Any]) -> bool:
@@ -85,16 +108,24 @@ def lacks_image(fields: Mapping[str, Any]) -> bool:
 
 
 def consolidate(
-    folder: Path, order: Sequence[str], *, drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
+    folder: Path,
+    order: Sequence[str],
+    *,
+    drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False,
+    check: Callable[[Mapping[str, Any], str], None] = lambda fields, where: None,
+    with_old_parts: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Put everything recorded so far into one file, in the order of the samples, each sample once.
 
-    Repairs torn ends first. A crash in between loses nothing: parts go only after the whole is in place.
+    Leaves torn ends out. A crash in between loses nothing: parts go only after the whole is in place.
 
     Args:
         folder: The folder of the run.
         order: The sample ids of the run.
         drop: Which records to forget, so that their samples are done again.
+        check: Called with every record and where it stands; raises what is wrong with it.
+        with_old_parts: Also take ``records-0.jsonl`` and so on, which versions of format 2 wrote. They may be
+            somebody's copies as well, so they are not removed but get the ending ``.merged``.
 
     Returns:
         The records by sample id.
@@ -103,33 +134,77 @@ def consolidate(
         EvalError: A file is malformed, or holds samples that are none of this run's.
     """
     whole = folder / RECORDS
-    parts = sorted(folder.glob(_PARTS))
+    parts = _find_parts(folder)
+    old_parts = sorted(path for path in folder.iterdir() if with_old_parts and _OLD_PART.fullmatch(path.name))
     records: dict[str, dict[str, Any]] = {}
     lines = 0
-    for path in [whole, *parts]:
-        for fields in _read(path):
+    for path in (whole, *parts):
+        if path.exists():
+            RecordWriter(path).close()  # repairs the end
+    for path in (whole, *parts, *old_parts):
+        for where, fields in iterate_records(path) if path.exists() else ():
+            check(fields, where)
             lines += 1
             records.setdefault(str(fields.get("id")), fields)
-    strange = [identifier for identifier in records if identifier not in set(order)] if records else []
+    known = set(order)
+    strange = [identifier for identifier in records if identifier not in known]
     if strange:
         raise EvalError(
             f"{folder} must hold records of this run's samples, got {len(strange)} others ({', '.join(strange[:3])}): "
             "give another --out"
         )
     kept = {key: records[key] for key in order if key in records and not drop(records[key])}
-    if parts or lines != len(kept) or list(records) != list(kept):
-        write_whole(whole, "".join(json.dumps(fields) + "\n" for fields in kept.values()))
-    for path in parts:
-        path.unlink()
+    if parts or old_parts or lines != len(kept) or not _same_order(records, kept):
+        write_whole(whole, (json.dumps(fields) + "\n" for fields in kept.values()))
+    for path in old_parts:
+        path.rename(path.with_name(path.name + ".merged"))
+    _remove_parts(folder, parts)
     return kept
 
 
-def read_done(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the records that `consolidate` has put together, by sample id; changes nothing."""
+def _same_order(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(first == second for first, second in zip(one, other, strict=False))
+
+
+def _find_parts(folder: Path) -> list[Path]:
+    """What processes wrote into the folder of parts, if it is ours."""
+    parts = folder / PARTS
+    if not (parts / _MARK).exists():
+        return []
+    return sorted(path for path in parts.iterdir() if _PART.fullmatch(path.name))
+
+
+def _remove_parts(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove parts that are in the whole, and their folder unless somebody put something else there."""
+    for path in paths:
+        path.unlink()
+    parts = folder / PARTS
+    if (parts / _MARK).exists() and all(path.name == _MARK for path in parts.iterdir()):
+        (parts / _MARK).unlink()
+        parts.rmdir()
+
+
+def read_done(
+    folder: Path, check: Callable[[Mapping[str, Any], str], None] = lambda fields, where: None
+) -> dict[str, dict[str, Any]]:
+    """Return the records that `consolidate` has put together, by sample id; changes nothing.
+
+    Args:
+        folder: The folder of the run.
+        check: Called with every record and where it stands; raises what is wrong with it.
+    """
     path = folder / RECORDS
-    if not path.exists() or not path.stat().st_size:
-        return {}
-    return {str(record.fields.get("id")): record.fields for record in read_records(path)}
+    records: dict[str, dict[str, Any]] = {}
+    for where, fields in iterate_records(path) if path.exists() else ():
+        check(fields, where)
+        records.setdefault(str(fields.get("id")), fields)
+    return records
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether anything is recorded in a folder."""
+    path = folder / RECORDS
+    return (path.exists() and path.stat().st_size > 0) or bool(_find_parts(folder))
 
 
 @contextmanager
@@ -139,24 +214,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         BusyRunError: Another process holds it.
     """
+    lock = FileLock(folder / ".lock")
     try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once stay the user's care
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BusyRunError(f"{folder} must be used by one run at a time, another process is at work there") from error
+    try:
         yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BusyRunError(
-                f"{folder} must be used by one run at a time, another process is at work there"
-            ) from error
-        yield
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    RecordWriter(path).close()  # repairs the end
-    if path.stat().st_size:
-        yield from (record.fields for record in read_records(path))
+    finally:
+        lock.release()
