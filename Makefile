@@ -6,6 +6,8 @@ VENV ?= .venv
 # The oldest transformers that pyproject.toml allows, in an environment of its own.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
+# A process a core; the tests of a file stay together, since they share models.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 # Everything here works offline: no hub is asked for anything.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
@@ -24,17 +26,17 @@ demo: install
 	$(BIN)/damro demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PARALLEL)
 
 # Golden vectors, decoding and families with the oldest transformers; not the tests that take long.
 test-oldest: $(VENV)-oldest/.installed
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q -m 'not slow' \
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q $(PARALLEL) -m 'not slow' \
 	  tests/test_damro_golden.py tests/test_decoding_*.py
 
 $(VENV)-oldest/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'transformers==$(OLDEST)' pytest hypothesis
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'transformers==$(OLDEST)' pytest pytest-xdist hypothesis
 	touch $@
 
 # Drives the pages in a real headless Chromium; needs Debian's chromium and chromium-driver, and installs Gradio.

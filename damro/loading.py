@@ -286,7 +286,7 @@ def prepare_inputs(
     bos = processor.tokenizer.bos_token
     written = bos is not None and all(text.startswith(bos) for text in texts)
     inputs: BatchFeature = processor(
-        images=[to_rgb(image) for image in images],
+        images=[[to_rgb(image)] for image in images],  # Gemma 3 takes a flat list for the images of one prompt
         text=texts,
         return_tensors="pt",
         padding=True,

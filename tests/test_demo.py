@@ -11,7 +11,8 @@ import torch
 
 from damro import tiny
 from damro.eval.demo.demo import METHODS
-from damro.eval.demo.premise import measure_premise, object_mask
+from damro.eval.demo.premise import Premise, measure_premise, object_mask
+from damro.eval.statistics import Interval
 from damro.tiny.scenes import scene
 from damro.vision.attention import CLSAttention
 
@@ -47,6 +48,13 @@ def test_the_premise_is_judged_by_where_attention_lies() -> None:
     assert on_background.flagged.estimate == 1
     assert "100.0 %" in on_background.sentence()
     assert on_background.difference.estimate == pytest.approx(1 - base)
+
+
+def test_the_premise_is_not_decided_by_an_end_that_is_shown_as_zero() -> None:
+    share = Interval(0.5, 0.4, 0.6, 0.95, 2000)
+    open_, decided = (Premise(share, share, Interval(0.1, low, 0.2, 0.95, 2000), 5, 30) for low in (0.0004, 0.0006))
+    assert (open_.holds, decided.holds) == (None, True)
+    assert "is not decided for this model" in open_.sentence()
 
 
 def test_object_mask_is_the_union_of_the_objects() -> None:

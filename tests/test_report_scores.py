@@ -187,6 +187,9 @@ def test_mme_leaves_out_an_image_of_which_one_question_failed() -> None:
         "accuracy_plus": 0.5,
         "score": 125,
     }
+    assert [(note.name, note.value) for note in group.notes if note.doubtful] == [("halves", 1)]
+    whole = score_run("mme", {name: fields for name, fields in records.items() if "c" not in name}, Scoring())
+    assert not [note for note in whole[0].notes if note.name == "halves"]
 
 
 def mme_run() -> dict[str, dict[str, Any]]:

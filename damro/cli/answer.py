@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="show the answer of greedy, too; --keep-tokens prunes for both"
     )
-    parser.add_argument("--keep-tokens", type=int, metavar="N", help="patches of a tile to keep (default: all)")
+    parser.add_argument(
+        "--keep-tokens", type=whole_number, metavar="N", help="patches of a tile to keep (default: all)"
+    )
     parser.add_argument("--max-new-tokens", type=whole_number, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)

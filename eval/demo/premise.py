@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from damro.eval.report.tables import is_clear
 from damro.eval.statistics import Interval, bootstrap_metrics
 from damro.loading import Loaded, prepare_inputs
 from damro.tiny.scenes import scene
@@ -38,10 +39,13 @@ class Premise:
 
     @property
     def holds(self) -> bool | None:
-        """Whether flagged patches lie on background more often than any; None if the interval leaves it open."""
-        if self.difference.low > 0:
-            return True
-        return False if self.difference.high < 0 else None
+        """Whether flagged patches lie on background more often than any; None if the interval leaves it open.
+
+        Decided as tables decide, on ends rounded to tenths of a percent.
+        """
+        if not is_clear(self.difference):
+            return None
+        return self.difference.estimate > 0
 
     def sentence(self) -> str:
         """Say in one sentence whether the premise holds for this model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -81,17 +82,17 @@ class Mme(Benchmark):
         scored: list[MMEAnswer] = []
         for category, of_category in answers.items():
             # One of two questions failed: the image cannot count, and is left out with both.
-            asked_of = {name: sum(a.image == name for a in of_category) for name in {a.image for a in of_category}}
+            asked_of = Counter(answer.image for answer in of_category)
             whole = [answer for answer in of_category if asked_of[answer.image] == 2]
             if whole:
-                groups.append(_group(category, whole))
+                groups.append(_group(category, whole, halves=sum(count != 2 for count in asked_of.values())))
                 scored += whole
         if not groups:
             raise EvalError("mme must have at least one image with both its questions answered, got none")
         return [*groups, _sums(groups, score(scored))] if len(groups) > 1 else groups
 
 
-def _group(category: str, answers: Sequence[MMEAnswer]) -> Group:
+def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
     result = score(answers)
     counts: dict[str, list[float]] = {}
     for answer in answers:
@@ -101,6 +102,10 @@ def _group(category: str, answers: Sequence[MMEAnswer]) -> Group:
         columns[2] = float(columns[0] == 2)
     scores = result.to_dict()["categories"][category]
     notes = (Note("questions", scores["n_questions"]), _other(scores["other"]))
+    if halves:
+        notes += (
+            Note("halves", halves, "images with one of their two questions answered, and left out", doubtful=True),
+        )
     return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES, notes=notes)
 
 
