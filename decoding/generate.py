@@ -119,10 +119,10 @@ def decode(
     return _run(decoder, call, rule)
 
 
-def _check_context(decoder: Any, contrast: Contrast | VisualPrompt, call: Mapping[str, Any]) -> None:
+def _check_context(decoder: Any, contrast: Contrast | Prompt, call: Mapping[str, Any]) -> None:
     """Refuses prompts, and answers behind them, for which the model has no room."""
-    prompts = [contrast] if isinstance(contrast, VisualPrompt) else [contrast.full, contrast.negative]
-    columns = max(int(prompt.lengths.max()) for prompt in prompts)
+    prompts = [contrast.full, contrast.negative] if isinstance(contrast, Contrast) else [contrast]
+    columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)
     new, total = (setting(decoder, call, name) for name in ("max_new_tokens", "max_length"))
     check_lengths(decoder, columns, (total or 0) - columns if new is None else new)
 
