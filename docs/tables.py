@@ -1,6 +1,7 @@
 """Tables of what there is, made from the fields and docstrings of the code when the pages are built.
 
-A line ``<!-- table: methods -->`` of a page becomes the table of all methods, ``benchmarks`` that of all benchmarks.
+A line ``<!-- table: methods -->`` of a page becomes the table of all methods, ``benchmarks`` that of all benchmarks,
+``families`` that of the image-text models of the transformers that is installed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from damro.decoding.families.survey import RANKED, survey
 from damro.eval.benchmark import BENCHMARKS
 from damro.methods import METHODS
 from damro.parameters import Parameter, parameters, plain, show
@@ -44,7 +46,17 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
 
 
+def list_families() -> str:
+    """A table of image-text model types, one line each."""
+    lines = ["| model type | served | ranked by | tested | what to know |", "|---|---|---|---|---|"]
+    for one in survey():
+        tested = "yes" if one.tested else ""
+        lines.append(f"| `{one.model_type}` | {one.how} | {_cell(RANKED[one.ranked])} | {tested} | {_cell(one.note)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "families": list_families,
     "methods": lambda: list_owners("method", dict(METHODS)),
     "benchmarks": lambda: list_owners("benchmark", dict(BENCHMARKS)),
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import damro
+from damro.cli import main
 from damro.decoding.branches.fused import why_alone
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import FAMILIES, generic
@@ -45,6 +49,21 @@ def test_the_survey_names_every_image_text_model() -> None:
     assert "convolutional" in found["gemma3n"].why
     assert all(one.why for one in found.values() if one.how == "refused")
     assert all(one.ranked for one in found.values() if one.tested)
+
+
+def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["model_type"] for one in told] == [one.model_type for one in survey()]
+    assert main(["families"]) == 0
+    table = capsys.readouterr().out
+    assert all(one["model_type"] in table for one in told) and "[CLS]" in table and "not tried" in table
+
+
+def test_the_readme_names_those_that_are_tested() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    told = re.search(r"Without a module, tested on tiny random models: ([^.]*)\. ", " ".join(text.split()))
+    assert told is not None and told[1].split(", ") == [f"`{name}`" for name in sorted(TESTED)]
 
 
 @pytest.mark.parametrize("name", UNRANKED)

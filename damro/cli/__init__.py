@@ -36,6 +36,7 @@ _COMMANDS = (
     "bench",
     "methods",
     "benchmarks",
+    "families",
     "setup_nltk",
 )
 

@@ -16,6 +16,9 @@ from damro.decoding.families.generic.support import why_not
 
 Ranked = Literal["cls", "received"]
 
+RANKED: dict[Ranked | None, str] = {"cls": "[CLS]", "received": "received", None: ""}
+"""What tables call it."""
+
 
 class Facts(NamedTuple):
     """What is known of a model type that is tested.
@@ -93,6 +96,13 @@ class Served(NamedTuple):
     alone: str = ""
     why: str = ""
 
+    @property
+    def note(self) -> str:
+        """What a reader should know."""
+        if self.why or self.tested:
+            return self.why or (f"one prompt at a time (lazy): {self.alone}" if self.alone else "")
+        return "not tried; the model class has what it takes"
+
 
 def survey() -> Iterator[Served]:
     """How each image-text model type of the transformers at hand is served, in alphabetical order.
@@ -110,7 +120,9 @@ def survey() -> Iterator[Served]:
 def _without_module(name: str, kind: type[Any] | None) -> Served:
     refused = "cannot be imported here" if kind is None else why_not(kind)
     if refused is not None:
-        return Served(name, "refused", None, False, why=refused or "is no model that writes text about images")
+        return Served(
+            name, "refused", None, False, why=refused or "has no get_image_features, of which image columns are made"
+        )
     if name in NO_PATCHES:
         why = f"methods that choose patches do not work, as {NO_PATCHES[name]}"
         return Served(name, "generic", None, False, why=why)
