@@ -196,12 +196,12 @@ KINDS: dict[str, Kind] = {
     ),
     "glm4v": Kind(lambda: _glm(hf.Glm4vConfig), "packed"),
     "glm46v": Kind(lambda: _glm(hf.Glm46VConfig), "packed"),
-    "aya_vision": Kind(_aya_vision, "square"),
-    "cohere2_vision": Kind(_cohere2_vision, "square"),
+    "aya_vision": Kind(_aya_vision, "global_tiles"),
+    "cohere2_vision": Kind(_cohere2_vision, "lined_tiles"),
     "deepseek_vl": Kind(
         lambda: hf.DeepseekVLConfig(vision_config=_SIGLIP, text_config=text("llama"), image_token_id=IMAGE), "whole"
     ),
-    "ovis2": Kind(_ovis2, "square"),
+    "ovis2": Kind(_ovis2, "first_tiles"),
     "video_llama_3": Kind(
         lambda: hf.VideoLlama3Config(vision_config={**_VIT, "patch_size": 7}, text_config=text("qwen2"), **_TOKENS),
         "packed_still",
@@ -212,7 +212,7 @@ KINDS: dict[str, Kind] = {
         ), "sized",
     ),
     "exaone4_5": Kind(_exaone4_5, "packed_plain"),
-    "lfm2_vl": Kind(_lfm2_vl, "padded"),
+    "lfm2_vl": Kind(_lfm2_vl, "padded_tiles"),
     "llava_pixtral": Kind(
         lambda: hf.LlavaConfig(
             vision_config=_PIXTRAL, text_config=text("mistral", sliding_window=None), image_token_index=IMAGE,

@@ -51,8 +51,8 @@ def _whole(number: int, random: torch.Generator) -> Shown:
 
 def _tiles(number: int, random: torch.Generator) -> Shown:
     """InternVL: tiles and, last, the whole image, one behind the other; a small image is one tile."""
-    counts = [(3, 1, 4)[image % 3] for image in range(number)]
-    return {"pixel_values": drawn(random, sum(counts), 3, 56, 56)}, [[IMAGE] * 16 * count for count in counts]
+    pixels, counts = _cut("tiles", number, random)
+    return pixels, [[IMAGE] * 16 * count for count in counts]
 
 
 def _marked_tiles(number: int, random: torch.Generator) -> Shown:
@@ -64,6 +64,42 @@ def _marked_tiles(number: int, random: torch.Generator) -> Shown:
         runs.append([*marked, 62, 69, *[IMAGE] * 16, 62])
         pixels.append(drawn(random, tiles + 1, 3, 56, 56))
     return {TILES: pixels}, runs
+
+
+TILE_COUNTS = {"tiles": (3, 1, 4), "marked_tiles": (3, 1, 2), "global_tiles": (3, 1, 4), "lined_tiles": (3, 1, 4),
+               "first_tiles": (3, 1, 5), "padded_tiles": (3, 1, 4)}  # fmt: skip
+"""How many tiles the first, second and third image has, the whole image included; then again from the first on."""
+
+
+def _cut(shown: str, number: int, random: torch.Generator) -> tuple[Inputs, list[int]]:
+    counts = [TILE_COUNTS[shown][image % 3] for image in range(number)]
+    return {"pixel_values": drawn(random, sum(counts), 3, 56, 56)}, counts
+
+
+def _global_tiles(number: int, random: torch.Generator) -> Shown:
+    """Aya Vision: every tile behind its number, the whole image last, behind a token of its own."""
+    pixels, counts = _cut("global_tiles", number, random)
+    tile = [IMAGE] * 16
+    cut = [[token for part in range(count - 1) for token in (70 + part, *tile)] for count in counts]
+    return pixels, [[62, *parts, 69, *tile, 63] for parts in cut]
+
+
+def _lined_tiles(number: int, random: torch.Generator) -> Shown:
+    """Cohere 2 Vision: a line break behind every tile, the whole image last."""
+    pixels, counts = _cut("lined_tiles", number, random)
+    return pixels, [[62, *([IMAGE] * 16 + [60]) * count, 63] for count in counts]
+
+
+def _first_tiles(number: int, random: torch.Generator) -> Shown:
+    """Ovis 2: the whole image first, then its tiles row by row with tokens between them, here two a row."""
+    pixels, counts = _cut("first_tiles", number, random)
+    start, grid, column, line, end = FILLED
+    runs, tile = [], [IMAGE] * 16
+    for count in counts:
+        breaks = [line if part % 2 else column for part in range(count - 2)]
+        parts = [token for mark in [grid, *breaks] for token in (mark, *tile)] if count > 1 else [grid]
+        runs.append([start, *tile, *parts, end])
+    return pixels, runs
 
 
 def _packed(number: int, random: torch.Generator) -> Shown:
@@ -127,14 +163,30 @@ def _placed(number: int, random: torch.Generator) -> Shown:
 
 
 def _padded(number: int, random: torch.Generator) -> Shown:
-    """LFM2-VL: the patches of every image in a row, filled up."""
+    """The patches of every image in a row, filled up."""
     grids = [_GRIDS[image % 3] for image in range(number)]
-    patches, read = torch.zeros(number, 64, 147), torch.zeros(number, 64, dtype=torch.long)
+    pixels = _filled_up(grids, random)
+    return pixels, [[IMAGE] * (high * wide // 4) for high, wide in grids]
+
+
+def _padded_tiles(number: int, random: torch.Generator) -> Shown:
+    """LFM2-VL: the same of square tiles, each behind its place, and last of the whole image in a shape of its own."""
+    runs, grids = [], []
+    for image in range(number):
+        high, wide = _GRIDS[(image + 1) % 3]
+        parts = [(8, 8)] * (TILE_COUNTS["padded_tiles"][image % 3] - 1)
+        cut = [token for part in range(len(parts)) for token in (70 + part, *[IMAGE] * 16)]
+        runs.append([62, *cut, *[69][: len(parts)], *[IMAGE] * (high * wide // 4), 63])
+        grids += [*parts, (high, wide)]
+    return _filled_up(grids, random), runs
+
+
+def _filled_up(grids: list[tuple[int, int]], random: torch.Generator) -> Inputs:
+    patches, read = torch.zeros(len(grids), 64, 147), torch.zeros(len(grids), 64, dtype=torch.long)
     for image, (high, wide) in enumerate(grids):
         patches[image, : high * wide] = drawn(random, high * wide, 147)
         read[image, : high * wide] = 1
-    pixels = {"pixel_values": patches, "pixel_attention_mask": read, "spatial_shapes": torch.tensor(grids)}
-    return pixels, [[IMAGE] * (high * wide // 4) for high, wide in grids]
+    return {"pixel_values": patches, "pixel_attention_mask": read, "spatial_shapes": torch.tensor(grids)}
 
 
 _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
@@ -144,12 +196,15 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "whole": _whole,
     "tiles": _tiles,
     "marked_tiles": _marked_tiles,
+    "global_tiles": _global_tiles,
+    "lined_tiles": _lined_tiles,
+    "first_tiles": _first_tiles,
+    "padded_tiles": _padded_tiles,
     "packed": _packed,
     "packed_plain": _packed,
     "packed_still": _packed_still,
     "sized": _sized,
     "lines": _lines,
-    "padded": _padded,
     "patch_lines": _patch_lines,
     "packed_patches": _packed_patches,
     "packed_patches_plain": _packed_patches,

@@ -19,7 +19,7 @@ from transformers import LogitsProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
 
 from tests.zoo import KINDS, row_of, zoo_model
-from tests.zoo_images import IMAGE, Inputs
+from tests.zoo_images import IMAGE, TILE_COUNTS, Inputs
 
 TYPES = ("token_type_ids", "mm_token_type_ids")
 WINDOWED = ("qwen2_5_vl", "exaone4_5")
@@ -61,7 +61,7 @@ def patch_weights(name: str, inputs: Inputs) -> list[Tensor]:
     calls = [weights.mean(dim=1) for weights in list(seen.values())[-1]]
     if name.startswith("internvl"):
         return [tile[0, 1:] for call in calls for tile in call]
-    if KINDS[name].shown in ("padded", "placed"):
+    if KINDS[name].shown in ("padded_tiles", "placed"):
         sizes = [high * wide for high, wide in shapes_of(inputs)]
         return [tile[:size, :size].mean(dim=0) for tile, size in zip(calls[0], sizes, strict=True)]
     if KINDS[name].shown == "marked_tiles":
@@ -111,17 +111,20 @@ def chosen_columns(name: str, inputs: Inputs, top_k: int) -> tuple[list[Tensor],
     weights = column_weights(name, inputs)
     sizes = [len(tile) for tile in weights]
     images: list[list[int]] = []
-    if KINDS[name].shown in ("tiles", "marked_tiles"):
-        counts = {"tiles": (3, 1, 4), "marked_tiles": (3, 1, 2)}[KINDS[name].shown]
-        while sum(map(len, images)) < len(sizes):
-            images.append([16] * counts[len(images) % 3])
-    else:
-        images = [[size] for size in sizes]
-    chosen, tile = [], -1
+    counts = TILE_COUNTS.get(KINDS[name].shown, (1, 1, 1))
+    while (first := sum(map(len, images))) < len(sizes):
+        images.append(sizes[first : first + counts[len(images) % 3]])
+    chosen, first = [], 0
     for tiles in images:
-        tile += len(tiles)
-        chosen.append(torch.sort(weights[tile], descending=True, stable=True).indices[:top_k])
+        ranks = weights[first + base_tile(name, tiles)]
+        chosen.append(torch.sort(ranks, descending=True, stable=True).indices[:top_k])
+        first += len(tiles)
     return chosen, images
+
+
+def base_tile(name: str, tiles: list[int]) -> int:
+    """Which of an image's tiles is the whole image."""
+    return 0 if KINDS[name].shown == "first_tiles" else len(tiles) - 1
 
 
 def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dict[str, Any]]:
@@ -138,7 +141,7 @@ def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dic
         stay: dict[int, list[int]] = {}
         while places:
             own, places = places[: sum(images[image])], places[sum(images[image]) :]
-            before = sum(images[image][:-1])
+            before = sum(images[image][: base_tile(name, images[image])])
             for patch in chosen[image].tolist():
                 place = own[before + patch]
                 # The run that the column stands in begins behind the last token that is no image's.

@@ -39,7 +39,7 @@ TILINGS: dict[str, Tiling] = {
     "internvl": Tiling("adjacent"),
     "qianfan_ocr": Tiling("adjacent"),
     "got_ocr2": Tiling("adjacent"),
-    "aya_vision": Tiling("one between"),
+    "aya_vision": Tiling("marked"),
     "cohere2_vision": Tiling("one between"),
     "lfm2_vl": Tiling("one between"),
     "ovis2": Tiling("one between", "first"),
