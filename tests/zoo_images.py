@@ -66,9 +66,20 @@ def _marked_tiles(number: int, random: torch.Generator) -> Shown:
     return {TILES: pixels}, runs
 
 
-TILE_COUNTS = {"tiles": (3, 1, 4), "marked_tiles": (3, 1, 2), "global_tiles": (3, 1, 4), "lined_tiles": (3, 1, 4),
-               "first_tiles": (3, 1, 5), "padded_tiles": (3, 1, 4)}  # fmt: skip
+TILE_COUNTS = {"tiles": (3, 1, 4), "marked_tiles": (3, 1, 2), "counted_tiles": (3, 1, 4), "global_tiles": (3, 1, 4),
+               "lined_tiles": (3, 1, 4), "first_tiles": (3, 1, 5), "padded_tiles": (3, 1, 4)}  # fmt: skip
 """How many tiles the first, second and third image has, the whole image included; then again from the first on."""
+
+
+def _counted_tiles(number: int, random: torch.Generator) -> Shown:
+    """Granite Docling: the same, but an image that is not cut up is the tile of the first place."""
+    runs, pixels = [], []
+    for image in range(number):
+        count, tile = TILE_COUNTS["counted_tiles"][image % 3], [IMAGE] * 16
+        cut = [token for part in range(max(1, count - 1)) for token in (62, 60 + part, *tile)]
+        runs.append([*cut, 63, *([63, 62, 69, *tile, 62] if count > 1 else [])])
+        pixels.append(drawn(random, count, 3, 56, 56))
+    return {TILES: pixels}, runs
 
 
 def _cut(shown: str, number: int, random: torch.Generator) -> tuple[Inputs, list[int]]:
@@ -107,6 +118,18 @@ def _packed(number: int, random: torch.Generator) -> Shown:
     grids = torch.tensor([(1, *_GRIDS[image % 3]) for image in range(number)])
     patches = drawn(random, int(grids.prod(-1).sum()), 3 * 2 * 7 * 7)
     return {"pixel_values": patches, "image_grid_thw": grids}, [[IMAGE] * (int(g.prod()) // 4) for g in grids]
+
+
+def _packed_flat(number: int, random: torch.Generator) -> Shown:
+    """ERNIE 4.5: the same without time, each image between tokens of its own."""
+    pixels, runs = _packed(number, random)
+    return {**pixels, "pixel_values": pixels["pixel_values"][:, :147]}, [[196, *run, 195] for run in runs]
+
+
+def _packed_started(number: int, random: torch.Generator) -> Shown:
+    """Qwen-Omni: as Qwen2-VL, each image between tokens that tell where it is."""
+    pixels, runs = _packed(number, random)
+    return pixels, [[196, *run, 195] for run in runs]
 
 
 def _packed_still(number: int, random: torch.Generator) -> Shown:
@@ -196,6 +219,7 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "whole": _whole,
     "tiles": _tiles,
     "marked_tiles": _marked_tiles,
+    "counted_tiles": _counted_tiles,
     "global_tiles": _global_tiles,
     "lined_tiles": _lined_tiles,
     "first_tiles": _first_tiles,
@@ -203,6 +227,8 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "packed": _packed,
     "packed_plain": _packed,
     "packed_still": _packed_still,
+    "packed_flat": _packed_flat,
+    "packed_started": _packed_started,
     "sized": _sized,
     "lines": _lines,
     "patch_lines": _patch_lines,
@@ -217,12 +243,13 @@ def images(shown: str, number: int, random: torch.Generator) -> Shown:
     return _SHOWN[shown](number, random)
 
 
-def by_prompt(pixels: list[Tensor], counts: list[int]) -> Inputs:
+def by_prompt(shown: str, pixels: list[Tensor], counts: list[int]) -> Inputs:
     """SmolVLM's pixels: the tiles of all images of a prompt in a row, filled up with tiles of zeros.
 
-    The last tile of every image has a margin that is not read.
+    The last tile of every prompt has a margin that is not read, but where a tile is read as a whole (Granite Docling).
 
     Args:
+        shown: as in :func:`images`.
         pixels: of each image, `(tiles, 3, 56, 56)`.
         counts: how many images each prompt has.
     """
@@ -234,13 +261,18 @@ def by_prompt(pixels: list[Tensor], counts: list[int]) -> Inputs:
     values, read = torch.zeros(len(rows), most, 3, 56, 56), torch.zeros(len(rows), most, 56, 56)
     for row, tiles in enumerate(rows):
         values[row, : len(tiles)], read[row, : len(tiles)] = tiles, 1
-        read[row, len(tiles) - 1, :, 42:] = 0
-    return {"pixel_values": values * read[:, :, None], "pixel_attention_mask": read.bool()}
+        if shown != "counted_tiles":
+            read[row, len(tiles) - 1, :, 42:] = 0
+    mask = read.bool() if shown != "counted_tiles" else read.bool()[..., 0, 0]
+    return {"pixel_values": values * read[:, :, None], "pixel_attention_mask": mask}
 
 
 def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
     """What tells some models which tokens stand for images."""
     of_image = (ids == IMAGE).long()
-    if name == "gemma3":
+    if name in ("gemma3", "shieldgemma2"):
         return {"token_type_ids": of_image}
+    if shown == "packed_flat":
+        around = (ids == 195) | (ids == 196)
+        return {"mm_token_type_ids": of_image, "moe_mm_token_type_ids": of_image | around.long()}
     return {"mm_token_type_ids": of_image} if shown in ("packed", "packed_patches", "placed") else {}

@@ -21,8 +21,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window
 from tests.zoo import KINDS, row_of, zoo_model
 from tests.zoo_images import IMAGE, TILE_COUNTS, Inputs
 
-TYPES = ("token_type_ids", "mm_token_type_ids")
-WINDOWED = ("qwen2_5_vl", "exaone4_5")
+TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+WINDOWED = ("qwen2_5_vl", "exaone4_5", "qwen2_5_omni_thinker")
+WITH_CLS = ("internvl", "internvl_qknorm", "internvl_tiles", "qianfan_ocr")
 MERGE = 2
 """Side of the square of patches that is a column, of every model in the zoo but those that are shown "whole"."""
 
@@ -59,7 +60,7 @@ def patch_weights(name: str, inputs: Inputs) -> list[Tensor]:
     with eager_weights(name) as seen, torch.no_grad():
         features_of(zoo_model(name, "eager"), inputs)
     calls = [weights.mean(dim=1) for weights in list(seen.values())[-1]]
-    if name.startswith("internvl"):
+    if name in WITH_CLS:
         return [tile[0, 1:] for call in calls for tile in call]
     if KINDS[name].shown in ("padded_tiles", "placed"):
         sizes = [high * wide for high, wide in shapes_of(inputs)]
@@ -87,7 +88,7 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
         columns = torch.empty_like(merged)
         columns[order] = merged
         return list(columns.split([len(tile) // MERGE**2 for tile in weights]))
-    if shown in ("packed", "packed_plain", "packed_still"):
+    if shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started"):
         return [tile.view(-1, MERGE**2).sum(dim=-1) for tile in weights]
     shapes = shapes_of(inputs) or [(8, 8)] * len(weights)
     return [

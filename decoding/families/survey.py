@@ -62,6 +62,14 @@ TESTED: dict[str, Facts] = {
     "lfm2_vl": Facts("received", _STATES),
     "paddleocr_vl": Facts("received"),
     "kimi_k25": Facts("received", "it changes keys and values between its cache and its attention"),
+    "qwen3_5_moe": Facts("received", _STATES),
+    "qwen2_5_omni_thinker": Facts("received"),
+    "qwen3_omni_moe_thinker": Facts("received"),
+    "ernie4_5_vl_moe": Facts("received"),
+    "glmga": Facts("received"),
+    "shieldgemma2": Facts("received", _SLIDES),
+    "granite_docling": Facts("received"),
+    "qianfan_ocr": Facts("cls"),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""
 

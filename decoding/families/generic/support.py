@@ -13,6 +13,7 @@ SINCE = "5.20"
 
 _OTHERWISE = {
     "diffusion_gemma": "writes by diffusion, not token by token",
+    "janus": "has a generate() of its own, which drops logits processors",
     "instructblipvideo": "reads videos alone",
     "mllama": "looks at images by cross-attention: there are no image columns to leave out",
 }

@@ -1,0 +1,96 @@
+"""More tiny models of image-text families; see `tests.zoo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers as hf
+
+from tests.zoo_images import IMAGE, VIDEO
+from tests.zoo_parts import GLM_STARTS, HALF, QWEN, SIGLIP, STARTS, VIT, WINDOWS, Kind, text, vision_text
+
+
+def _qwen3_5_moe() -> Any:
+    states = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+              "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+               "shared_expert_intermediate_size": 16}  # fmt: skip
+    words = text(head_dim=8, rope_parameters=dict(HALF), **states, **experts)
+    del words["intermediate_size"]
+    return hf.Qwen3_5MoeConfig(
+        vision_config={**QWEN, "num_position_embeddings": 64}, text_config=words, **STARTS
+    )  # fmt: skip
+
+
+def _glmga() -> Any:
+    vision = {**QWEN, "image_size": 56, "model_type": "glm4v_vision"}
+    words = text("glm4v_text", head_dim=8, rope_parameters=dict(HALF))
+    return hf.GlmgaConfig(vision_config=vision, text_config=words, **GLM_STARTS)
+
+
+def _qianfan_ocr() -> Any:
+    return hf.QianfanOCRConfig(
+        vision_config={**VIT, "image_size": [56, 56], "patch_size": [7, 7]}, text_config=text("qwen3", head_dim=8),
+        image_token_id=IMAGE, image_seq_length=16, downsample_ratio=0.5,
+    )  # fmt: skip
+
+
+def _granite_docling() -> Any:
+    vision = {**VIT, "image_size": 56, "patch_size": 7, "out_hidden_size": 32, "scale_factor": 2,
+              "deepstack_visual_indexes": [0, 1]}  # fmt: skip
+    # Granite's multipliers make a model with random weights deaf to its images.
+    plain = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
+             "attention_multiplier": 8**-0.5}  # fmt: skip
+    return hf.GraniteDoclingConfig(
+        vision_config=vision, text_config=text(**plain), image_token_id=IMAGE, pad_token_id=0
+    )  # fmt: skip
+
+
+def _shieldgemma2() -> Any:
+    words = text("gemma3_text", head_dim=8, sliding_window=12, num_hidden_layers=6, query_pre_attn_scalar=8)
+    return hf.ShieldGemma2Config(
+        vision_config=SIGLIP, text_config=words, image_token_index=IMAGE, mm_tokens_per_image=16, boi_token_index=196,
+        eoi_token_index=195,
+    )  # fmt: skip
+
+
+def _qwen2_5_omni() -> Any:
+    hearing = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+               "num_mel_bins": 8, "output_dim": 32}  # fmt: skip
+    return hf.Qwen2_5OmniThinkerConfig(
+        audio_config=hearing, vision_config={**QWEN, **WINDOWS}, text_config=vision_text(), audio_token_index=197,
+        image_token_index=IMAGE, video_token_index=VIDEO,
+        vision_start_token_id=196, vision_end_token_id=195,
+    )  # fmt: skip
+
+
+def _qwen3_omni() -> Any:
+    hearing = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+               "num_mel_bins": 8, "output_dim": 32, "downsample_hidden_size": 8}  # fmt: skip
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    vision = {**QWEN, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return hf.Qwen3OmniMoeThinkerConfig(
+        audio_config=hearing, vision_config=vision, text_config=vision_text(head_dim=8, **experts),
+        audio_token_id=197, **STARTS,
+    )  # fmt: skip
+
+
+def _ernie() -> Any:
+    vision = {"depth": 3, "hidden_size": 24, "num_heads": 3, "patch_size": 7, "spatial_merge_size": 2,
+              "intermediate_size": 32}  # fmt: skip
+    experts = {"moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4, "moe_num_shared_experts": 1}
+    return hf.Ernie4_5_VLMoeConfig(vision_config=vision, text_config=vision_text(**experts), **GLM_STARTS)
+
+
+MORE: dict[str, Kind] = {
+    "qwen3_5_moe": Kind(_qwen3_5_moe, "packed"),
+    "glmga": Kind(_glmga, "packed"),
+    "qianfan_ocr": Kind(_qianfan_ocr, "tiles"),
+    "granite_docling": Kind(_granite_docling, "counted_tiles"),
+    "shieldgemma2": Kind(_shieldgemma2, "square"),
+    "qwen2_5_omni_thinker": Kind(_qwen2_5_omni, "packed_started"),
+    "qwen3_omni_moe_thinker": Kind(_qwen3_omni, "packed_started"),
+    "ernie4_5_vl_moe": Kind(_ernie, "packed_flat"),
+}
+MORE_RECURRENT = ("qwen3_5_moe",)
+MORE_LAZY = ("shieldgemma2",)
