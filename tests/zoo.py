@@ -11,7 +11,7 @@ import transformers as hf
 from torch import Tensor
 
 from tests.zoo_images import FILLED, IMAGE, TILES, VIDEO, Inputs, by_prompt, drawn, images, token_types
-from tests.zoo_more import MORE, MORE_LAZY, MORE_RECURRENT
+from tests.zoo_more import MORE, MORE_LAZY, MORE_RECURRENT, MORE_UNRANKED
 from tests.zoo_parts import (
     GLM_STARTS,
     HALF,
@@ -238,7 +238,8 @@ KINDS |= MORE
 ZOO = tuple(KINDS)
 # Models whose columns are no patches, or whose towers attend where it cannot be seen.
 KINDS |= {"got_ocr2": Kind(_got_ocr2, "four"), "idefics2": Kind(_idefics2, "one_tile"), "aria": Kind(_aria, "square")}
-UNRANKED = ("got_ocr2", "idefics2", "aria")
+KINDS |= MORE_UNRANKED
+UNRANKED = ("got_ocr2", "idefics2", "aria", *MORE_UNRANKED)
 RECURRENT = ("qwen3_5", "lfm2_vl", *MORE_RECURRENT)
 LAZY = (*RECURRENT, "gemma3", "aya_vision", "cohere2_vision", "exaone4_5", "kimi_k25", "gemma4", *MORE_LAZY)
 """Models whose two prompts are not read in one batch."""

@@ -212,6 +212,31 @@ def _filled_up(grids: list[tuple[int, int]], random: torch.Generator) -> Inputs:
     return {"pixel_values": patches, "pixel_attention_mask": read, "spatial_shapes": torch.tensor(grids)}
 
 
+def _whole_twice(number: int, random: torch.Generator) -> Shown:
+    """DeepSeek-VL's larger models: every image a second time, for another tower."""
+    pixels, runs = _whole(number, random)
+    return {**pixels, "high_res_pixel_values": drawn(random, number, 3, 64, 64)}, runs
+
+
+def _views(number: int, random: torch.Generator) -> Shown:
+    """Step 3.7: images without a closer look at parts of them, four columns each."""
+    return {"pixel_values": drawn(random, number, 3, 56, 56)}, [[IMAGE] * 4] * number
+
+
+def _packed_lines(number: int, random: torch.Generator) -> Shown:
+    """Hunyuan: a column more behind every line, and one at either end of an image."""
+    pixels, _ = _packed_flat(number, random)
+    lines = [(high // 2) * (wide // 2 + 1) + 2 for _, high, wide in pixels["image_grid_thw"].tolist()]
+    return pixels, [[IMAGE] * columns for columns in lines]
+
+
+def _one_row(number: int, random: torch.Generator) -> Shown:
+    """MiniCPM-V: the patches of all images side by side in one image, sixteen of them a column."""
+    grids = torch.tensor([_GRIDS[image % 2] for image in range(number)])
+    pixels = drawn(random, 1, 3, 7, 7 * int(grids.prod(-1).sum()))
+    return {"pixel_values": pixels, "target_sizes": grids}, [[IMAGE] * (int(grid.prod()) // 16) for grid in grids]
+
+
 _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "square": _square,
     "four": _four,
@@ -235,6 +260,10 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "packed_patches": _packed_patches,
     "packed_patches_plain": _packed_patches,
     "placed": _placed,
+    "whole_twice": _whole_twice,
+    "views": _views,
+    "packed_lines": _packed_lines,
+    "one_row": _one_row,
 }
 
 
@@ -275,4 +304,4 @@ def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
     if shown == "packed_flat":
         around = (ids == 195) | (ids == 196)
         return {"mm_token_type_ids": of_image, "moe_mm_token_type_ids": of_image | around.long()}
-    return {"mm_token_type_ids": of_image} if shown in ("packed", "packed_patches", "placed") else {}
+    return {"mm_token_type_ids": of_image} if shown in ("packed", "packed_lines", "packed_patches", "placed") else {}

@@ -94,3 +94,59 @@ MORE: dict[str, Kind] = {
 }
 MORE_RECURRENT = ("qwen3_5_moe",)
 MORE_LAZY = ("shieldgemma2",)
+
+
+def _deepseek_vl_hybrid() -> Any:
+    other = {"model_type": "sam_vision_model", "hidden_size": 24, "output_channels": 16, "num_hidden_layers": 3,
+             "num_attention_heads": 3, "image_size": 64, "patch_size": 8, "window_size": 2,
+             "global_attn_indexes": [1, 2], "mlp_dim": 32}  # fmt: skip
+    return hf.DeepseekVLHybridConfig(
+        vision_config=SIGLIP, high_res_vision_config=other, text_config=text("llama"), image_token_id=IMAGE
+    )
+
+
+def _lfm3_vl() -> Any:
+    vision = {**VIT, "num_hidden_layers": 4, "num_key_value_heads": 3, "patch_size": 7,
+              "layer_types": ["conv", "conv", "full_attention", "conv"]}  # fmt: skip
+    return hf.Lfm3VlConfig(
+        vision_config=vision, text_config=text("lfm3", head_dim=8, layer_types=["conv", "full_attention"]),
+        projector_hidden_size=32, **STARTS,
+    )  # fmt: skip
+
+
+def _hunyuan_vl() -> Any:
+    vision = {**VIT, "patch_size": 7, "out_hidden_size": 32, "max_image_size": 56, "min_image_size": 14,
+              "img_max_token_num": 64, "max_vit_seq_len": 64}  # fmt: skip
+    axes = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1, 1]}
+    return hf.HunYuanVLConfig(
+        vision_config=vision, text_config=text(head_dim=8, rope_parameters=axes), image_token_id=IMAGE
+    )
+
+
+def _minicpmv4_6() -> Any:
+    states = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+              "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+    words = text("qwen3_5_text", head_dim=8, rope_parameters=dict(HALF), **states)
+    return hf.MiniCPMV4_6Config(
+        vision_config={**VIT, "image_size": 56, "patch_size": 7}, text_config=words, insert_layer_id=1,
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    )  # fmt: skip
+
+
+def _step3p7() -> Any:
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "num_local_experts": 2, "moe_intermediate_size": 16,
+               "share_expert_dim": 16}  # fmt: skip
+    return hf.Step3p7Config(
+        vision_config={**VIT, "image_size": 56, "patch_size": 7, "max_position_embeddings": 64},
+        text_config=text(head_dim=8, sliding_window=64, **experts), image_token_id=IMAGE,
+    )  # fmt: skip
+
+
+MORE_UNRANKED: dict[str, Kind] = {
+    "deepseek_vl_hybrid": Kind(_deepseek_vl_hybrid, "whole_twice"),
+    "lfm3_vl": Kind(_lfm3_vl, "packed_plain"),
+    "hunyuan_vl": Kind(_hunyuan_vl, "packed_lines"),
+    "minicpmv4_6": Kind(_minicpmv4_6, "one_row"),
+    "step3p7": Kind(_step3p7, "views"),
+}
+"""Models whose columns are no patches that can be ranked."""

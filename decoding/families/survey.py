@@ -12,7 +12,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from damro.decoding.families import FAMILIES
-from damro.decoding.families.generic.support import why_not
+from damro.decoding.families.generic.support import NO_PATCHES, why_not
 
 Ranked = Literal["cls", "received"]
 
@@ -72,17 +72,6 @@ TESTED: dict[str, Facts] = {
     "qianfan_ocr": Facts("cls"),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""
-
-NO_PATCHES: dict[str, str] = {
-    "aria": "its image columns are queries, not patches",
-    "idefics2": "its image columns are queries, not patches",
-    "got_ocr2": "its vision tower attends in a way of its own",
-    "pp_chart2table": "its vision tower attends in a way of its own",
-    "gemma3n": "its vision tower is a convolutional network",
-    "fast_vlm": "its vision tower is a convolutional network",
-    "perception_lm": "its vision tower is one of timm, whose attention transformers does not see",
-}
-"""Model types whose patches cannot be ranked, and why. Methods that choose none (vcd, icd, m3id) serve them."""
 
 
 class Served(NamedTuple):

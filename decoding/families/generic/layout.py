@@ -15,6 +15,7 @@ from torch import Tensor
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.families.base import image_columns
+from damro.decoding.families.generic.support import check_patches
 
 Grid = tuple[int, int]
 
@@ -120,6 +121,7 @@ def images_of(model: Any, inputs: Mapping[str, Any]) -> list[ImageColumns]:
         UnsupportedModelError: if image columns are no squares of patches.
         InputsError: if tiles and image tokens do not come out even.
     """
+    check_patches(model)
     ids: Tensor = inputs["input_ids"].cpu()
     image = image_columns(model, ids)
     grids = patch_grids(model, inputs)
