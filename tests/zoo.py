@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor
@@ -266,6 +267,12 @@ def zoo_model(name: str, attention: str = "sdpa") -> Any:
     return model
 
 
+def thorough(names: Sequence[str]) -> list[Any]:
+    """Models for a parametrised test: those that stand for all are tried always, others in the slow round."""
+    stand_for_all = ("internvl_tiles", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "idefics3", "gemma3", "llava_pixtral")
+    return [name if name in stand_for_all else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def zoo_inputs(name: str, prompts: Sequence[Sequence[Any]] = PROMPTS, seed: int = 1) -> Inputs:
     """Prompts of different length about different images, padded on the left, as the model's processor has them."""
     number = sum(part == "image" for prompt in prompts for part in prompt)
@@ -286,4 +293,4 @@ def row_of(inputs: Inputs, row: int) -> Tensor:
 
 
 __all__ = ["KINDS", "NEVER", "PROMPTS", "RECURRENT", "LAZY", "TWO_IMAGES", "UNRANKED", "ZOO", "drawn", "row_of", "text",
-           "zoo_inputs", "zoo_model"]  # fmt: skip
+           "thorough", "zoo_inputs", "zoo_model"]  # fmt: skip

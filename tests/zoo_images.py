@@ -253,6 +253,7 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "packed_plain": _packed,
     "packed_still": _packed_still,
     "packed_flat": _packed_flat,
+    "packed_blocks": _packed,
     "packed_started": _packed_started,
     "sized": _sized,
     "lines": _lines,
@@ -301,7 +302,11 @@ def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
     of_image = (ids == IMAGE).long()
     if name in ("gemma3", "shieldgemma2"):
         return {"token_type_ids": of_image}
-    if shown == "packed_flat":
+    if name == "ernie4_5_vl_moe":
         around = (ids == 195) | (ids == 196)
         return {"mm_token_type_ids": of_image, "moe_mm_token_type_ids": of_image | around.long()}
-    return {"mm_token_type_ids": of_image} if shown in ("packed", "packed_lines", "packed_patches", "placed") else {}
+    return (
+        {"mm_token_type_ids": of_image}
+        if shown in ("packed", "packed_flat", "packed_lines", "packed_patches", "placed")
+        else {}
+    )

@@ -7,7 +7,21 @@ from typing import Any
 import transformers as hf
 
 from tests.zoo_images import IMAGE, VIDEO
-from tests.zoo_parts import GLM_STARTS, HALF, QWEN, SIGLIP, STARTS, VIT, WINDOWS, Kind, text, vision_text
+from tests.zoo_parts import (
+    GLM_STARTS,
+    HALF,
+    MROPE,
+    PIXTRAL,
+    QWEN,
+    SIGLIP,
+    STARTS,
+    TOKENS,
+    VIT,
+    WINDOWS,
+    Kind,
+    text,
+    vision_text,
+)
 
 
 def _qwen3_5_moe() -> Any:
@@ -82,6 +96,54 @@ def _ernie() -> Any:
     return hf.Ernie4_5_VLMoeConfig(vision_config=vision, text_config=vision_text(**experts), **GLM_STARTS)
 
 
+def _hyperclovax() -> Any:
+    vision = {**QWEN, **WINDOWS, "model_type": "qwen2_5_vl_vision"}
+    return hf.HyperCLOVAXVisionV2Config(vision_config=vision, text_config=text("hyperclovax"), **TOKENS)
+
+
+def _muse_glimmer() -> Any:
+    vision = {**VIT, "patch_size": 7, "pos_emb_height": 8, "pos_emb_width": 8, "max_position_embeddings": 64}
+    words = text(head_dim=8, sliding_window=8, output_multiplier=1.0, qk_scale_factor=1.0)
+    return hf.MuseGlimmerConfig(
+        vision_config=vision, text_config=words, out_hidden_size=96, projector_hidden_size=32, **TOKENS
+    )
+
+
+def _cosmos3_edge() -> Any:
+    return hf.Cosmos3EdgeConfig(
+        vision_config={**VIT, "patch_size": 7, "num_patches": 64}, text_config=vision_text(head_dim=8),
+        projector_hidden_size=32, **STARTS,
+    )  # fmt: skip
+
+
+def _cosmos3_omni() -> Any:
+    vision = {**QWEN, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return hf.Cosmos3OmniConfig(vision_config=vision, text_config=vision_text(head_dim=8), **STARTS)
+
+
+def _cohere_compass() -> Any:
+    kinds = ["sliding_attention", "full_attention"]
+    words = text(sliding_window=8, head_dim=8, layer_types=kinds, rope_parameters={kind: dict(MROPE) for kind in kinds})
+    vision = {**QWEN, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return hf.CohereCompassConfig(vision_config=vision, text_config=words, **STARTS)
+
+
+_INDEXER = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 2, "num_key_value_heads": 4, "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 2, "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16}  # fmt: skip
+
+
+def _mistral_large4() -> Any:
+    words = text(**{**_INDEXER, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "head_dim": 4})
+    return hf.MistralLarge4Config(vision_config=PIXTRAL, text_config=words, image_token_index=IMAGE)
+
+
+def _glm5_next() -> Any:
+    words = text(**_INDEXER, q_lora_rank=8, index_kpool=2, linear_head_dim=8, linear_num_heads=4, hc_mult=2)
+    vision = {**QWEN, "image_size": 56, "projection_intermediate_size": 32}
+    return hf.Glm5NextConfig(vision_config=vision, text_config=words, **GLM_STARTS)
+
+
 MORE: dict[str, Kind] = {
     "qwen3_5_moe": Kind(_qwen3_5_moe, "packed"),
     "glmga": Kind(_glmga, "packed"),
@@ -91,9 +153,16 @@ MORE: dict[str, Kind] = {
     "qwen2_5_omni_thinker": Kind(_qwen2_5_omni, "packed_started"),
     "qwen3_omni_moe_thinker": Kind(_qwen3_omni, "packed_started"),
     "ernie4_5_vl_moe": Kind(_ernie, "packed_flat"),
+    "hyperclovax_vision_v2": Kind(_hyperclovax, "packed_plain"),
+    "muse_glimmer": Kind(_muse_glimmer, "packed_blocks"),
+    "cosmos3_edge": Kind(_cosmos3_edge, "packed_flat"),
+    "cosmos3_omni": Kind(_cosmos3_omni, "packed"),
+    "cohere_compass": Kind(_cohere_compass, "packed"),
+    "mistral_large4": Kind(_mistral_large4, "lines"),
+    "glm5_next": Kind(_glm5_next, "packed"),
 }
-MORE_RECURRENT = ("qwen3_5_moe",)
-MORE_LAZY = ("shieldgemma2",)
+MORE_RECURRENT = ("qwen3_5_moe", "mistral_large4", "glm5_next")
+MORE_LAZY = ("shieldgemma2", "muse_glimmer", "cohere_compass")
 
 
 def _deepseek_vl_hybrid() -> Any:

@@ -22,7 +22,7 @@ from tests.zoo import KINDS, row_of, zoo_model
 from tests.zoo_images import IMAGE, TILE_COUNTS, Inputs
 
 TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-WINDOWED = ("qwen2_5_vl", "exaone4_5", "qwen2_5_omni_thinker")
+WINDOWED = ("qwen2_5_vl", "exaone4_5", "qwen2_5_omni_thinker", "hyperclovax_vision_v2")
 WITH_CLS = ("internvl", "internvl_qknorm", "internvl_tiles", "qianfan_ocr")
 MERGE = 2
 """Side of the square of patches that is a column, of every model in the zoo but those that are shown "whole"."""

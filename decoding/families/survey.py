@@ -70,6 +70,13 @@ TESTED: dict[str, Facts] = {
     "shieldgemma2": Facts("received", _SLIDES),
     "granite_docling": Facts("received"),
     "qianfan_ocr": Facts("cls"),
+    "hyperclovax_vision_v2": Facts("received"),
+    "muse_glimmer": Facts("received", _SLIDES),
+    "cosmos3_edge": Facts("received"),
+    "cosmos3_omni": Facts("received"),
+    "cohere_compass": Facts("received", _SLIDES),
+    "mistral_large4": Facts("received", _STATES),
+    "glm5_next": Facts("received", _STATES),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""
 
