@@ -139,7 +139,9 @@ def _mistral_large4() -> Any:
 
 
 def _glm5_next() -> Any:
-    words = text(**_INDEXER, q_lora_rank=8, index_kpool=2, linear_head_dim=8, linear_num_heads=4, hc_mult=2)
+    kinds = ["linear_attention", "indexed_attention"]
+    states = {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": kinds}
+    words = text(**_INDEXER, **states, q_lora_rank=8, index_kpool=2, hc_mult=2)
     vision = {**QWEN, "image_size": 56, "projection_intermediate_size": 32}
     return hf.Glm5NextConfig(vision_config=vision, text_config=words, **GLM_STARTS)
 
