@@ -260,7 +260,7 @@ def zoo_model(name: str, attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1 or parameter.std() == 0:
+            if parameter.ndim > 1 or (parameter.numel() > 1 and parameter.std() == 0):
                 parameter.add_(0.25 * torch.randn(parameter.shape))
     if attention != "sdpa":
         model.set_attn_implementation(attention)

@@ -230,6 +230,14 @@ def _packed_lines(number: int, random: torch.Generator) -> Shown:
     return pixels, [[IMAGE] * columns for columns in lines]
 
 
+def _pooled(number: int, random: torch.Generator) -> Shown:
+    """Molmo 2: patches in rows, and which of them are pooled for each column."""
+    squares = torch.arange(64).view(4, 2, 4, 2).transpose(1, 2).reshape(16, 4)
+    told = {"image_token_pooling": torch.cat([squares + 64 * image for image in range(number)])}
+    told |= {"image_grids": torch.tensor([[4, 4, 0, 0]] * number), "image_num_crops": torch.ones(number).long()}
+    return {"pixel_values": drawn(random, number, 64, 147), **told}, [[IMAGE] * 16] * number
+
+
 def _one_row(number: int, random: torch.Generator) -> Shown:
     """MiniCPM-V: the patches of all images side by side in one image, sixteen of them a column."""
     grids = torch.tensor([_GRIDS[image % 2] for image in range(number)])
@@ -265,6 +273,7 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "views": _views,
     "packed_lines": _packed_lines,
     "one_row": _one_row,
+    "pooled": _pooled,
 }
 
 

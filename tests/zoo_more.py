@@ -213,10 +213,21 @@ def _step3p7() -> Any:
     )  # fmt: skip
 
 
+def _molmo2() -> Any:
+    heads = {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 3, "num_key_value_heads": 3,
+             "head_dim": 8}  # fmt: skip
+    vision = {**heads, "num_hidden_layers": 3, "image_size": [56, 56], "patch_size": 7, "num_position_embeddings": 64}
+    return hf.Molmo2Config(
+        vision_config=vision, adapter_config={**heads, "vision_feature_layer": [-1], "text_hidden_size": 32},
+        text_config=text(head_dim=8, additional_vocab_size=8), image_token_id=IMAGE,
+    )  # fmt: skip
+
+
 MORE_UNRANKED: dict[str, Kind] = {
     "deepseek_vl_hybrid": Kind(_deepseek_vl_hybrid, "whole_twice"),
     "lfm3_vl": Kind(_lfm3_vl, "packed_plain"),
     "hunyuan_vl": Kind(_hunyuan_vl, "packed_lines"),
+    "molmo2": Kind(_molmo2, "pooled"),
     "minicpmv4_6": Kind(_minicpmv4_6, "one_row"),
     "step3p7": Kind(_step3p7, "views"),
 }
