@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from damro.eval.statistics import Array, Interval, Metric
 
 _OTHER_IMAGES = "give --model and --images for other ones"
-
 Records = Mapping[str, Mapping[str, Any]]
 """The records of a run by sample id."""
 
@@ -324,13 +323,12 @@ def score_run(benchmark: Benchmark, records: Records, scoring: Scoring, keep: se
         reasons = [str(fields["error"]) for fields in records.values() if "error" in fields]
         first = f"; the first of {len(reasons)} failed with: {reasons[0]}" if reasons else ""
         raise EvalError(f"a run must have at least one answer to be scored, got none{first}")
-    for key, fields in good.items():
-        for name in benchmark.recorded:
-            if not isinstance(fields.get(name), str):
-                raise DataFormatError(
-                    f"record {key!r} must have the text {name!r}, got {fields.get(name, 'nothing')!r:.80}: restore the "
-                    "records or run the benchmark anew"
-                )
+    wrong = [(key, name) for key in good for name in benchmark.recorded if not isinstance(good[key].get(name), str)]
+    for key, name in wrong[:1]:
+        raise DataFormatError(
+            f"record {key!r} must have the text {name!r}, got {good[key].get(name, 'nothing')!r:.80}: restore the "
+            "records or run the benchmark anew"
+        )
     return benchmark.score(good, scoring)
 
 

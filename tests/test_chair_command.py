@@ -1,6 +1,8 @@
 import argparse
 import gzip
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import chair_reference as reference
@@ -82,6 +84,15 @@ def test_records_file(files: tuple[str, str], tmp_path: Path) -> None:
     run("chair", "--captions", files[0], "--objects", files[1], "--matcher", "builtin", "--records", str(path))
     (record,) = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert record["hallucinated"] == [{"name": "dog", "word": "dog", "start": 12, "end": 15, "token": 4}]
+
+
+def test_records_may_go_to_a_pipe(files: tuple[str, str], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        run("chair", "--captions", files[0], "--objects", files[1], "--matcher", "builtin", "--records", str(pipe))
+        shown = reader.communicate(timeout=60)[0]
+    assert pipe.is_fifo() and all(json.loads(line) for line in shown.splitlines()) and shown
 
 
 def test_annotations_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from damro.decoding.prompts import VisualPrompt
 from damro.errors import ParameterError, UnsupportedModelError
 from damro.pruning import Pruning, prune
 from damro.pruning.rules import gumbel_scores, information_density, iqr_counts, keep_top, kept_columns
-from damro.vision.attention import ClsQueryKeys
+from damro.vision.query_keys import ClsQueryKeys
 
 PATCHES = 16
 

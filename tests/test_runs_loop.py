@@ -291,6 +291,21 @@ def test_a_batch_is_on_the_disk_before_the_next_one_begins(tmp_path: Path, monke
     assert synced[-1] == ends[12]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs processes that know who started them")
+def test_workers_end_when_their_launcher_is_killed() -> None:
+    worker = (
+        "import time; from damro.eval.runs.sharding import end_with_launcher\n"
+        "end_with_launcher(); print('working', flush=True); time.sleep(60)"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "working\n"
+        process.kill()
+        begun = time.monotonic()
+        assert process.stdout.read() == ""  # ends when the worker, which holds the other end, is gone
+    assert time.monotonic() - begun < 30
+
+
 def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from damro.eval.runs.sharding import lock_folder\n"

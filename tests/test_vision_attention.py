@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import damro.decoding.families.llava as llava_family
 from damro import cls_attention
 from damro.errors import ParameterError
-from damro.vision.attention import ClsQueryKeys, cls_weights, record_cls
+from damro.vision.query_keys import ClsQueryKeys, cls_weights, record_cls
 from tests.golden_cases import FAMILIES, fresh_model, inputs_of, model_of
 from tests.stateless import merged_or_mean_weights
 

@@ -20,8 +20,9 @@ from transformers import (
 from damro import cls_attention
 from damro.decoding.families import Encoding
 from damro.errors import InputsError, NoClsTokenError, ParameterError, UnsupportedModelError
-from damro.vision.attention import cls_attentions, encoder_layers, record_cls
+from damro.vision.attention import cls_attentions
 from damro.vision.features import patch_features
+from damro.vision.query_keys import encoder_layers, record_cls
 from damro.vision.vit import encode
 
 SHARED = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}

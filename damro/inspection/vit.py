@@ -19,9 +19,7 @@ from damro.inspection.layout import TILED, stitch_tiles
 from damro.inspection.plain import Plain
 from damro.methods.presets import starting_preset
 from damro.vision.attention import (
-    Heads,
     family_heads,
-    head_weights,
     read_attention,
     read_layer,
     record_layers,
@@ -32,6 +30,7 @@ from damro.vision.attention import (
 from damro.vision.features import patch_features
 from damro.vision.outlier_rules import FEATURE_SCORES
 from damro.vision.outliers import Outliers, Rule, find_outliers
+from damro.vision.query_keys import Heads, head_weights
 from damro.vision.sources import Source, resolve_source
 
 

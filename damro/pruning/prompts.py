@@ -27,8 +27,9 @@ from damro.pruning.rules import (
     kept_columns,
     present_patches,
 )
-from damro.vision.attention import ClsQueryKeys, cls_weights, record_cls, resolve_layer, summary_tokens
+from damro.vision.attention import resolve_layer, summary_tokens
 from damro.vision.finite import check_weights
+from damro.vision.query_keys import ClsQueryKeys, cls_weights, record_cls
 
 By = Literal["attention", "layers", "correlation"]
 

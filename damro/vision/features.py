@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from damro.decoding.hooks import Look, hooked
 from damro.errors import UnsupportedModelError
-from damro.vision.attention import encoder_layers, locate_tiles, resolve_layer, summary_tokens, tower_family
+from damro.vision.attention import locate_tiles, resolve_layer, summary_tokens, tower_family
+from damro.vision.query_keys import encoder_layers
 from damro.vision.sources import has_cls
 
 

@@ -14,7 +14,7 @@ from damro.eval.chair import CAPTION_KEYS, ChairScore, score
 from damro.eval.chair.coco import ImageId, Progress, build_objects, read_objects
 from damro.eval.chair.matchers import MATCHERS, Matcher, load_matcher
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
-from damro.eval.records import read_records
+from damro.eval.records import read_records, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> int:
     objects = _build(Path(args.annotations), matcher, words) if args.annotations else read_objects(args.objects)
     result = score(captions, objects, matcher, words)
     if args.records:
-        lines = (json.dumps(record.to_dict()) + "\n" for record in result.records)
-        Path(args.records).write_text("".join(lines), encoding="utf-8")
+        _write_records(Path(args.records), [json.dumps(record.to_dict()) + "\n" for record in result.records])
     if args.json:
         print(json.dumps(result.to_dict()))
     else:
@@ -100,6 +99,14 @@ def run(args: argparse.Namespace) -> int:
 
         Console().print(_table(result))
     return 0
+
+
+def _write_records(path: Path, lines: list[str]) -> None:
+    """In one step; a device or a pipe (/dev/stdout) must not be replaced by a file."""
+    if path.exists() and not path.is_file():
+        path.write_text("".join(lines), encoding="utf-8")
+    else:
+        write_whole(path, lines)
 
 
 def _build(folder: Path, matcher: Matcher, words: Vocabulary) -> Mapping[ImageId, list[str]]:

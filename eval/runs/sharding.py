@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ PARTS = "parts"
 _MARK = "written-by-damro"  # in the folder of parts: what lies in one without it is somebody else's
 _PART = re.compile(r"[0-9]+\.jsonl")
 _OLD_PART = re.compile(r"records-[0-9]+\.jsonl")  # up to format 2
+_LOOK = 1.0  # seconds
 _WAIT = timedelta(days=7)  # the others may have hours of work left when one is done
 
 
@@ -63,6 +67,7 @@ def find_workers(device: str | None = None) -> Workers:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started < 2:
         return Workers()
+    end_with_launcher()
     import torch
     from accelerate import PartialState
 
@@ -74,6 +79,22 @@ def find_workers(device: str | None = None) -> Workers:
             f"{state.num_processes}: start them with torchrun, or a single one"
         )
     return Workers(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def end_with_launcher() -> None:
+    """End this process soon after the one that started it is gone, from a thread that looks every second.
+
+    A launcher that is killed cannot end its workers, which would wait for each other for days. What they have recorded
+    is on the disk. Windows does not tell who is gone.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 def records_path(folder: Path, workers: Workers) -> Path:
