@@ -13,7 +13,6 @@ from damro.decoding.families import family_of
 from tests.zoo import NEVER, PROMPTS, RECURRENT, TWO_IMAGES, ZOO, thorough, zoo_inputs, zoo_model
 from tests.zoo_reference import Stateless, chosen_columns, negative_rows
 
-EVERY_MODEL = pytest.mark.parametrize("name", ZOO)
 ALPHA, BETA, TOP_K = 2.0, 0.1, 3
 METHOD = f"damro:alpha={ALPHA},beta={BETA},top_k={TOP_K}"
 NEW: dict[str, Any] = {"max_new_tokens": 8, "suppress_tokens": NEVER}
@@ -31,8 +30,9 @@ def reference(name: str, inputs: dict[str, Any], **call: Any) -> Tensor:
     return ids
 
 
-@EVERY_MODEL
-@pytest.mark.parametrize("prompts", [PROMPTS, TWO_IMAGES], ids=["two", "images"])
+@pytest.mark.parametrize(
+    ("name", "prompts"), [*thorough(ZOO, PROMPTS), *(pytest.param(name, TWO_IMAGES) for name in ZOO)]
+)
 def test_greedy_tokens_are_those_of_prompts_read_anew(name: str, prompts: Any) -> None:
     """Two prompts of different length; in the second case two images in one prompt."""
     model, inputs = zoo_model(name), zoo_inputs(name, prompts)
@@ -66,7 +66,7 @@ def test_beams_are_those_of_prompts_read_anew(name: str) -> None:
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **call), expected)
 
 
-@EVERY_MODEL
+@pytest.mark.parametrize("name", thorough(ZOO))
 @torch.no_grad()
 def test_a_prompt_of_all_columns_is_the_full_prompt(name: str) -> None:
     model, inputs = zoo_model(name), zoo_inputs(name, TWO_IMAGES)

@@ -267,10 +267,13 @@ def zoo_model(name: str, attention: str = "sdpa") -> Any:
     return model
 
 
-def thorough(names: Sequence[str]) -> list[Any]:
-    """Models for a parametrised test: those that stand for all are tried always, others in the slow round."""
-    stand_for_all = ("internvl_tiles", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "idefics3", "gemma3", "llava_pixtral")
-    return [name if name in stand_for_all else pytest.param(name, marks=pytest.mark.slow) for name in names]
+STAND_FOR_ALL = ("internvl_tiles", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "idefics3", "gemma3", "llava_pixtral")
+"""Models on which everything is tried always; on others some of it waits for the slow round."""
+
+
+def thorough(names: Sequence[str], *values: Any) -> list[Any]:
+    """Cases of a test, a model each and what else it takes, of which most wait for the slow round."""
+    return [pytest.param(name, *values, marks=[] if name in STAND_FOR_ALL else [pytest.mark.slow]) for name in names]
 
 
 def zoo_inputs(name: str, prompts: Sequence[Sequence[Any]] = PROMPTS, seed: int = 1) -> Inputs:
