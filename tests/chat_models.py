@@ -11,15 +11,22 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AyaVisionProcessor,
+    Cohere2VisionProcessor,
     Gemma3Processor,
+    GraniteDoclingProcessor,
     Idefics3Processor,
     InternVLProcessor,
+    Lfm2VlProcessor,
+    Ovis2Processor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.granite_docling.image_processing_pil_granite_docling import GraniteDoclingImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -73,11 +80,8 @@ def internvl_processor() -> Any:
     """InternVL's: up to four tiles of 56 pixels and the whole image behind them."""
     marks = {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
     tokenizer = chat_tokenizer("<IMG_CONTEXT>", {**marks, "context_image_token": "<IMG_CONTEXT>"})
-    pixels = GotOcr2ImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, crop_to_patches=True, min_patches=1, max_patches=4
-    )
     return _without_video(InternVLProcessor)(
-        pixels, tokenizer, None, image_seq_length=16, chat_template=_template("<IMG_CONTEXT>")
+        _cut_by_shape(), tokenizer, None, image_seq_length=16, chat_template=_template("<IMG_CONTEXT>")
     )
 
 
@@ -114,3 +118,60 @@ def gemma3_processor() -> Any:
     tokenizer = chat_tokenizer("<image_soft_token>", marks)
     pixels = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
     return Gemma3Processor(pixels, tokenizer, chat_template=_template("<start_of_image>"), image_seq_length=16)
+
+
+def aya_processor() -> Any:
+    """Aya Vision's: up to four tiles of 56 pixels, each behind its number, and the whole image behind them."""
+    marks = {"start": "<|START_OF_IMG|>", "end": "<|END_OF_IMG|>", "whole": "TILE_GLOBAL", "placeholder": "<image>"}
+    tokenizer = chat_tokenizer("<|IMG_PATCH|>", {**marks, **{f"tile_{tile}": f"TILE_{tile}" for tile in range(1, 5)}})
+    return AyaVisionProcessor(
+        _cut_by_shape(), tokenizer, patch_size=7, downsample_factor=2, img_size=SIDE, chat_template=_template("<image>")
+    )
+
+
+def cohere2_processor() -> Any:
+    """Cohere 2 Vision's: the same with line breaks; its own image processor, which needs torchvision, if asked for."""
+    from transformers.models.cohere2_vision.image_processing_cohere2_vision import Cohere2VisionImageProcessor
+
+    marks = {"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>", "img_line_break_token": "<|LINE_BREAK|>"}
+    # A tile has as many columns as a patch has pixels: 16 x 16 in the trained models, 4 x 4 here.
+    pixels = Cohere2VisionImageProcessor(size={"height": SIDE, "width": SIDE}, max_patches=4, patch_size=4)
+    return Cohere2VisionProcessor(pixels, chat_tokenizer("<image>", marks), chat_template=_template("<image>"))
+
+
+def lfm2_processor() -> Any:
+    """LFM2-VL's, which needs torchvision: square tiles, and the whole image in its own shape behind them."""
+    from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+
+    marks = {"image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>"}
+    marks |= {"image_thumbnail_token": "<|img_thumbnail|>"}
+    marks |= {f"at_{row}_{column}": f"<|img_row_{row}_col_{column}|>" for row in (1, 2, 3) for column in (1, 2, 3)}
+    pixels = Lfm2VlImageProcessor(
+        encoder_patch_size=7, downsample_factor=2, tile_size=SIDE, max_tiles=4, min_image_tokens=4, max_image_tokens=16,
+        size={"height": SIDE, "width": SIDE}, max_pixels_tolerance=1.5,
+    )  # fmt: skip
+    return Lfm2VlProcessor(pixels, chat_tokenizer("<image>", marks), chat_template=_template("<image>"))
+
+
+def ovis2_processor() -> Any:
+    """Ovis 2's: the whole image, and up to four tiles behind it."""
+    marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>", "<image>", "<6>", "<7>", "<8>")
+    tokenizer = chat_tokenizer("<IMG_ATOM>", {f"mark_{number}": mark for number, mark in enumerate(marks)})
+    pixels = Ovis2ImageProcessorPil(size={"height": SIDE, "width": SIDE}, crop_to_patches=True, max_patches=4)
+    return Ovis2Processor(pixels, tokenizer, image_seq_length=16, chat_template=_template("<image>"))
+
+
+def _cut_by_shape() -> Any:
+    return GotOcr2ImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+
+
+def granite_docling_processor() -> Any:
+    """Granite Docling's: tiles behind their places, and the whole image behind them if there are several."""
+    marks = {"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
+    marks |= {f"at_{row}_{column}": f"<row_{row}_col_{column}>" for row in (1, 2, 3, 4) for column in (1, 2, 3, 4)}
+    pixels = GraniteDoclingImageProcessorPil(size={"height": SIDE, "width": SIDE}, max_patches=4)
+    return GraniteDoclingProcessor(
+        pixels, chat_tokenizer("<image>", marks), image_seq_len=16, chat_template=_template("<image>")
+    )

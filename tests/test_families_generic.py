@@ -10,7 +10,7 @@ from torch import Tensor
 
 import damro
 from damro.decoding.families import family_of
-from tests.zoo import NEVER, PROMPTS, RECURRENT, TWO_IMAGES, ZOO, zoo_inputs, zoo_model
+from tests.zoo import NEVER, PROMPTS, RECURRENT, TWO_IMAGES, ZOO, thorough, zoo_inputs, zoo_model
 from tests.zoo_reference import Stateless, chosen_columns, negative_rows
 
 EVERY_MODEL = pytest.mark.parametrize("name", ZOO)
@@ -46,7 +46,7 @@ def test_greedy_tokens_are_those_of_prompts_read_anew(name: str, prompts: Any) -
     assert processor.outliers.tolist() == [columns.tolist() for columns in chosen]
 
 
-@EVERY_MODEL
+@pytest.mark.parametrize("name", thorough(ZOO))
 def test_sampled_tokens_are_those_of_prompts_read_anew(name: str) -> None:
     model, inputs = zoo_model(name), zoo_inputs(name, seed=2)
     expected = reference(name, inputs, **SAMPLED)
@@ -55,7 +55,7 @@ def test_sampled_tokens_are_those_of_prompts_read_anew(name: str) -> None:
         assert torch.equal(damro.generate(model, inputs, METHOD, strategy=strategy, **SAMPLED), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in RECURRENT])
+@pytest.mark.parametrize("name", thorough([name for name in ZOO if name not in RECURRENT]))
 def test_beams_are_those_of_prompts_read_anew(name: str) -> None:
     # transformers 5.24 mixes up the images of a prompt when it repeats it for the beams of GLM.
     model, inputs = zoo_model(name), zoo_inputs(name, PROMPTS if name.startswith("glm") else TWO_IMAGES)

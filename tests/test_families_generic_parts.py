@@ -20,7 +20,7 @@ from damro.decoding.families.generic import attention, maps
 from damro.decoding.families.generic.attention import RecordedLayer, recording
 from damro.decoding.families.generic.layout import images_of
 from tests.zoo import KINDS, NEVER, PROMPTS, TWO_IMAGES, ZOO, zoo_inputs, zoo_model
-from tests.zoo_reference import eager_weights, features_of
+from tests.zoo_reference import WINDOWED, WITH_CLS, eager_weights, features_of
 
 EVERY_MODEL = pytest.mark.parametrize("name", ZOO)
 METHOD = "damro:alpha=2,beta=0.1,top_k=3"
@@ -45,7 +45,7 @@ def test_recorded_attention_is_that_of_eager_weights_in_every_layer(name: str) -
     for weights, layer in zip(seen.values(), recorded.values(), strict=True):
         assert len(weights) == len(layer.calls)
         for full, ours in zip(weights, layer.calls, strict=True):
-            if name.startswith("internvl"):
+            if name in WITH_CLS:
                 expected = full[:, :, 0]  # (batch, heads, keys)
             else:
                 # A patch that nobody looks at is padding, and what it looks at itself is not counted.
@@ -130,9 +130,9 @@ def test_the_model_itself_shows_its_map(name: str) -> None:
     with torch.no_grad():
         generic.column_weights(model, inputs, recorded_layers(name, inputs)[layer])
     found = set(maps._found[generic.image_tower(model)].values())
-    shown = {"qwen2_5_vl": "windows", "exaone4_5": "windows", "deepseek_vl": "runs"}
+    shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs"}
     shown |= {"llava_pixtral": "runs"}  # a column is a patch: all maps are one
-    packed = KINDS[name].shown in ("packed", "packed_plain", "packed_still")
+    packed = KINDS[name].shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started")
     assert found == {shown.get(name, "runs" if packed else "blocks")}
 
 

@@ -16,7 +16,8 @@ from damro.decoding.branches.fused import why_alone
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import FAMILIES, generic
 from damro.decoding.families.base import has_cls
-from damro.decoding.families.survey import NO_PATCHES, TESTED, survey
+from damro.decoding.families.generic.support import NO_PATCHES
+from damro.decoding.families.survey import TESTED, survey
 from tests.zoo import LAZY, NEVER, UNRANKED, ZOO, zoo_inputs, zoo_model
 from tests.zoo_reference import Stateless, text_rows
 
@@ -47,6 +48,7 @@ def test_the_survey_names_every_image_text_model() -> None:
     assert found["mllama"].how == "refused" and "cross-attention" in found["mllama"].why
     assert found["kosmos-2"].how == "refused" and "mm_encoder_outputs" in found["kosmos-2"].why
     assert "convolutional" in found["gemma3n"].why
+    assert "generate() of its own" in found["janus"].why and found["janus"].how == "refused"
     assert all(one.why for one in found.values() if one.how == "refused")
     assert all(one.ranked for one in found.values() if one.tested)
 
@@ -74,5 +76,5 @@ def test_models_without_patches_are_served_by_methods_that_choose_none(name: str
     for strategy in ("lazy", "fused"):
         ids = damro.generate(model, inputs, "no-image:alpha=2,beta=0.1", strategy=strategy, **GREEDY)
         assert torch.equal(ids, expected)
-    with pytest.raises(UnsupportedModelError, match="squares of them|must attend through AttentionInterface"):
+    with pytest.raises(UnsupportedModelError, match=NO_PATCHES[model.config.model_type]):
         damro.generate(model, inputs, "damro:alpha=2,beta=0.1,top_k=3", **GREEDY)

@@ -19,10 +19,11 @@ from transformers import LogitsProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
 
 from tests.zoo import KINDS, row_of, zoo_model
-from tests.zoo_images import IMAGE, Inputs
+from tests.zoo_images import IMAGE, TILE_COUNTS, Inputs
 
-TYPES = ("token_type_ids", "mm_token_type_ids")
-WINDOWED = ("qwen2_5_vl", "exaone4_5")
+TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+WINDOWED = ("qwen2_5_vl", "exaone4_5", "qwen2_5_omni_thinker", "hyperclovax_vision_v2")
+WITH_CLS = ("internvl", "internvl_qknorm", "internvl_tiles", "qianfan_ocr")
 MERGE = 2
 """Side of the square of patches that is a column, of every model in the zoo but those that are shown "whole"."""
 
@@ -59,9 +60,9 @@ def patch_weights(name: str, inputs: Inputs) -> list[Tensor]:
     with eager_weights(name) as seen, torch.no_grad():
         features_of(zoo_model(name, "eager"), inputs)
     calls = [weights.mean(dim=1) for weights in list(seen.values())[-1]]
-    if name.startswith("internvl"):
+    if name in WITH_CLS:
         return [tile[0, 1:] for call in calls for tile in call]
-    if KINDS[name].shown in ("padded", "placed"):
+    if KINDS[name].shown in ("padded_tiles", "placed"):
         sizes = [high * wide for high, wide in shapes_of(inputs)]
         return [tile[:size, :size].mean(dim=0) for tile, size in zip(calls[0], sizes, strict=True)]
     if KINDS[name].shown == "marked_tiles":
@@ -87,7 +88,7 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
         columns = torch.empty_like(merged)
         columns[order] = merged
         return list(columns.split([len(tile) // MERGE**2 for tile in weights]))
-    if shown in ("packed", "packed_plain", "packed_still"):
+    if shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started"):
         return [tile.view(-1, MERGE**2).sum(dim=-1) for tile in weights]
     shapes = shapes_of(inputs) or [(8, 8)] * len(weights)
     return [
@@ -111,17 +112,20 @@ def chosen_columns(name: str, inputs: Inputs, top_k: int) -> tuple[list[Tensor],
     weights = column_weights(name, inputs)
     sizes = [len(tile) for tile in weights]
     images: list[list[int]] = []
-    if KINDS[name].shown in ("tiles", "marked_tiles"):
-        counts = {"tiles": (3, 1, 4), "marked_tiles": (3, 1, 2)}[KINDS[name].shown]
-        while sum(map(len, images)) < len(sizes):
-            images.append([16] * counts[len(images) % 3])
-    else:
-        images = [[size] for size in sizes]
-    chosen, tile = [], -1
+    counts = TILE_COUNTS.get(KINDS[name].shown, (1, 1, 1))
+    while (first := sum(map(len, images))) < len(sizes):
+        images.append(sizes[first : first + counts[len(images) % 3]])
+    chosen, first = [], 0
     for tiles in images:
-        tile += len(tiles)
-        chosen.append(torch.sort(weights[tile], descending=True, stable=True).indices[:top_k])
+        ranks = weights[first + base_tile(name, tiles)]
+        chosen.append(torch.sort(ranks, descending=True, stable=True).indices[:top_k])
+        first += len(tiles)
     return chosen, images
+
+
+def base_tile(name: str, tiles: list[int]) -> int:
+    """Which of an image's tiles is the whole image."""
+    return 0 if KINDS[name].shown == "first_tiles" else len(tiles) - 1
 
 
 def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dict[str, Any]]:
@@ -138,7 +142,7 @@ def negative_rows(name: str, model: Any, inputs: Inputs, top_k: int) -> list[dic
         stay: dict[int, list[int]] = {}
         while places:
             own, places = places[: sum(images[image])], places[sum(images[image]) :]
-            before = sum(images[image][:-1])
+            before = sum(images[image][: base_tile(name, images[image])])
             for patch in chosen[image].tolist():
                 place = own[before + patch]
                 # The run that the column stands in begins behind the last token that is no image's.

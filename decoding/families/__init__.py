@@ -143,9 +143,11 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         )
     without = (~image_columns(model, ids).any(dim=-1)).nonzero().flatten().tolist()
     if without:
+        other = f"; or take the processor of this very model, whose image token is {model.config.image_token_id}"
         raise InputsError(
             f"every prompt must hold an image token, got none in rows {without[:5]} ({len(without)} in all); "
             "put the processor's image token into the text, or leave text-only prompts out of the batch"
+            f"{other if len(without) == len(ids) else ''}"
         )
     _check_tables(model, inputs, family.PIXELS)
 

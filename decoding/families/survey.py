@@ -12,7 +12,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from damro.decoding.families import FAMILIES
-from damro.decoding.families.generic.support import why_not
+from damro.decoding.families.generic.support import NO_PATCHES, why_not
 
 Ranked = Literal["cls", "received"]
 
@@ -62,19 +62,23 @@ TESTED: dict[str, Facts] = {
     "lfm2_vl": Facts("received", _STATES),
     "paddleocr_vl": Facts("received"),
     "kimi_k25": Facts("received", "it changes keys and values between its cache and its attention"),
+    "qwen3_5_moe": Facts("received", _STATES),
+    "qwen2_5_omni_thinker": Facts("received"),
+    "qwen3_omni_moe_thinker": Facts("received"),
+    "ernie4_5_vl_moe": Facts("received"),
+    "glmga": Facts("received"),
+    "shieldgemma2": Facts("received", _SLIDES),
+    "granite_docling": Facts("received"),
+    "qianfan_ocr": Facts("cls"),
+    "hyperclovax_vision_v2": Facts("received"),
+    "muse_glimmer": Facts("received", _SLIDES),
+    "cosmos3_edge": Facts("received"),
+    "cosmos3_omni": Facts("received"),
+    "cohere_compass": Facts("received", _SLIDES),
+    "mistral_large4": Facts("received", _STATES),
+    "glm5_next": Facts("received", _STATES),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""
-
-NO_PATCHES: dict[str, str] = {
-    "aria": "its image columns are queries, not patches",
-    "idefics2": "its image columns are queries, not patches",
-    "got_ocr2": "its vision tower attends in a way of its own",
-    "pp_chart2table": "its vision tower attends in a way of its own",
-    "gemma3n": "its vision tower is a convolutional network",
-    "fast_vlm": "its vision tower is a convolutional network",
-    "perception_lm": "its vision tower is one of timm, whose attention transformers does not see",
-}
-"""Model types whose patches cannot be ranked, and why. Methods that choose none (vcd, icd, m3id) serve them."""
 
 
 class Served(NamedTuple):

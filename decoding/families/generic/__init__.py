@@ -30,6 +30,7 @@ from damro.decoding.families.generic.attention import RecordedLayer, recording, 
 from damro.decoding.families.generic.features import deepest_layer, encoder_keys, image_features, image_tower
 from damro.decoding.families.generic.layout import images_of
 from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt, repeated
+from damro.decoding.families.generic.support import check_patches
 from damro.decoding.families.generic.weights import column_heads, column_means, column_weights
 
 __all__ = [
@@ -80,7 +81,11 @@ def feature_layer(model: LVLM, *, reference: bool) -> int:
     """The layer whose output becomes the columns; there is no released code to differ from.
 
     See :func:`damro.decoding.families.generic.features.deepest_layer`.
+
+    Raises:
+        UnsupportedModelError: if the model's columns are no patches that can be ranked.
     """
+    check_patches(model)
     return deepest_layer(model)
 
 

@@ -154,6 +154,9 @@ def recording(tower: nn.Module, layers: Sequence[int], source: str) -> Iterator[
         By its number, what was recorded of each layer.
     """
     recorded = {number: RecordedLayer(source) for number in layers}
+    if not recorded:  # towers of which nothing is asked need no layers that attend
+        yield recorded
+        return
     every = tower_layers(tower)
     by_module = {id(part): layer for number, layer in recorded.items() for part in every[number].modules()}
     configs = {id(part.config): part.config for part in tower.modules() if _names_attention(part)}

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.families.base import image_columns
+from damro.decoding.families.generic.support import check_patches
 
 Grid = tuple[int, int]
 
-Joined = Literal["adjacent", "one between", "marked"]
-"""How to tell that tiles are of one image: no token stands between them; at most one does; or base tiles stand behind a
-marker of their own, which is that of the last tile."""
+Joined = Literal["adjacent", "one between", "marked", "counted"]
+"""How to tell that tiles are of one image: no token stands between them; at most one does; base tiles stand behind a
+marker of their own, which is that of the last tile; or every tile stands behind its place in the image, so that where
+the first place comes again, another image begins."""
 
 
 class Tiling(NamedTuple):
@@ -39,13 +41,13 @@ TILINGS: dict[str, Tiling] = {
     "internvl": Tiling("adjacent"),
     "qianfan_ocr": Tiling("adjacent"),
     "got_ocr2": Tiling("adjacent"),
-    "aya_vision": Tiling("one between"),
+    "aya_vision": Tiling("marked"),
     "cohere2_vision": Tiling("one between"),
     "lfm2_vl": Tiling("one between"),
     "ovis2": Tiling("one between", "first"),
     "idefics3": Tiling("marked"),
     "smolvlm": Tiling("marked"),
-    "granite_docling": Tiling("marked"),
+    "granite_docling": Tiling("counted"),
 }
 """Models whose processors cut images up, by `config.model_type`. Of all others a tile is an image."""
 
@@ -119,6 +121,7 @@ def images_of(model: Any, inputs: Mapping[str, Any]) -> list[ImageColumns]:
         UnsupportedModelError: if image columns are no squares of patches.
         InputsError: if tiles and image tokens do not come out even.
     """
+    check_patches(model)
     ids: Tensor = inputs["input_ids"].cpu()
     image = image_columns(model, ids)
     grids = patch_grids(model, inputs)
@@ -161,10 +164,10 @@ def base_tiles(tiling: Tiling | None, ids: Tensor, spans: list[Tensor], marker: 
         >>> import torch
         >>> two = [torch.tensor([1, 2]), torch.tensor([4, 5])]
         >>> ids = torch.tensor([7, 0, 0, 8, 0, 0])
-        >>> for tiling in (None, Tiling("adjacent"), Tiling("one between"), Tiling("marked")):
-        ...     base_tiles(tiling, ids, two, 8)
+        >>> for joined in ("adjacent", "one between", "marked", "counted"):
+        ...     base_tiles(Tiling(joined), ids, two, 8)
         [0, 1]
-        [0, 1]
+        [1]
         [1]
         [1]
     """
@@ -172,14 +175,22 @@ def base_tiles(tiling: Tiling | None, ids: Tensor, spans: list[Tensor], marker: 
         return list(range(len(spans)))
     if tiling.joined == "marked":
         return [tile for tile, span in enumerate(spans) if int(span[0]) and int(ids[span[0] - 1]) == marker]
-    most = 0 if tiling.joined == "adjacent" else 1
     images: list[list[int]] = []
-    for tile, span in enumerate(spans):
-        if images and int(span[0]) - int(spans[tile - 1][-1]) - 1 <= most:
+    for tile in range(len(spans)):
+        if images and _same_image(tiling.joined, ids, spans, tile):
             images[-1].append(tile)
         else:
             images.append([tile])
     return [image[0 if tiling.base == "first" else -1] for image in images]
+
+
+def _same_image(joined: Joined, ids: Tensor, spans: list[Tensor], tile: int) -> bool:
+    """Whether a tile belongs to the image of the one before it."""
+    first, here = int(spans[0][0]), int(spans[tile][0])
+    if joined == "counted":
+        return first == 0 or int(ids[here - 1]) != int(ids[first - 1])
+    between = here - int(spans[tile - 1][-1]) - 1
+    return between <= (0 if joined == "adjacent" else 1)
 
 
 def _token_before_last(ids: Tensor, image: Tensor, tiles: list[list[int]], sizes: list[int]) -> int | None:

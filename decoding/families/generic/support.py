@@ -7,16 +7,53 @@ import sys
 from typing import Any
 
 from damro.decoding.compat import older_than
+from damro.decoding.errors import UnsupportedModelError
 
 SINCE = "5.20"
 """The first transformers whose models take image features that are computed already."""
 
 _OTHERWISE = {
     "diffusion_gemma": "writes by diffusion, not token by token",
+    "fuyu": "has no vision tower: patches themselves are its image columns",
+    "gemma4_unified": "has no vision tower: patches themselves are its image columns",
+    "granite4_vision": "adds its image columns in deeper layers alone",
+    "janus": "has a generate() of its own, which drops logits processors",
     "instructblipvideo": "reads videos alone",
+    "llama4": "makes its image columns only where its language model reads them",
     "mllama": "looks at images by cross-attention: there are no image columns to leave out",
 }
 """Image-text models that do not do as others do."""
+
+NO_PATCHES = {
+    "aria": "its image columns are queries, not patches",
+    "deepseek_vl_hybrid": "its image columns join what two vision towers see",
+    "fast_vlm": "its vision tower is a convolutional network",
+    "gemma3n": "its vision tower is a convolutional network",
+    "got_ocr2": "its vision tower attends in a way of its own",
+    "hunyuan_vl": "its image columns hold line ends beside patches",
+    "idefics2": "its image columns are queries, not patches",
+    "lfm3_vl": "its vision tower ends in a convolution",
+    "minicpmv4_6": "its vision tower merges patches between its layers",
+    "molmo2": "its image columns are pooled over patches as its processor says",
+    "perception_lm": "its vision tower is one of timm, whose attention transformers does not see",
+    "pp_chart2table": "its vision tower attends in a way of its own",
+    "step3p7": "its image columns join several views of an image",
+}
+"""Model types whose patches cannot be ranked, and why. Methods that choose none (vcd, icd, m3id) serve them."""
+
+
+def check_patches(model: Any) -> None:
+    """Checks that a model's image columns are patches that can be ranked, as far as is known.
+
+    Raises:
+        UnsupportedModelError: if it is known that they are not, and why.
+    """
+    reason = NO_PATCHES.get(model.config.model_type)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"method must be one that chooses no patches (vcd, icd, m3id, no-image) for {model.config.model_type}, got "
+            f"one that does: {reason}"
+        )
 
 
 def why_not(kind: type[Any]) -> str | None:

@@ -37,8 +37,9 @@ def column_heads(model: Any, inputs: Mapping[str, Any], recorded: RecordedLayer)
     """
     if not recorded.calls:
         raise UnsupportedModelError(
-            f"vision tower of {model.config.model_type} must attend through AttentionInterface, got none there; its "
-            "patches cannot be ranked by attention"
+            f"vision tower of {model.config.model_type} must attend through AttentionInterface, got none there; load "
+            "the model with attn_implementation='sdpa' and without code of its own, or take a method that chooses no "
+            "patches (vcd, icd, m3id, no-image)"
         )
     found = _columns(model, inputs, recorded.calls, cls=recorded.source == "cls")
     if recorded.source == "cls":
