@@ -42,6 +42,30 @@ def test_table_names_what_was_measured(capsys: pytest.CaptureFixture[str]) -> No
     assert sum(line.startswith(("greedy", "naive", "lazy", "fused")) for line in printed.splitlines()) == 5
 
 
+def test_the_analysis_stands_beside_the_vision_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*MICRO, "--batch", "1", "2", "--new-tokens", "2", "--no-questions", "--no-pruning"]
+    assert main([*asked, "--json"]) == 0
+    analysis = json.loads(capsys.readouterr().out)["analysis"]
+    assert analysis["image_tokens"] == 64 and [row["batch"] for row in analysis["rows"]] == [1, 2]
+    for row in analysis["rows"]:
+        assert row["ratio"] == row["analysed"] / row["vision"] and row["verifying"] is None
+    assert main([*asked, "--no-analysis"]) == 0
+    assert "analysis" not in capsys.readouterr().out
+
+
+def test_a_model_without_a_module_is_measured_in_all_but_pruning(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*MICRO, "--batch", "1", "--new-tokens", "2"]
+    asked[asked.index("micro")] = "micro-qwen2.5-vl"
+    assert main([*asked, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (cell,) = report["cells"]
+    assert {name: speed["vision_passes"] for name, speed in cell["methods"].items()} == {
+        "greedy": 1, "lazy": 1, "lazy-idle": 1, "fused": 1,
+    }  # fmt: skip
+    assert report["analysis"]["rows"][0]["verifying"] > 0 and len(report["questions"]) == 4
+    assert "pruning" not in report
+
+
 def test_other_image_tokens_are_measured_at_the_first_batch_only() -> None:
     asked = argparse.Namespace(image_tokens=[64, 576, 2880], batch=[1, 4], new_tokens=[8, 64])
     assert list(_cells(asked)) == [

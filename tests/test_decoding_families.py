@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from damro.decoding.errors import InputsError
+from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.families import FAMILIES, family_of
 from damro.decoding.families.base import attention_mask_of, clip_feature_layer, rows_of_images
+from damro.decoding.families.generic import support
+from damro.speed.shapes import SHAPES, random_model
 from tests.family_models import MORE_FAMILIES, family_model
 from tests.golden_cases import FAMILIES as NAMES
 from tests.golden_cases import inputs_of, model_of
@@ -19,7 +23,7 @@ EVERY_FAMILY = pytest.mark.parametrize("name", NAMES)
 
 def test_there_is_a_module_for_each_supported_model():
     more = {family_model(name).config.model_type for name in MORE_FAMILIES}
-    assert set(FAMILIES) == set(NAMES) | more
+    assert set(FAMILIES) == set(NAMES) | more | {"llava_next_video"}  # see tests/test_families_llava_next_video.py
     for name in NAMES:
         assert family_of(model_of(name)) is FAMILIES[name]
 
@@ -148,3 +152,14 @@ def test_images_that_do_not_fit_the_rows():
         rows([[9, 9], [9, 9]], 2)
     with pytest.raises(InputsError, match="no room for the 2 columns of image 2"):
         rows([[9, 9], [9, 9]], 2, 2, 2)
+
+
+def test_before_5_20_models_without_a_module_are_refused_by_name(monkeypatch):
+    """As the models of transformers 5.19 take no image features that are computed already."""
+    monkeypatch.setattr(support, "older_than", lambda version: version == "5.20")
+    sentence = "needs transformers 5.20 or newer; pip install 'transformers>=5.20'"
+    assert support.why_not(Qwen2_5_VLForConditionalGeneration) == sentence
+    model = random_model(SHAPES["micro-qwen2.5-vl"], device="meta")
+    with pytest.raises(UnsupportedModelError, match=f"got model_type 'qwen2_5_vl', which {re.escape(sentence)}"):
+        family_of(model)
+    assert family_of(model_of("llava")) is FAMILIES["llava"]  # has a module

@@ -144,6 +144,7 @@ def test_images_that_are_not_square_have_a_grid_of_their_own():
 def test_the_grid_follows_the_pixels(monkeypatch):
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     monkeypatch.setattr(model.model, "get_image_features", interpolating(model))
+    monkeypatch.setattr("damro.decoding.families._check_tables", lambda *args: None)  # CLIP as it is cannot do that
     ids = inputs["input_ids"]
     one_less = (ids == 199).nonzero()[0, 1]
     inputs["input_ids"] = torch.cat([ids[:, :one_less], ids[:, one_less + 1 :]], dim=1)

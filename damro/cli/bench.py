@@ -1,4 +1,4 @@
-"""``damro bench``: how fast plain, naive, lazy and fused decoding are on this machine, and what pruning saves."""
+"""``damro bench``: how fast plain, naive, lazy and fused decoding are, what the analysis costs, what pruning saves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
 
 _QUESTIONS = 6
 _KEPT = (288, 192, 128, 64, 29)
+_WITHOUT_PRESET = "damro:alpha=2,beta=0.1,top_k=10"
+"""What is measured where the family has no preset: LLaVA-1.5's values."""
 _MIB = 2**20
 
 
@@ -27,7 +29,9 @@ def add_parser(subparsers: Any) -> None:
         "and prints medians. Random weights in the shape of a real model unless CONFIG is a checkpoint.",
     )
     parser.add_argument(
-        "--config", default="small", help="small, llava-1.5-7b, micro, or a checkpoint (default: small)"
+        "--config",
+        default="small",
+        help="small, small-qwen2.5-vl, llava-1.5-7b, micro, micro-qwen2.5-vl, or a checkpoint (default: small)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -55,6 +59,9 @@ def add_parser(subparsers: Any) -> None:
         f"(default: {' '.join(map(str, _KEPT))}, as far as the image has more)",
     )
     parser.add_argument("--no-pruning", action="store_true", help="leave out what pruning saves")
+    parser.add_argument(
+        "--no-analysis", action="store_true", help="leave out the vision pass with and without DAMRO's look"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -89,13 +96,17 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(_table(report["cells"][-1]))
     model = models.of(_base(args))
-    if not args.no_pruning:
+    if not args.no_analysis:
+        report["analysis"] = _measure_analysis(model, args)
+        if not args.json:
+            print(_analysis_table(report["analysis"]))
+    if not args.no_pruning and not _is_generic(model):
         report["pruning"] = _measure_pruning(model, args, keep_tokens)
         if not args.json:
             print(_pruning_table(report["pruning"]))
     if not args.no_questions:
         inputs = _inputs(model, _QUESTIONS, _base(args), same_image=True)
-        report["questions"] = questions_per_second(model, inputs, repeats=args.repeats)
+        report["questions"] = questions_per_second(model, inputs, _method(model), repeats=args.repeats)
     read, bandwidth = weight_bytes(model), copy_bandwidth(model.device)
     report["roofline"] = {
         "weight_bytes": read,
@@ -186,8 +197,21 @@ def _inputs(model: Any, batch: int, image_tokens: int, *, same_image: bool = Fal
     return random_inputs(model, batch, images=_TILES[image_tokens][1], same_image=same_image)
 
 
-def _naive() -> Any:
-    """The naive processor, which is part of the repository and not of the package."""
+def _is_generic(model: Any) -> bool:
+    """Whether the model has no module of its own, and so no preset, no pruning and no naive processor."""
+    from damro.decoding.families import family_of, generic
+
+    return family_of(model) is generic
+
+
+def _method(model: Any) -> str:
+    return _WITHOUT_PRESET if _is_generic(model) else "damro"
+
+
+def _naive(model: Any) -> Any:
+    """The naive processor, which is part of the repository and not of the package; it embeds prompts itself."""
+    if _is_generic(model):
+        return None
     try:
         from benchmarks.naive_processor import NaiveProcessor
     except ModuleNotFoundError:
@@ -197,9 +221,13 @@ def _naive() -> Any:
 
 def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str, Any]:
     """Every method's figures, with its ratios to greedy."""
+    from damro.methods import Scene, as_recipe
     from damro.speed.timing import measure, methods
 
-    speeds = measure(model, methods(model, inputs, _naive()), new_tokens=new_tokens, repeats=repeats)
+    calls = methods(model, inputs, _naive(model), _method(model))
+    if _is_generic(model):  # what happens at first use alone is measured by itself
+        as_recipe(_method(model)).method.prepare(model, inputs, Scene())
+    speeds = measure(model, calls, new_tokens=new_tokens, repeats=repeats)
     greedy = speeds["greedy"]
     return {
         name: {
@@ -209,6 +237,17 @@ def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str
         }
         for name, speed in speeds.items()
     }
+
+
+def _measure_analysis(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the vision pass by batch size, alone and with what DAMRO needs of it."""
+    from damro.speed.analysis import measure_analysis
+
+    base, rows = _base(args), []
+    for batch in args.batch:
+        speed = measure_analysis(model, _inputs(model, batch, base), repeats=args.repeats)
+        rows.append({"batch": batch, **asdict(speed), "ratio": speed.analysed / speed.vision})
+    return {"image_tokens": base, "rows": rows}
 
 
 def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence[int]) -> dict[str, Any]:
@@ -249,6 +288,18 @@ def _table(cell: dict[str, Any]) -> str:
             f"{name:10}{speed['tokens_per_second']:>10.1f}{speed['whole']:>9.3f}{speed['whole_ratio']:>7.2f}"
             f"{speed['step'] * 1000:>9.2f}{step_ratio:>7}{speed['vision_passes']:>8}{peak:>10}"
         )
+    return "\n".join(lines)
+
+
+def _analysis_table(analysis: dict[str, Any]) -> str:
+    lines = [
+        f"\nanalysis of {analysis['image_tokens']} image tokens",
+        f"{'batch':6}{'vision pass s':>15}{'with ranking s':>16}{'ratio':>7}{'once s':>9}",
+    ]
+    for row in analysis["rows"]:
+        once = "" if row["verifying"] is None else f"{row['verifying']:.3f}"
+        lines.append(f"{row['batch']:<6}{row['vision']:>15.3f}{row['analysed']:>16.3f}{row['ratio']:>7.2f}{once:>9}")
+    lines.append("vision pass: tower and projector; once: looking up which patches become which column, at first use")
     return "\n".join(lines)
 
 

@@ -92,7 +92,9 @@ def recording_rows(decoder: nn.Module, modules: Sequence[nn.Module], columns: Te
         id(part): runs for module, runs in zip(modules, recorded.runs, strict=True) for part in module.modules()
     }
     before = _RECORDING.rows
-    configs = {id(part.config): part.config for part in decoder.modules() if _names_attention(part)}
+    # Where nothing is looked at, the model attends as it does otherwise: soft-capped, too.
+    parts = decoder.modules() if modules else ()
+    configs = {id(part.config): part.config for part in parts if _names_attention(part)}
     try:
         _RECORDING.rows, _RECORDING.columns = by_module, columns
         with attending(_ATTENTION, list(configs.values())):

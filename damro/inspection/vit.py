@@ -112,7 +112,7 @@ def inspect_vit(
     family = tower_family(model, inputs)
     tower = family.vision_tower(model, inputs)
     source = resolve_source(source, tower)
-    blocks = tower_layers(model, family)
+    blocks = tower_layers(model, family, tower)
     depth = len(blocks)
     numbers = tuple(resolve_layer(model, family, number) for number in (range(depth) if layers is None else layers))
     if not numbers:

@@ -161,7 +161,7 @@ class Method:
 
         family: Any = family_of(model)  # before a preset is missed, a family that there is none of
         if scene.shared_image and hasattr(family, "each_its_image"):
-            inputs, scene = family.each_its_image(model, inputs), replace(scene, shared_image=False)
+            inputs = family.each_its_image(model, inputs)  # where images stand is asked of every prompt
         with torch.no_grad():
             return self.settle(model.config.model_type, scene.task, scene.seed).contrast(model, inputs, scene)
 

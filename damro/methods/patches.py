@@ -160,7 +160,7 @@ def random_patches(seeds: int | list[int]) -> Choose:
 
     Args:
         seeds: one for all tiles of a batch, which are then drawn in a row, or one a tile, whose draw then depends on
-            nothing else.
+            nothing else. Of fewer seeds than tiles, those of an image that all prompts show, each prompt has the same.
 
     Example:
         >>> import torch
@@ -175,7 +175,8 @@ def random_patches(seeds: int | list[int]) -> Choose:
             order = torch.rand(weights.shape, generator=torch.Generator().manual_seed(seeds)).argsort(dim=-1)
         else:
             patches = weights.shape[-1]
-            order = torch.stack([torch.randperm(patches, generator=torch.Generator().manual_seed(s)) for s in seeds])
+            drawn = torch.stack([torch.randperm(patches, generator=torch.Generator().manual_seed(s)) for s in seeds])
+            order = drawn.repeat(len(weights) // len(drawn), 1)
         return order[:, :top_k].to(weights.device)
 
     return choose

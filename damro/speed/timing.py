@@ -90,7 +90,10 @@ def time_call(call: Call, device: torch.device) -> Run:
 
 
 def methods(
-    model: PreTrainedModel, inputs: Mapping[str, Any], naive: Callable[..., LogitsProcessor] | None
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    naive: Callable[..., LogitsProcessor] | None,
+    method: str = "damro",
 ) -> dict[str, Call]:
     """The calls that are compared.
 
@@ -103,15 +106,22 @@ def methods(
         model: the LVLM.
         inputs: of all calls.
         naive: makes the naive processor from model and inputs; None leaves it out.
+        method: of lazy and fused, with its parameters where the model has no preset.
     """
+    idle = f"{method.partition(':')[0]}:{','.join([*_others(method), 'alpha=0'])}"
     stock: Any = model
     calls: dict[str, Call] = {"greedy": lambda **options: stock.generate(**inputs, **options)}
     if naive is not None:
         calls["naive"] = lambda **options: stock.generate(**inputs, logits_processor=[naive(model, inputs)], **options)
-    calls["lazy"] = lambda **options: generate(model, inputs, strategy="lazy", **options)
-    calls["lazy-idle"] = lambda **options: generate(model, inputs, "damro:alpha=0", strategy="lazy", **options)
-    calls["fused"] = lambda **options: generate(model, inputs, strategy="fused", **options)
+    calls["lazy"] = lambda **options: generate(model, inputs, method, strategy="lazy", **options)
+    calls["lazy-idle"] = lambda **options: generate(model, inputs, idle, strategy="lazy", **options)
+    calls["fused"] = lambda **options: generate(model, inputs, method, strategy="fused", **options)
     return calls
+
+
+def _others(method: str) -> list[str]:
+    """The parameters in a method's text but alpha."""
+    return [told for told in method.partition(":")[2].split(",") if told and not told.startswith("alpha=")]
 
 
 def measure(
@@ -187,23 +197,32 @@ def _resident(field: str) -> int:
 
 
 def questions_per_second(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], *, new_tokens: int = 2, repeats: int = 3
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    method: str = "damro",
+    *,
+    new_tokens: int = 2,
+    repeats: int = 3,
 ) -> dict[str, float]:
     """How fast questions about one image are answered: one by one, as a batch, with a shared prefix.
 
     Args:
         model: the LVLM.
         inputs: of all questions, the image once a question.
+        method: what is compared with plain decoding.
         new_tokens: length of an answer; "yes" and the end.
         repeats: rounds of which the median is taken.
     """
     options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
-    rows = [{key: value[row : row + 1] for key, value in inputs.items()} for row in range(len(inputs["input_ids"]))]
+    asked = len(inputs["input_ids"])
+    rows = [
+        {key: value.chunk(asked)[row] for key, value in inputs.items()} for row in range(asked)
+    ]  # one image a question
     ways: dict[str, Callable[[], Any]] = {
         "greedy, one by one": lambda: [generate(model, row, method="greedy", **options) for row in rows],
-        "damro, one by one": lambda: [generate(model, row, **options) for row in rows],
-        "damro, batch": lambda: generate(model, inputs, **options),
-        "damro, shared prefix": lambda: generate(model, inputs, shared_prefix=True, **options),
+        "damro, one by one": lambda: [generate(model, row, method, **options) for row in rows],
+        "damro, batch": lambda: generate(model, inputs, method, **options),
+        "damro, shared prefix": lambda: generate(model, inputs, method, shared_prefix=True, **options),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):

@@ -205,15 +205,17 @@ def resolve_layer(model: PreTrainedModel, family: HasTower, layer: int | None) -
     return int(layer) % depth
 
 
-def tower_layers(model: PreTrainedModel, family: HasTower) -> nn.ModuleList:
-    """The transformer layers of a model's vision tower.
+def tower_layers(model: PreTrainedModel, family: HasTower, tower: nn.Module | None = None) -> nn.ModuleList:
+    """The transformer layers of a model's vision tower; of the one given, where a model has several.
 
     Raises:
         UnsupportedModelError: if they are not where transformers puts them.
     """
     own = getattr(family, "layers", None)
-    found: nn.ModuleList = encoder_layers(family.vision_tower(model)) if own is None else own(model)
-    return found
+    if own is not None:
+        found: nn.ModuleList = own(model)
+        return found
+    return encoder_layers(family.vision_tower(model) if tower is None else tower)
 
 
 def read_attention(recorded: ClsQueryKeys, encoding: Encoding, layer: int, heads: Heads) -> CLSAttention:

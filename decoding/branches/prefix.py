@@ -52,9 +52,9 @@ def encode_shared(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Encoding
     """
     check_inputs(model, inputs)
     family: Any = family_of(model)
-    if hasattr(family, "each_its_image"):
-        each: Encoding = family.encode(model, family.each_its_image(model, inputs))
-        return each
+    if hasattr(family, "encode_once"):
+        once: Encoding = family.encode_once(model, inputs)
+        return once
     rows = len(inputs["input_ids"])
     images = {key: inputs[key] for key in (*family.PIXELS, "image_sizes") if inputs.get(key) is not None}
     for key, value in images.items():

@@ -55,8 +55,8 @@ class Family(Protocol):
 
     A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`. One whose
     ViT has no [CLS] has `RANKED = "received"`. One that ranks columns rather than patches also has `layers`, `record`,
-    `column_weights`, `images_of` and `each_its_image`, as :mod:`damro.decoding.families.generic` does. One that leaves
-    some models of its type to that module has a function `serves(model)`.
+    `column_weights`, `images_of`, `each_its_image` and `encode_once`, as :mod:`damro.decoding.families.generic` does.
+    One that leaves some models of its type to that module has a function `serves(model)`.
     """
 
     REQUIRED_INPUTS: tuple[str, ...]

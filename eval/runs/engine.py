@@ -220,8 +220,9 @@ def _try_out(engine: Engine) -> None:
     """Refuse, before the first sample, what would fail with every one of them: both prompts of a blank image."""
     if isinstance(engine.recipe.method, Greedy) and engine.pruning is None:
         return
-    side = int(getattr(engine.model.config.vision_config, "image_size", 0)) or 224
-    inputs = prepare_inputs(engine.processor, [Image.new("RGB", (side, side))], ["?"], engine.model)
+    size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
+    width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
+    inputs = prepare_inputs(engine.processor, [Image.new("RGB", (width, height))], ["?"], engine.model)
     engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], shared=False))
 
 

@@ -20,6 +20,7 @@ from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.prompts import Prompt, VisualPrompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.eval.errors import EvalError
@@ -30,6 +31,7 @@ from damro.eval.samples import Sample
 from damro.loading import prepare_inputs
 from damro.methods import Method, Scene
 from damro.methods.base import VisionRun, seed_of
+from damro.methods.damro import Damro
 from damro.methods.patches import PatchContrast
 
 
@@ -80,9 +82,10 @@ class _OneLook(Scene):
 
     def look(self, model: PreTrainedModel, inputs: Mapping[str, Any], layers: Sequence[int] = ()) -> VisionRun:
         """See :meth:`damro.methods.base.Scene.look`."""
-        family = family_of(model)
-        wanted = {*layers, *(family.feature_layer(model, reference=reference) for reference in (True, False))}
-        if not wanted <= set(self.kept["run"].recorded if "run" in self.kept else ()):
+        family, wanted = family_of(model), set(layers)
+        if layers:  # what another variant asks for comes of the same run
+            wanted |= {family.feature_layer(model, reference=reference) for reference in (True, False)}
+        if "run" not in self.kept or not wanted <= set(self.kept["run"].recorded):
             self.kept["run"] = super().look(model, inputs, sorted(wanted))
         run: VisionRun = self.kept["run"]
         return run
@@ -101,7 +104,9 @@ class _Reader:
     def __init__(self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str) -> None:
         model = engine.model
         scene = _OneLook(True, engine.pruning, engine.processor, seed=engine.seed, images=(image,))
-        found = {method: method.contrast(model, inputs, scene) for method in dict.fromkeys(methods)}
+        # Those that rank patches come first: the run that is recorded serves all.
+        ordered = sorted(dict.fromkeys(methods), key=lambda method: not isinstance(method, Damro))
+        found = {method: method.contrast(model, inputs, scene) for method in ordered}
         self._logits = _first_logits(model, scene.kept["full"], shared=True)
         self._contrasts = {method: one for method, one in found.items() if isinstance(one, Contrast)}
         # Where the full prompt leaves one plausible token, no contrast can change it.
@@ -109,12 +114,15 @@ class _Reader:
         for contrast in self._contrasts.values():
             self._open |= contrast.rule.needed(self._logits, 0).any(dim=-1)
         self._negative: dict[Method, Tensor] = {}
-        if self._contrasts and bool(self._open.any()):
-            rows = stack_rows(
-                [_rows_of(embedded(contrast.negative), self._open) for contrast in self._contrasts.values()]
-            )
-            stacked = _first_logits(model, rows, shared=False)
-            self._negative = dict(zip(self._contrasts, stacked.chunk(len(self._contrasts)), strict=True))
+        if not (self._contrasts and bool(self._open.any())):
+            return
+        negatives = [contrast.negative for contrast in self._contrasts.values()]
+        if any(isinstance(prompt, TokenPrompt) for prompt in negatives):  # read as the model's own inputs
+            read = [_first_logits(model, prompt, shared=False)[self._open] for prompt in negatives]
+        else:
+            rows = stack_rows([_rows_of(embedded(prompt), self._open) for prompt in negatives])
+            read = list(_first_logits(model, rows, shared=False).chunk(len(negatives)))
+        self._negative = dict(zip(self._contrasts, read, strict=True))
 
     def scores(self, method: Method) -> Tensor:
         """`(questions, V)`, log-probabilities of the first token under a method."""
@@ -138,6 +146,10 @@ def _first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
     if is_encoder_decoder(decoder):
         nothing = torch.empty(len(prompt.attention_mask), 0, dtype=torch.long, device=prompt.attention_mask.device)
         return negative_branch(model, prompt).logits(nothing).float()
+    if isinstance(prompt, TokenPrompt):  # language models that keep states have caches of their own
+        output: Any = decoder(**prompt.first_inputs(), use_cache=False, logits_to_keep=1)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
     return (prefill_shared if shared else prefill)(decoder, prompt).logits.float()
 
 

@@ -26,10 +26,10 @@ from damro.decoding.families.base import (
     has_cls,
     image_columns,
 )
-from damro.decoding.families.generic.attention import RecordedLayer, recording, tower_layers
+from damro.decoding.families.generic.attention import RecordedLayer, recording, repeat_recorded, tower_layers
 from damro.decoding.families.generic.features import deepest_layer, encoder_keys, image_features, image_tower
 from damro.decoding.families.generic.layout import images_of
-from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt
+from damro.decoding.families.generic.prompt import TYPES, ImageFeatures, TokenPrompt, repeated
 from damro.decoding.families.generic.support import check_patches
 from damro.decoding.families.generic.weights import column_heads, column_means, column_weights
 
@@ -45,6 +45,7 @@ __all__ = [
     "decoder",
     "each_its_image",
     "encode",
+    "encode_once",
     "feature_layer",
     "full_prompt",
     "images_of",
@@ -95,7 +96,27 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
         Its output and, for each prompt, the vectors of its columns. Where its images stand is found where patches are
         chosen (:func:`images_of`), as decoding without a choice works on models whose columns are no patches, too.
     """
-    outputs = image_features(model, inputs)
+    return _encoding(model, inputs, image_features(model, inputs))
+
+
+def encode_once(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
+    """Runs the vision tower once over the one image that all prompts show; else as :func:`encode`.
+
+    What is recorded meanwhile is that of one copy, and stands there as often as there are prompts.
+
+    Args:
+        model: the model.
+        inputs: as for :func:`each_its_image`.
+    """
+    rows, whole = len(inputs["input_ids"]), each_its_image(model, inputs)
+    tensors = {name: whole[name] for name in encoder_keys(model) if isinstance(whole.get(name), Tensor)}
+    first = {name: value[: len(value) // rows] for name, value in tensors.items()}
+    outputs = repeated(image_features(model, {**whole, **first}), rows)
+    repeat_recorded(rows)
+    return _encoding(model, whole, outputs)
+
+
+def _encoding(model: LVLM, inputs: Mapping[str, Any], outputs: Any) -> Encoding:
     counts = image_columns(model, inputs["input_ids"]).sum(dim=-1).tolist()
     pooled = ImageFeatures.of(outputs).pooled
     if sum(counts) != len(pooled):
@@ -181,7 +202,7 @@ def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _same_parts(value: Tensor, parts: int) -> bool:
     """Whether a tensor consists of so many equal parts."""
-    split = value.view(parts, -1)
+    split = value.reshape(parts, -1)
     return bool((split == split[:1]).all())
 
 

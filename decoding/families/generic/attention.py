@@ -168,5 +168,11 @@ def recording(tower: nn.Module, layers: Sequence[int], source: str) -> Iterator[
         _RECORDING.layers = before
 
 
+def repeat_recorded(copies: int) -> None:
+    """Has what this thread has recorded stand there so many times, as if the tower had seen so many copies."""
+    for layer in {id(layer): layer for layer in (_RECORDING.layers or {}).values()}.values():
+        layer.calls *= copies
+
+
 def _names_attention(part: Any) -> bool:
     return hasattr(getattr(part, "config", None), "_attn_implementation")

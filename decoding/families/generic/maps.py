@@ -108,6 +108,11 @@ def column_map(model: Any, inputs: Mapping[str, Any], image: ImageColumns, layer
     return candidates(model, image.patches, image.merge)[known[key]]
 
 
+def forget(model: Any) -> None:
+    """Drops what has been looked up on a model, so that the next choice of patches looks again."""
+    _found.pop(model.get_encoder(modality="image"), None)
+
+
 def _small(grid: Grid, merge: int, window: int | None) -> Grid:
     """A shape no larger than need be, with several windows that end as they do in this one."""
     period = merge * (window or 2)

@@ -86,6 +86,21 @@ class ImageFeatures:
         return {"mm_encoder_outputs": {"image": self.kind(**told)}}
 
 
+def repeated(output: Any, copies: int) -> Any:
+    """What `get_image_features` would have returned of so many copies of the images, from what it returned of one.
+
+    Tensors and lists have images in front; what is read beside vectors of columns is of no image.
+    """
+    more = {"pooler_output": _copies(output.pooler_output, copies)}
+    if output.get("deepstack_features"):
+        more["deepstack_features"] = [_copies(layer, copies) for layer in output["deepstack_features"]]
+    return type(output)(**{**output, **more})
+
+
+def _copies(features: Any, copies: int) -> Any:
+    return torch.cat([features] * copies) if isinstance(features, Tensor) else list(features) * copies
+
+
 def flat(features: Any) -> Tensor:
     """Vectors `(N, D)` of a tensor `(..., D)`, or of a list of such tensors.
 
