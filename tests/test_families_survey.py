@@ -13,10 +13,11 @@ import torch
 import damro
 from damro.cli import main
 from damro.decoding.branches.fused import why_alone
+from damro.decoding.compat import older_than
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families import FAMILIES, generic
 from damro.decoding.families.base import has_cls
-from damro.decoding.families.generic.support import NO_PATCHES
+from damro.decoding.families.generic.support import NO_PATCHES, SINCE
 from damro.decoding.families.survey import TESTED, survey
 from tests.zoo import LAZY, NEVER, UNRANKED, ZOO, zoo_inputs, zoo_model
 from tests.zoo_reference import Stateless, text_rows
@@ -39,6 +40,10 @@ def test_every_model_that_is_said_to_be_tested_is_in_the_zoo() -> None:
     assert {zoo_model(name).config.model_type for name in UNRANKED} <= set(NO_PATCHES)
 
 
+NEEDS_FEATURES = pytest.mark.skipif(older_than(SINCE), reason=f"models without a module need transformers {SINCE}")
+
+
+@NEEDS_FEATURES
 def test_the_survey_names_every_image_text_model() -> None:
     found = {one.model_type: one for one in survey()}
     assert found["llava"].how == found["llava_next"].how == "module"
@@ -53,6 +58,7 @@ def test_the_survey_names_every_image_text_model() -> None:
     assert all(one.ranked for one in found.values() if one.tested)
 
 
+@NEEDS_FEATURES
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families", "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
