@@ -87,8 +87,8 @@ def _window(model: Any, merge: int) -> int | None:
 def column_map(model: Any, inputs: Mapping[str, Any], image: ImageColumns, layer: int, first: int) -> Tensor:
     """The column of every patch of a tile, `(patches,)`, as the model itself shows it.
 
-    A few small runs of the tower for every shape that is new to it, with an image of noise: two for each round, and as many
-    rounds, up to four, as it takes to tell the candidates apart.
+    A few small runs of the tower for every shape that is new to it, with an image of noise: two for each round, and as
+    many rounds, up to four, as it takes to tell the candidates apart.
 
     Args:
         model: the LVLM.
