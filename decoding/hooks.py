@@ -140,25 +140,36 @@ def hook_for_life(owner: object, module: nn.Module, look: Callable[[Any, tuple[A
     """
     key, of_module = next(_KEYS), weakref.ref(module)
     weakref.finalize(owner, _remove_from, of_module, key).atexit = False
-    _Hook(module, key, _LookOf(owner, look), True).place()
+    _Hook(module, key, _LookOf(owner, look, key), True).place()
 
 
 def _remove_from(of_module: weakref.ref[nn.Module], key: int) -> None:
     module = of_module()
     if module is not None:
-        _Hook(module, key, _nothing, True).remove()
+        hook = _Hook(module, key, _nothing, True)
+        try:
+            hook.remove()
+        finally:
+            hook.remove()  # an interrupt may have cut the first one short
 
 
 class _LookOf:
-    """A hook that calls a function with an object it does not keep alive."""
+    """A hook that calls a function with an object it does not keep alive.
 
-    def __init__(self, owner: object, look: Callable[[Any, tuple[Any, ...], Any], None]) -> None:
+    An interrupt in the very moment in which the object goes can end its removal before that has begun: Python drops
+    what is raised there. Then it removes itself when the module runs next.
+    """
+
+    def __init__(self, owner: object, look: Callable[[Any, tuple[Any, ...], Any], None], key: int) -> None:
         self._owner = weakref.ref(owner)
         self._look = look
+        self._key = key
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         owner = self._owner()
-        if owner is not None:
+        if owner is None:
+            _Hook(module, self._key, _nothing, True).remove()
+        else:
             self._look(owner, args, kwargs or {})
 
     def __reduce__(self) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from damro.decoding.branches.prefix import encode_shared
+from damro.decoding.errors import InputsError
 from damro.decoding.families import family_of
 from damro.decoding.families.generic.prompt import ImageFeatures
 from damro.eval.runs.engine import Engine, make_engine
@@ -107,12 +108,16 @@ def test_sharing_is_what_the_tower_makes_of_copies(name: str) -> None:
     of_tokens = [key for key in inputs if "ids" in key and "position" not in key or key == "attention_mask"]
     inputs |= {key: inputs[key].repeat(2, 1) for key in of_tokens}
     copies = family.each_its_image(model, inputs)
+    if name in ("molmo2", "minicpmv4_6"):  # their patches have numbers in a batch
+        with pytest.raises(InputsError, match="must hold the image once for each of the 2 prompts"):
+            encode_shared(model, inputs)
+        return
     layers = [] if name in UNRANKED else [family.feature_layer(model, reference=True)]
     with record_layers(family, model, copies, layers) as apart:
         expected = ImageFeatures.of(family.encode(model, copies).outputs)
     with record_layers(family, model, copies, layers) as once:
         found = ImageFeatures.of(encode_shared(model, inputs).outputs)
-    torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pooled, expected.pooled, atol=5e-5, rtol=1e-5)
     torch.testing.assert_close(found.deepstack, expected.deepstack, atol=1e-5, rtol=1e-5)
     assert found.others.keys() == expected.others.keys()
     for layer in layers:

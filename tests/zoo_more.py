@@ -11,7 +11,6 @@ from tests.zoo_parts import (
     GLM_STARTS,
     HALF,
     MROPE,
-    PIXTRAL,
     QWEN,
     SIGLIP,
     STARTS,
@@ -133,11 +132,6 @@ _INDEXER = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 2, "num_key_v
             "moe_intermediate_size": 16}  # fmt: skip
 
 
-def _mistral_large4() -> Any:
-    words = text(**{**_INDEXER, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "head_dim": 4})
-    return hf.MistralLarge4Config(vision_config=PIXTRAL, text_config=words, image_token_index=IMAGE)
-
-
 def _glm5_next() -> Any:
     kinds = ["linear_attention", "indexed_attention"]
     states = {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": kinds}
@@ -160,10 +154,9 @@ MORE: dict[str, Kind] = {
     "cosmos3_edge": Kind(_cosmos3_edge, "packed_flat"),
     "cosmos3_omni": Kind(_cosmos3_omni, "packed"),
     "cohere_compass": Kind(_cohere_compass, "packed"),
-    "mistral_large4": Kind(_mistral_large4, "lines"),
     "glm5_next": Kind(_glm5_next, "packed"),
 }
-MORE_RECURRENT = ("qwen3_5_moe", "mistral_large4", "glm5_next")
+MORE_RECURRENT = ("qwen3_5_moe", "glm5_next")
 MORE_LAZY = ("shieldgemma2", "muse_glimmer", "cohere_compass")
 
 

@@ -75,7 +75,6 @@ TESTED: dict[str, Facts] = {
     "cosmos3_edge": Facts("received"),
     "cosmos3_omni": Facts("received"),
     "cohere_compass": Facts("received", _SLIDES),
-    "mistral_large4": Facts("received", _STATES),
     "glm5_next": Facts("received", _STATES),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""

@@ -109,6 +109,14 @@ def encode_once(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
         inputs: as for :func:`each_its_image`.
     """
     rows, whole = len(inputs["input_ids"]), each_its_image(model, inputs)
+    if not _is_repeated(model, inputs):
+        pixels: Tensor = inputs["pixel_values"]
+        if len(pixels) % rows or not _same_parts(pixels, rows):
+            raise InputsError(
+                f"inputs of {model.config.model_type} must hold the image once for each of the {rows} prompts, got "
+                "others; pass every prompt with its image"
+            )
+        return encode(model, inputs)
     tensors = {name: whole[name] for name in encoder_keys(model) if isinstance(whole.get(name), Tensor)}
     first = {name: value[: len(value) // rows] for name, value in tensors.items()}
     outputs = repeated(image_features(model, {**whole, **first}), rows)
@@ -180,11 +188,14 @@ def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Args:
         model: the model.
-        inputs: of B prompts; the image stands in them once, or once a prompt.
+        inputs: of B prompts; the image stands in them once, or once a prompt. Where images have numbers in their batch
+            (Molmo 2, MiniCPM-V) they are left as they are.
 
     Raises:
         InputsError: if there are several images.
     """
+    if not _is_repeated(model, inputs):
+        return inputs
     rows = len(inputs["input_ids"])
     once = {name: inputs[name] for name in encoder_keys(model) if isinstance(inputs.get(name), Tensor)}
     if all(len(value) % rows == 0 and _same_parts(value, rows) for value in once.values()):
@@ -198,6 +209,12 @@ def each_its_image(model: LVLM, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
             "or pass one image at a time"
         )
     return {**inputs, **repeated}
+
+
+def _is_repeated(model: LVLM, inputs: Mapping[str, Any]) -> bool:
+    """Whether the tower's inputs of several equal images are those of one, repeated: no numbers of patches."""
+    told = [name for name in encoder_keys(model) if isinstance(inputs.get(name), Tensor)]
+    return not {"image_token_pooling", "target_sizes"}.intersection(told)
 
 
 def _same_parts(value: Tensor, parts: int) -> bool:
