@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from damro.eval.chair.matchers import Matcher, load_matcher
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError
-from damro.eval.records import read_json, read_records
+from damro.eval.records import read_json, read_records, write_whole
 from damro.eval.resources import coco_objects_path, data_path
 
 ImageId = str | int
@@ -266,6 +265,4 @@ def _read_cache(cache: Path, stamp: Mapping[str, Any]) -> dict[ImageId, list[str
 
 
 def _write_cache(cache: Path, stamp: Mapping[str, Any], objects: Mapping[ImageId, list[str]]) -> None:
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    unfinished.write_text(json.dumps({"made_from": stamp, "objects": objects}), encoding="utf-8")
-    unfinished.replace(cache)
+    write_whole(cache, json.dumps({"made_from": stamp, "objects": objects}))
