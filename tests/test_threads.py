@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,13 +27,7 @@ THREADS, ROUNDS = 3, 3
 Work = Callable[[Any, Inputs], Any]
 
 
-@pytest.fixture(autouse=True)
-def switching() -> Iterator[None]:
-    """Lets threads take turns fifty times as often as they do."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("switching")
 
 
 def other_images(inputs: Inputs, key: str = "pixel_values") -> list[Inputs]:

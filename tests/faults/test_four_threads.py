@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -16,12 +13,7 @@ FAULTS = THREADS * (ROUNDS + SLOW_ROUNDS)
 """Generations in threads that the tests run, taking turns fifty times as often as they would."""
 
 
-@pytest.fixture(autouse=True)
-def switching() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("switching")
 
 
 def run(rounds: int) -> None:
