@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from damro import tiny
+from damro.eval.demo.control import MODEL, WAYS, WITHOUT, run_control
 from damro.eval.demo.demo import METHODS
 from damro.eval.demo.premise import Premise, measure_premise, object_mask
 from damro.eval.statistics import Interval
@@ -93,6 +94,9 @@ def test_the_demo_tells_everything(shown: tuple[dict[str, Any], Path]) -> None:
             for metric, ends in scores["ci"].items():
                 assert ends is None or ends[0] <= scores[metric] <= ends[1]
     assert {"flagged", "base", "difference", "holds", "top_k"} <= set(metrics["premise"])
+    assert metrics["control"]["model"] == "tiny:flawed"
+    assert list(metrics["control"]["methods"]) == list(WAYS)
+    assert len(metrics["control"]["conclusions"]) == 2
     premise, verdict, cost, sampling = metrics["conclusions"]
     assert "of all patches" in premise
     assert "control" in verdict
@@ -106,6 +110,26 @@ def test_the_report_holds_its_pictures(shown: tuple[dict[str, Any], Path]) -> No
     html = (out / "report.html").read_text()
     assert html.count('src="data:image/png;base64,') == 4  # attention, the scene, two charts
     assert "://" not in html
-    for name in METHODS:
+    for name in (*METHODS, *WAYS):
         assert f'<th scope="row">{name}</th>' in html
+    assert "POPE: tiny:flawed" in html and "built to have the flaw" in html
     assert metrics["conclusions"][0].split("[CLS]")[1][:40] in html
+
+
+@pytest.mark.slow
+def test_where_the_flaw_is_built_in_damro_beats_its_controls() -> None:
+    """On 100 scenes; docs/control.md has 300. Intervals are of paired differences, 95 %."""
+    found = run_control(100, tell=lambda what, done, total: None)
+    pope, chair = ({entry.name: entry.whole for entry in one.entries} for one in (found.pope, found.chair))
+    assert found.chair.model == MODEL
+    for control in ("greedy", "random-k", "least-k", "no-image"):
+        fewer = chair["damro"].differences(chair[control])["chair_i"]
+        assert fewer is not None and fewer.high < 0, control
+    recall = chair["damro"].differences(chair["greedy"])["recall"]
+    assert recall is not None and recall.high > 0
+    for control in ("random-k", "least-k"):
+        more = pope["damro"].differences(pope[control])["accuracy"]
+        assert more is not None and more.low > 0, control
+    without = chair[WITHOUT].differences(chair["greedy"])
+    assert without["chair_i"] is not None and without["chair_i"].high < 0
+    assert without["recall"] is not None and without["recall"].low > 0
