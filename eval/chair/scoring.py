@@ -18,9 +18,7 @@ from damro.eval.chair.coco import ImageId, image_key, name_few, normalize_object
 from damro.eval.chair.matchers import Matcher, Mention, load_matcher
 from damro.eval.chair.vocabulary import Vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
-
-CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
-"""Keys under which a record may hold its caption; ``text`` beside another of them is the question."""
+from damro.eval.formats.captions import CAPTION_KEYS, IMAGE_KEYS
 
 
 class Caption(NamedTuple):
@@ -129,7 +127,7 @@ class ChairScore:
 
 
 def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]]) -> list[Caption]:
-    """Captions from records with ``image_id`` (or ``image``, a file name) and the text under one of `CAPTION_KEYS`.
+    """Captions from records with their image under one of `IMAGE_KEYS` and the text under one of `CAPTION_KEYS`.
 
     As in POPE's answers, ``text`` is the question where there is a caption under another key.
 
@@ -149,9 +147,11 @@ def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str,
         where, fields = record if isinstance(record, tuple) else (f"caption {number}", record)
         if not isinstance(fields, Mapping):
             raise DataFormatError(f"{where}: must be an object with image_id and caption, got {fields!r:.80}")
-        image = fields.get("image_id", fields.get("image"))
+        image = next((fields[name] for name in IMAGE_KEYS if fields.get(name) is not None), None)
         if image is None:
-            raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
+            raise DataFormatError(
+                f"{where}: must name its image under one of {', '.join(IMAGE_KEYS)}, has {', '.join(map(repr, fields))}"
+            )
         try:
             key = _caption_key(fields)
             captions.append(Caption(image_key(image), fields[key]))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Measure, Note, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Records, Scoring
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
+from damro.eval.pope.groups import score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
-from damro.eval.pope.scoring import judge, score_pairs
 from damro.eval.records import digest_of_file
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
 from damro.eval.samples import (
@@ -35,21 +35,7 @@ PAPER_QUESTIONS = 9000
 """How many these are together."""
 PAPER_RULE = "vcd"
 """How the released code of DAMRO reads answers (``evaluation/eval_pope/eval_pope.py``)."""
-_MEANINGS = {
-    "unparsed": "neither a yes nor a no to a neutral reader, and counted all the same",
-    "misread": "a yes or a no to a neutral reader, and not the same to the rule",
-}
 _SCENE_SPLITS = ("random", "popular", "adversarial")
-_OUTCOMES = ("tp", "fp", "tn", "fn", "unread")
-
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure(share(lambda m: m[..., 0] + m[..., 2], lambda m: m.sum(-1)), "accuracy", plotted=True),
-    "precision": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 1]), "precision"),
-    "recall": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 3]), "recall"),
-    "f1": Measure(share(lambda m: 2 * m[..., 0], lambda m: 2 * m[..., 0] + m[..., 1] + m[..., 3]), "F1", plotted=True),
-    "yes_ratio": Measure(share(lambda m: m[..., 0] + m[..., 1], lambda m: m.sum(-1)), "yes", better=None, plotted=True),
-}
-"""Of the columns tp, fp, tn, fn, unread. F1 from counts is the harmonic mean of precision and recall."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,7 @@ class Pope(Benchmark):
             changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
             splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
         return [
-            _group(split, pairs, rule, changes[split], beside=rule != scoring.named_rules[0])
+            score_group(split, pairs, rule, changes[split], beside=rule != scoring.named_rules[0])
             for rule in scoring.named_rules
             for split, pairs in splits.items()
         ]
@@ -202,21 +188,3 @@ class Pope(Benchmark):
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}
         return Dataset(self._samples(request, questions), open_scene, data)
-
-
-def _group(
-    name: str, pairs: Sequence[tuple[Question, str]], rule: str, changes: Mapping[str, int], *, beside: bool
-) -> Group:
-    counts: dict[str, list[float]] = {}
-    for question, text in pairs:
-        counts.setdefault(question.image, [0.0] * 5)[_OUTCOMES.index(judge(question, text, rule))] += 1
-    result = score_pairs(pairs, rule)
-    notes = [Note("rule", rule), Note("questions", result.n)]
-    notes += [
-        Note(what, count, _MEANINGS[what], doubtful=count > 0)
-        for what, count in (("unparsed", result.unparsed), ("misread", result.misread))
-    ]
-    notes += [Note(what.replace("_", " "), count) for what, count in changes.items()]
-    columns_of = {image: tuple(columns) for image, columns in counts.items()}
-    title = f"{name} ({rule})" if beside else name
-    return Group(title, {**result.to_dict(), **changes}, columns_of, MEASURES, notes=tuple(notes), beside=beside)
