@@ -4,7 +4,7 @@
 |---|---|
 | records, one a line or a list, CSV, TSV, Excel, Parquet | a caption each, under the keys below |
 | ``{"42": "A dog.", ...}`` | a caption an image |
-| ``{"imgToEval": {...}, "overall": {...}}`` | what the original CHAIR script takes: captions with scores, NaN among them |
+| ``{"imgToEval": {...}, "overall": {...}}`` | input of the original CHAIR script, with scores and NaN among them |
 | ``{"sentences": [...], "overall_metrics": {...}}`` | what CHAIR scripts write: each caption with its objects |
 | samples of lmms-eval | a caption each |
 """
@@ -51,7 +51,7 @@ def read_captions(path: Path | str) -> list[Record]:
     if whole and all(isinstance(text, str) for text in whole.values()):
         return [Record(f"{path}, {image!r:.40}", {"image_id": image, "caption": text}) for image, text in whole.items()]
     raise DataFormatError(
-        f"{path}: must hold records with a caption each, {{image_id: caption}}, or 'imgToEval', got an object with keys "
+        f"{path}: must hold records with a caption each, {{image_id: caption}}, or 'imgToEval', got an object of "
         f'{short(list(whole))}: write a line {{"image_id": ..., "caption": ...}} a caption'
     )
 

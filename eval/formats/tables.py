@@ -21,11 +21,11 @@ _LONGEST_FIELD = 1 << 28
 
 
 def read_table(path: Path | str) -> list[Record]:
-    """Return the rows of a table as records, with where each stands.
+    r"""Return the rows of a table as records, with where each stands.
 
     Excel and Parquet are recognised by their first bytes, CSV and TSV by the file's name (also packed, ``.csv.gz``);
-    anything else is JSON as `damro.eval.records.read_records` takes it. What CSV and TSV hold is text, empty cells in them
-    and in Excel are empty texts. What is null in Parquet is left out, and so are columns of bytes.
+    anything else is JSON as `damro.eval.records.read_records` takes it. What CSV and TSV hold is text, empty cells
+    in them and in Excel are empty texts. What is null in Parquet is left out, and so are columns of bytes.
 
     Raises:
         DataFormatError: The file cannot be read, holds no row, or is a pickle or an old Excel file.

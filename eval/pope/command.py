@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ALL = "all"
 _SIDE_BY_SIDE = 2
-"""So many columns fit a terminal of 80 characters with intervals in brackets beside their values; with more they stand below."""
+"""So many columns fit 80 characters with intervals beside the values; with more they stand below."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:

@@ -71,8 +71,8 @@ def join_files(questions: Sequence[str], answers: Sequence[str], *, by_order: bo
     if len(said) == 1:
         return _divide(asked, said[0][1], by_order)
     raise EvalError(
-        f"--answers must be one file with all answers, or one a split ({len(asked)}), got {len(said)}: give them in the "
-        "order of the splits"
+        f"--answers must be one file with all answers, or one a split ({len(asked)}), got {len(said)}: give them in "
+        "the order of the splits"
     )
 
 
