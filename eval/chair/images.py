@@ -33,8 +33,8 @@ def choose_images(
         folder: Of the images. A file belongs to a key by its whole name, by its name without ending, or as COCO names
             its files.
         annotated: The keys (see `damro.eval.chair.coco.image_key`) that have a ground truth.
-        image_ids: A file that names the images, or a name of a list; see `read_image_ids`. `SEED_500` and None choose by
-            the seed.
+        image_ids: A file that names the images, or the name of a list; see `read_image_ids`. `SEED_500` and None choose
+            by the seed.
         limit: At most so many.
         seed: Of the choice.
 
