@@ -111,6 +111,11 @@ class Benchmark:
         """
         check_fields(self, EvalError)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether its parameters say where images are, so that the embedded scenes are not meant."""
+        return False
+
     def load(self, request: DataRequest) -> Dataset:
         """Return the samples of a request; opens no image yet.
 

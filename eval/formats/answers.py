@@ -144,8 +144,18 @@ def _image_of(fields: Mapping[str, Any]) -> str | None:
     for key in _IMAGE_KEYS:
         value = fields.get(key)
         if isinstance(value, str) and 0 < len(value) <= _NAME_LENGTH and not value.isdigit():
-            return f"{value}.jpg" if _COCO_STEM.fullmatch(value) else value
+            return with_ending(value)
     return None
+
+
+def with_ending(name: str) -> str:
+    """Return an image's name with the ending that COCO's files have, where a tool leaves it out.
+
+    Example:
+        >>> with_ending("COCO_val2014_000000000042"), with_ending("existence/0001.png")
+        ('COCO_val2014_000000000042.jpg', 'existence/0001.png')
+    """
+    return f"{name}.jpg" if _COCO_STEM.fullmatch(name) else name
 
 
 def _is_vlmeval(fields: Mapping[str, Any]) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
-from damro.eval.samples import Dataset, Sample, check_samples, digest_of, folder_opener
+from damro.eval.mme.table import load_table
+from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, digest_of, folder_opener
 
 if TYPE_CHECKING:
     from damro.eval.statistics import Array, Metric
@@ -35,6 +36,10 @@ class Mme(Benchmark):
 
     Attributes:
         split: categories, such as existence; none for every one that is there.
+        data: a table instead of the folder, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/MME or
+            another data set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
+            id=n category=kind.
     """
 
     name: ClassVar = "mme"
@@ -47,15 +52,34 @@ class Mme(Benchmark):
     command: ClassVar = "damro.eval.mme.command"
 
     split: tuple[str, ...] = ()
+    data: str | None = None
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that columns are those of a table."""
+        super().__post_init__()
+        if self.columns and self.data is None:
+            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its data say what the images are."""
+        return self.data is not None
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
-        if request.images is None:
+        opener: ImageSource
+        source: dict[str, Any] = {}
+        if self.data:
+            questions, opener, source["table"] = load_table(self.data, self.columns, self.split, request.images)
+        elif request.images is None:
             raise EvalError(
-                "mme needs the benchmark's folder (a folder a category, with images and questions): give --images"
+                "mme needs the benchmark's folder (a folder a category, with images and questions): give --images, or "
+                "--data with a table such as hf:lmms-lab/MME"
             )
-        opener = folder_opener(request.images)
-        questions = load_questions(request.images, self.split or None)
+        else:
+            opener = folder_opener(request.images)
+            questions = load_questions(request.images, self.split or None)
         samples = [
             Sample(
                 f"{asked.category}/{asked.name}/{asked.number}",
@@ -68,7 +92,7 @@ class Mme(Benchmark):
         samples = samples[: request.limit]
         check_samples(samples)
         data = {"questions": {"n": len(samples), "sha256": digest_of([list(asked) for asked in questions])}}
-        return Dataset(samples, opener, data)
+        return Dataset(samples, opener, {**data, **source})
 
     def score(self, records: Records, scoring: Scoring) -> list[Group]:
         """A group a category and, of several, their sums."""

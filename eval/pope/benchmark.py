@@ -14,6 +14,7 @@ from damro.eval.pope.groups import score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
+from damro.eval.pope.table import load_table
 from damro.eval.records import digest_of_file
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
 from damro.eval.samples import (
@@ -72,6 +73,10 @@ class Pope(Benchmark):
         split: the shipped questions, such as coco/random; all for the nine splits. Embedded scenes have random,
             popular and adversarial.
         questions: a file of questions instead, about any folder of images.
+        data: a table instead, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/POPE or another data
+            set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
+            id=n category=kind name=file.
     """
 
     name: ClassVar = "pope"
@@ -85,9 +90,27 @@ class Pope(Benchmark):
 
     split: tuple[str, ...] = ()
     questions: str | None = None
+    data: str | None = None
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that columns are those of a table."""
+        super().__post_init__()
+        if self.columns and self.data is None:
+            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its data say what the images are."""
+        return self.data is not None
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        if self.data and self.questions:
+            raise EvalError(f"--questions must be left out with --data, got {self.questions!r}: give one of them")
+        if self.data:
+            table = load_table(self.data, self.columns, self.split, request.images, request.limit)
+            return Dataset(self._samples(request, table.questions), table.open_image, {"table": table.source})
         if self.questions and self.split:
             raise EvalError(
                 f"--split must be left out with --questions, got {' '.join(self.split)!r}: give one of them"
@@ -144,8 +167,8 @@ class Pope(Benchmark):
         """What is asked instead of the paper's questions, if so."""
         if request.scenes is not None:
             return "about embedded scenes"
-        if self.questions:
-            return f"of {Path(self.questions).name}"
+        if self.questions or self.data:
+            return f"of {Path(self.questions or self.data or '').name}"
         splits = self._splits() or PAPER_SPLITS
         return None if sorted(splits) == sorted(PAPER_SPLITS) else ", ".join(splits)
 

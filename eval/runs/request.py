@@ -115,7 +115,7 @@ class RunRequest:
     @property
     def data_request(self) -> DataRequest:
         """What the benchmark is to load."""
-        embedded = self.model == TINY and self.images is None
+        embedded = self.model == TINY and self.images is None and not self.asked.has_images
         images = None if self.images is None else Path(self.images)
         return DataRequest(images, self.scenes if embedded else None, self.limit, self.seed, self.prompt)
 
