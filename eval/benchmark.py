@@ -116,6 +116,11 @@ class Benchmark:
         """Whether its parameters say where images are, so that the embedded scenes are not meant."""
         return False
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits, and no answer is generated."""
+        return False
+
     def load(self, request: DataRequest) -> Dataset:
         """Return the samples of a request; opens no image yet.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
@@ -38,6 +38,8 @@ class Mme(Benchmark):
         split: categories, such as existence; none for every one that is there.
         data: a table instead of the folder, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/MME or
             another data set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        read: text for the answers that are generated; logits for the likelier of yes and no by the scores of the first
+            token.
         columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
             id=n category=kind.
     """
@@ -54,6 +56,7 @@ class Mme(Benchmark):
     split: tuple[str, ...] = ()
     data: str | None = None
     columns: tuple[str, ...] = ()
+    read: Literal["text", "logits"] = "text"
 
     def __post_init__(self) -> None:
         """Check the parameters, and that columns are those of a table."""
@@ -66,10 +69,15 @@ class Mme(Benchmark):
         """Whether its data say what the images are."""
         return self.data is not None
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits."""
+        return self.read == "logits"
+
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
         opener: ImageSource
-        source: dict[str, Any] = {}
+        source: dict[str, Any] = {"read": self.read} if self.reads_logits else {}
         if self.data:
             questions, opener, source["table"] = load_table(self.data, self.columns, self.split, request.images)
         elif request.images is None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Records, Scoring
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
 from damro.eval.pope.groups import score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
+from damro.eval.pope.probability import p_yes_of, score_shares
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
 from damro.eval.pope.table import load_table
@@ -28,6 +29,7 @@ from damro.eval.samples import (
     scene_objects,
 )
 
+T = TypeVar("T")
 ALL = "all"
 """Every split, but for the older release of coco/random."""
 PAPER_SPLITS = ("coco/random", "coco/popular", "coco/adversarial")
@@ -75,6 +77,8 @@ class Pope(Benchmark):
         questions: a file of questions instead, about any folder of images.
         data: a table instead, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/POPE or another data
             set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        read: text for the answers that are generated and read by a rule; logits for P(yes) from the scores of the first
+            token, which needs no rule.
         columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
             id=n category=kind name=file.
     """
@@ -92,6 +96,7 @@ class Pope(Benchmark):
     questions: str | None = None
     data: str | None = None
     columns: tuple[str, ...] = ()
+    read: Literal["text", "logits"] = "text"
 
     def __post_init__(self) -> None:
         """Check the parameters, and that columns are those of a table."""
@@ -104,8 +109,17 @@ class Pope(Benchmark):
         """Whether its data say what the images are."""
         return self.data is not None
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits."""
+        return self.read == "logits"
+
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        dataset = self._load(request)
+        return replace(dataset, data={**dataset.data, "read": self.read}) if self.reads_logits else dataset
+
+    def _load(self, request: DataRequest) -> Dataset:
         if self.data and self.questions:
             raise EvalError(f"--questions must be left out with --data, got {self.questions!r}: give one of them")
         if self.data:
@@ -127,24 +141,16 @@ class Pope(Benchmark):
         return Dataset(self._samples(request, questions), opener, data)
 
     def score(self, records: Records, scoring: PopeScoring) -> list[Group]:
-        """A group a split and, of several, all together; for every rule."""
-        splits: dict[str, list[tuple[Question, str]]] = {}
-        for key, fields in records.items():
-            question = Question(key, fields["image"], fields["question"], fields["label"])
-            splits.setdefault(str(fields["split"]), []).append((question, fields["answer"]))
-        changes: dict[str, dict[str, int]] = {split: {} for split in splits}
-        if scoring.labels is not None:
-            labels = load_labels(scoring.labels, complete=scoring.labels_complete)
-            for split, pairs in splits.items():
-                splits[split], changes[split] = correct_pairs(pairs, labels)
-        if len(splits) > 1:
-            names = next(iter(changes.values()))
-            changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
-            splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
+        """A group a split and, of several, all together; for every rule, or by P(yes)."""
+        if self.reads_logits:
+            if scoring.rules != PopeScoring.rules:
+                raise EvalError(f"--rules must be left out where logits are read, got {' '.join(scoring.rules)!r}")
+            return [score_shares(*one) for one in _split_up(records, scoring, p_yes_of)]
+        parts = _split_up(records, scoring, lambda fields, key: str(fields["answer"]))
         return [
-            score_group(split, pairs, rule, changes[split], beside=rule != scoring.named_rules[0])
+            score_group(split, pairs, rule, changes, beside=rule != scoring.named_rules[0])
             for rule in scoring.named_rules
-            for split, pairs in splits.items()
+            for split, pairs, changes in parts
         ]
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
@@ -195,7 +201,7 @@ class Pope(Benchmark):
         return samples
 
     def _of_scenes(self, request: DataRequest, scenes: int) -> Dataset:
-        self.check_scenes_heed("split")
+        self.check_scenes_heed("split", "read")
         splits = [name.removeprefix("tiny/") for name in (_SCENE_SPLITS if self.split in ((), (ALL,)) else self.split)]
         wrong = [name for name in splits if name not in _SCENE_SPLITS]
         if wrong:
@@ -211,3 +217,29 @@ class Pope(Benchmark):
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}
         return Dataset(self._samples(request, questions), open_scene, data)
+
+
+def _split_up(
+    records: Records, scoring: PopeScoring, read: Callable[[Mapping[str, Any], str], T]
+) -> list[tuple[str, list[tuple[Question, T]], dict[str, int]]]:
+    """Each split's questions with what was read of them, under corrected labels; of several splits, all together too.
+
+    Args:
+        records: By sample id.
+        scoring: With the labels.
+        read: From a record and its id to what is scored.
+    """
+    splits: dict[str, list[tuple[Question, T]]] = {}
+    for key, fields in records.items():
+        question = Question(key, fields["image"], fields["question"], fields["label"])
+        splits.setdefault(str(fields["split"]), []).append((question, read(fields, key)))
+    changes: dict[str, dict[str, int]] = {split: {} for split in splits}
+    if scoring.labels is not None:
+        labels = load_labels(scoring.labels, complete=scoring.labels_complete)
+        for split, pairs in splits.items():
+            splits[split], changes[split] = correct_pairs(pairs, labels)
+    if len(splits) > 1:
+        names = next(iter(changes.values()))
+        changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
+        splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
+    return [(split, pairs, changes[split]) for split, pairs in splits.items()]

@@ -15,18 +15,25 @@ if TYPE_CHECKING:
 
 MEAN = "mean of splits"
 """Name of the group of `mean_group`."""
-_OUTCOMES = ("tp", "fp", "tn", "fn", "unread")
+OUTCOMES = ("tp", "fp", "tn", "fn", "unread")
+"""The first columns of a group."""
 _MEANINGS = {
     "unparsed": "neither a yes nor a no to a neutral reader, and counted all the same",
     "misread": "a yes or a no to a neutral reader, and not the same to the rule",
 }
 
+
+def _questions(means: Array) -> Array:
+    total: Array = means[..., : len(OUTCOMES)].sum(-1)
+    return total
+
+
 MEASURES: dict[str, Measure] = {
-    "accuracy": Measure(share(lambda m: m[..., 0] + m[..., 2], lambda m: m.sum(-1)), "accuracy", plotted=True),
+    "accuracy": Measure(share(lambda m: m[..., 0] + m[..., 2], _questions), "accuracy", plotted=True),
     "precision": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 1]), "precision"),
     "recall": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 3]), "recall"),
     "f1": Measure(share(lambda m: 2 * m[..., 0], lambda m: 2 * m[..., 0] + m[..., 1] + m[..., 3]), "F1", plotted=True),
-    "yes_ratio": Measure(share(lambda m: m[..., 0] + m[..., 1], lambda m: m.sum(-1)), "yes", better=None, plotted=True),
+    "yes_ratio": Measure(share(lambda m: m[..., 0] + m[..., 1], _questions), "yes", better=None, plotted=True),
 }
 """Of the columns tp, fp, tn, fn, unread. F1 from counts is the harmonic mean of precision and recall."""
 
@@ -53,7 +60,7 @@ def score_group(
     """
     counts: dict[str, list[float]] = {}
     for question, text in pairs:
-        counts.setdefault(question.image, [0.0] * len(_OUTCOMES))[_OUTCOMES.index(judge(question, text, rule))] += 1
+        counts.setdefault(question.image, [0.0] * len(OUTCOMES))[OUTCOMES.index(judge(question, text, rule))] += 1
     result, changes = score_pairs(pairs, rule), changes or {}
     notes = [Note("rule", rule), Note("questions", result.n)]
     notes += [
@@ -81,7 +88,7 @@ def mean_group(groups: Sequence[Group]) -> Group:
     for name in MEASURES:
         values = [group.scores[name] for group in groups]
         scores[name] = None if None in values else sum(values) / len(values)
-    nothing = (0.0,) * len(_OUTCOMES)
+    nothing = (0.0,) * len(OUTCOMES)
     images = dict.fromkeys(image for group in groups for image in group.counts)
     counts = {image: tuple(n for group in groups for n in group.counts.get(image, nothing)) for image in images}
     return Group(MEAN, scores, counts, measures)
@@ -91,7 +98,7 @@ def _mean_of(metric: Metric, splits: int) -> Metric:
     """The mean of a metric over splits whose columns stand side by side."""
 
     def mean(means: Array) -> Array:
-        width = len(_OUTCOMES)
+        width = len(OUTCOMES)
         total: Array = sum(metric(means[..., width * n : width * (n + 1)]) for n in range(splits))  # type: ignore[assignment]
         return total / splits
 
