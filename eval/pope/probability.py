@@ -91,7 +91,7 @@ def _outcome(question: Question, value: float | None) -> str:
 
 def _bin(value: float) -> int:
     odds = math.log(value) - math.log1p(-value) if 0 < value < 1 else math.copysign(math.inf, value - 0.5)
-    return round((min(max(odds, -_FARTHEST), _FARTHEST) + _FARTHEST) / _STEP)
+    return math.floor((min(max(odds, -_FARTHEST), _FARTHEST) + _FARTHEST) / _STEP)  # a half begins a step
 
 
 def _there(means: Array) -> Array:
@@ -127,14 +127,14 @@ def _best_threshold(means: Array) -> float:
     right = _right_from(means)
     best = [place for place in range(_BINS) if math.isclose(right[place], right.max())]
     place = min(best, key=lambda number: abs(number - _BINS // 2))
-    return 1 / (1 + math.exp(_FARTHEST - _STEP * place + _STEP / 2))
+    return 1 / (1 + math.exp(_FARTHEST - _STEP * place))
 
 
 MEASURES: dict[str, Measure] = {
     **OF_ANSWERS,
     "auc": Measure(share(_won, _pairs), "AUC", plotted=True),
     "best_accuracy": Measure(
-        share(lambda m: _right_from(m).max(-1), lambda m: m[..., : len(OUTCOMES)].sum(-1)), "accuracy at best threshold"
+        share(lambda m: _right_from(m).max(-1), lambda m: m[..., : len(OUTCOMES)].sum(-1)), "best accuracy"
     ),
 }
 """Of the columns of answers and, by log-odds, the questions about what is there and those about what is not."""
