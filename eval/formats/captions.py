@@ -85,9 +85,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _listed(values: Any, where: str) -> list[Record]:
     """The records in a list, or in an object by their ids, without their scores."""
-    items = list(values.items()) if isinstance(values, Mapping) else list(enumerate(values or (), start=1))
-    if not items or not isinstance(values, Mapping | list):
+    if not values or not isinstance(values, Mapping | list):
         raise DataFormatError(f"{where}: must hold captions, got {short(values)}")
+    items = values.items() if isinstance(values, Mapping) else enumerate(values, start=1)
     records = []
     for key, value in items:
         if not isinstance(value, Mapping):

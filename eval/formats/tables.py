@@ -137,10 +137,9 @@ def _excel_rows(path: Path) -> Iterator[Record]:
             raise DataFormatError(
                 f"{path}: must unpack to at most {_UNPACKED} bytes, holds {size}: save it as .csv if it is right"
             )
-        book = excel.load_workbook(path, read_only=True, data_only=True)
-        try:
+        with path.open("rb") as file:  # of a path, openpyxl would look at the ending
+            book = excel.load_workbook(file, read_only=True, data_only=True)
             lines = list(book.worksheets[0].iter_rows(values_only=True))
-        finally:
             book.close()
     except DataFormatError:
         raise
