@@ -28,11 +28,17 @@ def _questions(means: Array) -> Array:
     return total
 
 
+def _both_sides(means: Array) -> Array:
+    """What F1 divides by; nothing where there is no right yes, of which precision and recall have no harmonic mean."""
+    sides: Array = (2 * means[..., 0] + means[..., 1] + means[..., 3]) * (means[..., 0] > 0)
+    return sides
+
+
 MEASURES: dict[str, Measure] = {
     "accuracy": Measure(share(lambda m: m[..., 0] + m[..., 2], _questions), "accuracy", plotted=True),
     "precision": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 1]), "precision"),
     "recall": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 3]), "recall"),
-    "f1": Measure(share(lambda m: 2 * m[..., 0], lambda m: 2 * m[..., 0] + m[..., 1] + m[..., 3]), "F1", plotted=True),
+    "f1": Measure(share(lambda m: 2 * m[..., 0], _both_sides), "F1", plotted=True),
     "yes_ratio": Measure(share(lambda m: m[..., 0] + m[..., 1], _questions), "yes", better=None, plotted=True),
 }
 """Of the columns tp, fp, tn, fn, unread. F1 from counts is the harmonic mean of precision and recall."""
