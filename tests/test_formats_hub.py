@@ -56,7 +56,7 @@ def test_names_that_are_none(cache: Path) -> None:
     fill(cache, "me/empty", "README.md")
     for name, message in (
         ("hf:POPE", "must be hf:OWNER/NAME"),
-        ("hf:me/empty", "with Parquet files, got 'hf:me/empty'"),
+        ("hf:me/empty", "got 'hf:me/empty', which has none"),
     ):
         with pytest.raises(EvalError, match=message):
             hub_files(name)
