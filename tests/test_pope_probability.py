@@ -1,4 +1,5 @@
 import json
+import math
 import random
 
 import pytest
@@ -17,6 +18,32 @@ def pairs_of(*shares: tuple[str, float | None]) -> list[tuple[Question, float | 
 def test_by_hand() -> None:
     shares = [("yes", 0.9), ("yes", 0.4), ("no", 0.5), ("no", 0.1), ("no", 0.4), ("yes", None)]
     found = score_shares("s", pairs_of(*shares))
+    scores = found.scores
+    assert [scores[name] for name in ("tp", "fp", "tn", "fn", "undecided", "n")] == [1, 1, 2, 1, 1, 6]
+    assert scores["accuracy"] == 3 / 6
+    # Of 2 x 3 pairs, 0.9 wins three; 0.4 wins one and ties one.
+    assert scores["auc"] == pytest.approx(4.5 / 6)
+    # From just below 0.9 on: one yes and three noes right of six questions.
+    assert scores["best_accuracy"] == pytest.approx(4 / 6)
+    assert 0.5 < scores["threshold"] <= 0.9
+    assert (scores["rule"], found.notes[3].name, found.notes[3].doubtful) == ("logits", "undecided", True)
+
+
+def test_auc_equals_counting_pairs_and_thresholds_equal_trying_them() -> None:
+    dice = random.Random(0)
+    # Log-odds in the middle of steps, so that rounding changes no order.
+    odds = [(dice.choice(["yes", "no"]), 0.05 * dice.randint(-80, 80) + 0.025) for _ in range(200)]
+    shares = [(label, 1 / (1 + math.exp(-value))) for label, value in odds]
+    scores = score_shares("s", pairs_of(*shares)).scores
+    there = [value for label, value in shares if label == "yes"]
+    absent = [value for label, value in shares if label == "no"]
+    won = sum((a > b) + 0.5 * (a == b) for a in there for b in absent)
+    assert scores["auc"] == pytest.approx(won / len(there) / len(absent))
+
+    def accuracy(threshold: float) -> float:
+        return sum((value >= threshold) == (label == "yes") for label, value in shares) / len(shares)
+
+    assert scores["best_accuracy"] == pytest.approx(max(map(accuracy, [0.0, *there, *absent, 1.1])))
     assert accuracy(scores["threshold"]) == pytest.approx(scores["best_accuracy"])
     assert scores["accuracy"] == pytest.approx(accuracy(0.5))
 
@@ -56,9 +83,7 @@ def test_a_run_is_scored_by_its_probabilities() -> None:
         score_run(Pope(read="logits"), records, PopeScoring(rules=("vcd",)))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"answer": "Yes"}, {"answer": "Yes", "p_yes": 1.5}, {"answer": "No", "p_yes": True}]
-)
+@pytest.mark.parametrize("fields", [{"answer": "Yes"}, {"answer": "No", "p_yes": 1.5}, {"answer": "No", "p_yes": True}])
 def test_no_probability(fields: dict[str, object]) -> None:
     with pytest.raises(DataFormatError, match="record '7' must have a probability under 'p_yes'"):
         p_yes_of(fields, "7")
