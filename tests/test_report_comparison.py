@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from damro.eval.benchmark import find_benchmark
-from damro.eval.chair.benchmark import MEASURES as CAPTIONS
 from damro.eval.chair.benchmark import ChairScoring
+from damro.eval.chair.groups import MEASURES as CAPTIONS
 from damro.eval.errors import EvalError
 from damro.eval.pope.benchmark import PopeScoring
 from damro.eval.pope.groups import MEASURES as ANSWERS
