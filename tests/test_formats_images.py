@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,31 @@ def test_images_that_do_not_decode_are_failed_samples(tmp_path: Path, capsys: py
     assert list(errors) == ["random/3", "random/4", "random/5"]
     assert errors["random/3"].endswith("cannot identify image file")
     assert "row 5: an image must be bytes, a file's name, or both" in errors["random/5"]
+
+
+def test_rows_that_name_images_and_hold_none_fail_one_by_one(tmp_path: Path) -> None:
+    rows = pope_rows([picture(0), picture(1)], ["random"])
+    for row in rows:
+        del row["image_source"]
+        row["image"] = {"bytes": None, "path": f"{row['question_id']}.png"}
+    rows[0]["image"]["bytes"] = picture(0)  # or Parquet would know no bytes
+    dataset = Pope(data=str(write_parquet(tmp_path / "a.parquet", rows))).load(DataRequest())
+    assert [sample.image for sample in dataset.samples] == ["1.png", "2.png", "3.png", "4.png"]
+    with pytest.raises(EvalError, match="row 2 of the table must hold an image under 'image', holds none"):
+        dataset.open_image("2.png")
+    assert dataset.digest_image("2.png") is None
+
+
+def test_threads_get_the_image_they_ask_for(tmp_path: Path, switching: None) -> None:
+    contents = [picture(0, (20 + n, 20)) for n in range(12)]
+    path = tmp_path / "a.parquet"
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist(pope_rows(contents, ["random"])), path, row_group_size=2)
+    dataset = Pope(data=str(path)).load(DataRequest())
+    names = list(dict.fromkeys(sample.image for sample in dataset.samples)) * 8
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda name: dataset.open_image(name).width, names))
+    assert found == [20 + n for n in range(12)] * 8
 
 
 def test_too_large_an_image_is_refused_as_one_of_a_file(tmp_path: Path) -> None:

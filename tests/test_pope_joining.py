@@ -153,6 +153,13 @@ def test_labels_that_are_not_there(tmp_path: Path, label: str | None, kind: type
         join_files([], [path])
 
 
+def test_parts_of_one_name_are_refused(tmp_path: Path, questions: list[str]) -> None:
+    path = write(tmp_path / "a.jsonl", [{"answer": "Yes", "label": "yes", "category": "random"}])
+    for asked in ([], [questions[0], questions[0]]):
+        with pytest.raises(EvalError, match="each split must be given once, got '.*' twice"):
+            join_files(asked, [path, path])
+
+
 def test_the_command_tells_splits_their_mean_and_how_answers_were_joined(
     tmp_path: Path, questions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,9 +97,10 @@ class ImageTable:
         for row in rows:
             try:
                 content = self.table.image(row.number, self.column)
-                digest = hashlib.sha256(content.content or b"").hexdigest()[:16]
                 told = row.fields.get(name_role) or content.path
-            except DataFormatError:  # told when it is opened: a sample that fails, as one whose file does not open
+                # Without bytes an image fails when it is opened, as one whose file does not open.
+                digest = _digest(content.content) if content.content else f"row {row.number + 1}"
+            except DataFormatError:
                 digest, told = f"row {row.number + 1}", None
             name = known.setdefault(digest, _name(told, digest, places))
             places.setdefault(name, row.number)
@@ -260,6 +261,10 @@ def _is_parquet(path: Path) -> bool:
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError as error:
         raise DataFormatError(f"{path}: cannot be read ({error.strerror or error}): give a readable file") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _name(told: str | None, digest: str, taken: Mapping[str, int]) -> str:

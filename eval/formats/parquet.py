@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from damro.eval.errors import DataFormatError
@@ -49,6 +50,7 @@ class ParquetTable:
                     f"{', '.join(file.schema_arrow.names)}: give files of one table"
                 )
         self._group: tuple[int, int, str, Any] | None = None
+        self._reading = Lock()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -85,11 +87,13 @@ class ParquetTable:
             DataFormatError: The file cannot be read, or the cell is neither bytes, nor text, nor both.
         """
         number, group, place = self._place(row)
-        if self._group is None or self._group[:3] != (number, group, column):
-            with _told(self.paths[number]):
-                table = self._files[number].read_row_group(group, columns=[column])
-            self._group = number, group, column, table.column(0)
-        return to_image_cell(self._group[3][place].as_py(), f"{self.paths[number]}, row {row + 1}")
+        with self._reading:  # images are looked through by several threads
+            if self._group is None or self._group[:3] != (number, group, column):
+                with _told(self.paths[number]):
+                    table = self._files[number].read_row_group(group, columns=[column])
+                self._group = number, group, column, table.column(0)
+            value = self._group[3][place].as_py()
+        return to_image_cell(value, f"{self.paths[number]}, row {row + 1}")
 
     def _place(self, row: int) -> tuple[int, int, int]:
         """The file, group and place in the group of a row of the table."""

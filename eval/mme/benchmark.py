@@ -121,7 +121,9 @@ def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:
         answers.setdefault(asked.category, []).append(asked)
     groups: list[Group] = []
     scored: list[MMEAnswer] = []
-    for category, of_category in sorted(answers.items(), key=lambda one: CATEGORIES.index(one[0])):
+    ordered = [*(name for name in CATEGORIES if name in answers), *(name for name in answers if name not in CATEGORIES)]
+    for category in ordered:
+        of_category = answers[category]
         # One of two questions failed: the image cannot count, and is left out with both.
         asked_of = Counter(answer.image for answer in of_category)
         whole = [answer for answer in of_category if asked_of[answer.image] == 2]

@@ -123,7 +123,8 @@ class Pope(Benchmark):
         if self.data and self.questions:
             raise EvalError(f"--questions must be left out with --data, got {self.questions!r}: give one of them")
         if self.data:
-            table = load_table(self.data, self.columns, self.split, request.images, request.limit)
+            splits = () if self.split == (ALL,) else self.split
+            table = load_table(self.data, self.columns, splits, request.images, request.limit)
             return Dataset(self._samples(request, table.questions), table.open_image, {"table": table.source})
         if self.questions and self.split:
             raise EvalError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 from damro.eval.pope.questions import Answer, Question, agree, align, load_answers, load_questions
@@ -42,6 +42,9 @@ class _Asked(NamedTuple):
     questions: list[Question]
 
 
+P = TypeVar("P", Part, _Asked)
+
+
 def join_files(questions: Sequence[str], answers: Sequence[str], *, by_order: bool = False) -> list[Part]:
     """Read questions and answers, and give every question its answer.
 
@@ -64,8 +67,9 @@ def join_files(questions: Sequence[str], answers: Sequence[str], *, by_order: bo
     if not questions:
         if by_order:
             raise EvalError("--by-order must come with --split or --questions, got neither: name what was asked")
-        return [part for name, of_file in said for part in _own_labels(name, of_file)]
+        return _named_once([part for name, of_file in said for part in _own_labels(name, of_file)])
     asked = [_Asked(_name(source), load_questions(source)) for source in questions]
+    _named_once(asked)
     if len(said) == len(asked):
         return [_join(one, of_file, by_order) for one, (_, of_file) in zip(asked, said, strict=True)]
     if len(said) == 1:
@@ -74,6 +78,15 @@ def join_files(questions: Sequence[str], answers: Sequence[str], *, by_order: bo
         f"--answers must be one file with all answers, or one a split ({len(asked)}), got {len(said)}: give them in "
         "the order of the splits"
     )
+
+
+def _named_once(parts: list[P]) -> list[P]:
+    """The parts, which are told apart by their names."""
+    names = [part.name for part in parts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EvalError(f"each split must be given once, got {twice!r} twice: leave one out, or score them one by one")
+    return parts
 
 
 def _name(source: str) -> str:
