@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from damro.decoding.errors import ParameterError
+from damro.eval import pope
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.runs.record import differences, folder_name, load_run, to_record
@@ -128,7 +129,7 @@ def test_lists_of_images_by_name(tmp_path: Path) -> None:
         return [sample.fields["image_id"] for sample in dataset_of(asked).samples]
 
     named = ids(image_ids="damro-500")
-    asked = [int(question.image[13:-4]) for question in load_questions("coco/adversarial")]
+    asked = [int(question.image[13:-4]) for question in pope.load_questions("coco/adversarial")]
     assert named == list(dict.fromkeys(asked)) and len(named) == 500
     assert named[:3] == [310196, 210789, 429109]
     assert ids(image_ids="seed-500") == ids() == [42]
