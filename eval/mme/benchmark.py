@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
-from damro.eval.mme.scoring import CATEGORIES, SUMS, MMEAnswer, MMEScore, parse_answer, score
+from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
 from damro.eval.mme.table import load_table
 from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, digest_of, folder_opener
 
@@ -121,9 +121,7 @@ def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:
         answers.setdefault(asked.category, []).append(asked)
     groups: list[Group] = []
     scored: list[MMEAnswer] = []
-    ordered = [*(name for name in CATEGORIES if name in answers), *(name for name in answers if name not in CATEGORIES)]
-    for category in ordered:
-        of_category = answers[category]
+    for category, of_category in answers.items():
         # One of two questions failed: the image cannot count, and is left out with both.
         asked_of = Counter(answer.image for answer in of_category)
         whole = [answer for answer in of_category if asked_of[answer.image] == 2]

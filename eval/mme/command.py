@@ -12,7 +12,7 @@ from damro.eval.errors import EvalError
 from damro.eval.mme import MMEScore, score
 from damro.eval.mme.benchmark import ALL, score_groups
 from damro.eval.mme.files import load_files
-from damro.eval.mme.scoring import SUMS
+from damro.eval.mme.scoring import CATEGORIES, SUMS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """
     answers = [answer for path in answer_files(args.answers) for answer in load_files(path, args.questions)]
     result = score(answers)
+    answers.sort(key=lambda answer: CATEGORIES.index(answer.category))  # whatever the order of the files
     groups = {group.name: group for group in score_groups(answers)}
     if args.json:
         print(json.dumps({**result.to_dict(), "ci": {name: one.to_dict()["ci"] for name, one in groups.items()}}))
