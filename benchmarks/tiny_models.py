@@ -12,9 +12,8 @@ import torch
 
 from damro.eval import chair, pope
 from damro.eval.pope import builder as pope_builder
-from damro.tiny import load
-from damro.tiny.captions import DETAIL_PROMPT, ONE_WORD, SHORT_PROMPT
-from damro.tiny.model import FAMILIES
+from damro.tiny import checkpoints, load
+from damro.tiny.captions import DETAIL_PROMPT, ENDINGS, ONE_WORD, QUESTION_FORMS, SHORT_PROMPT
 from damro.tiny.scenes import SPLITS, scene
 
 _BATCH = 64
@@ -55,13 +54,14 @@ def measure_model(family: str, split: str, scenes: int, images: int) -> dict[str
     """POPE and CHAIR of a shipped model.
 
     Args:
-        family: "llava", "llava_next" or "instructblip".
+        family: one of `damro.tiny.checkpoints`.
         split: "train", "validation" or "test".
         scenes: how many scenes are captioned; POPE draws its images from those with three classes or more.
         images: images of each POPE split, with six questions each.
 
     Returns:
-        ``{"model", "split", "scenes", "pope": {SPLIT: {...}}, "chair": {"short": {...}, "detailed": {...}}}``.
+        ``{"model", "split", "scenes", "pope": {SPLIT: {...}}, "wordings": {...}, "chair": {"short": {...},
+        "detailed": {...}}}``; "wordings" is POPE's random split with every question in another wording.
     """
     model, processor = load(family)
     shown = [sorted({thing.name for thing in scene(split, index).objects}) for index in range(scenes)]
@@ -71,17 +71,35 @@ def measure_model(family: str, split: str, scenes: int, images: int) -> dict[str
         texts = answer_prompts(model, processor, split, [(index, prompt) for index in range(scenes)], longest=64)
         told: dict[str | int, str] = dict(enumerate(texts))
         captions[name] = chair.score(told, objects, matcher="builtin").to_dict()
-    questions = {}
-    for name in pope_builder.SPLITS:
-        records = pope_builder.build(dict(enumerate(shown)), name, images=images, image_name="{}")
-        prompts = [(int(record["image"]), record["text"] + ONE_WORD) for record in records]
+    asked = {
+        name: pope_builder.build(dict(enumerate(shown)), name, images=images, image_name="{}")
+        for name in pope_builder.SPLITS
+    }
+
+    def score(records: Sequence[pope_builder.PopeRecord], texts: Sequence[str]) -> dict[str, Any]:
+        prompts = [(int(record["image"]), text) for record, text in zip(records, texts, strict=True)]
         answers = answer_prompts(model, processor, split, prompts, longest=3)
-        said = [
-            {"question_id": record["question_id"], "answer": text}
-            for record, text in zip(records, answers, strict=True)
-        ]
-        questions[name] = pope.score(records, said).to_dict()
-    return {"model": family, "split": split, "scenes": scenes, "pope": questions, "chair": captions}
+        pairs = zip(records, answers, strict=True)
+        said = [{"question_id": record["question_id"], "answer": text} for record, text in pairs]
+        return pope.score(records, said).to_dict()
+
+    plain = {name: score(records, [one["text"] + ONE_WORD for one in records]) for name, records in asked.items()}
+    wordings = score(asked["random"], [_reword(one["text"], place) for place, one in enumerate(asked["random"])])
+    return {
+        "model": family,
+        "split": split,
+        "scenes": scenes,
+        "pope": plain,
+        "wordings": wordings,
+        "chair": captions,
+    }
+
+
+def _reword(text: str, place: int) -> str:
+    """A POPE question in one of the wordings that the models know, and with one of the endings."""
+    before, after = QUESTION_FORMS[0].split("{}")
+    form = QUESTION_FORMS[place % len(QUESTION_FORMS)]
+    return form.format(text.removeprefix(before).removesuffix(after)) + ENDINGS[place % len(ENDINGS)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: in place of ``sys.argv``.
     """
     parser = argparse.ArgumentParser(description="Measure a tiny model on rendered scenes.")
-    parser.add_argument("--model", choices=FAMILIES, default="llava", help="which (default: llava)")
+    parser.add_argument("--model", choices=checkpoints(), default="llava", help="which (default: llava)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which scenes (default: test)")
     parser.add_argument("--scenes", type=int, default=300, help="scenes to caption (default: 300)")
     parser.add_argument("--images", type=int, default=200, help="images of each POPE split (default: 200)")
