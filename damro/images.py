@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 
@@ -52,7 +53,30 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
-        with Image.open(path) as image:
+    except (OSError, ValueError) as error:  # a name with a NUL is none
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error)
+        raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
+    return _open(path, shown, max_pixels)
+
+
+def read_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image whose file's bytes are at hand, as `load_image` does.
+
+    Args:
+        content: what the file would hold.
+        name: what errors call it.
+        max_pixels: width times height at most.
+
+    Raises:
+        ImageSizeError: see `load_image`.
+        ImageError: see `load_image`.
+    """
+    return _open(io.BytesIO(content), repr(name), max_pixels)
+
+
+def _open(source: str | os.PathLike[str] | io.BytesIO, shown: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(source) as image:
             if image.format in _PROGRAMS:
                 raise OSError(f"{image.format} is a program and no picture")
             _check_size(*image.size, max_pixels)
@@ -63,7 +87,9 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     except Image.DecompressionBombError as error:
         raise ImageSizeError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
     except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
-        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        # Of bytes, Pillow tells the address of the object that they are in.
+        reason = str(error).partition(" <_io.BytesIO")[0] or type(error).__name__
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else reason
         raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
 
 

@@ -56,18 +56,18 @@ class Dataset:
     def missing_images(self) -> list[str]:
         """Return the names of images whose file is not there, each once; refuse a folder that lacks most of them.
 
-        Where images come from no `ImageFolder`, none is missing.
+        Where images come from no `ImageSource`, none is missing.
 
         Raises:
             EvalError: More than half are missing; names the folder, how many, and the first few.
         """
-        if not isinstance(self.open_image, ImageFolder):
+        if not isinstance(self.open_image, ImageSource):
             return []
         return self.open_image.missing((sample.image for sample in self.samples), at_most=0.5)
 
     def digest_image(self, name: str) -> str | None:
-        """Return the SHA-256 of an image's file; None where there is none, or images come from no `ImageFolder`."""
-        return self.open_image.digest(name) if isinstance(self.open_image, ImageFolder) else None
+        """Return the SHA-256 of an image's file; None where there is none, or images come from no `ImageSource`."""
+        return self.open_image.digest(name) if isinstance(self.open_image, ImageSource) else None
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
@@ -112,16 +112,50 @@ def first_few(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Opens the images of a folder by their names in it; an `OpenImage` that can also tell whether a file is there.
+class ImageSource:
+    """Opens images that are stored somewhere; an `OpenImage` that can also tell which are there, and their contents.
 
     Attributes:
-        folder: As it was given.
         max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
     """
 
+    max_pixels: int | None = field(default=None, kw_only=True)
+
+    def __call__(self, name: str) -> Image.Image:
+        """Open an image by its name.
+
+        Raises:
+            EvalError: There is no image of that name.
+            ImageError: It does not open.
+        """
+        raise NotImplementedError
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of an image's contents; None where there are none that can be read."""
+        raise NotImplementedError
+
+    def missing(self, names: Iterable[str], *, at_most: float) -> list[str]:
+        """Return those of the names that there is no image of, each once; opens none.
+
+        Args:
+            names: Of images.
+            at_most: The share of the names that may be missing.
+
+        Raises:
+            EvalError: More are.
+        """
+        return []
+
+
+@dataclass(frozen=True)
+class ImageFolder(ImageSource):
+    """Opens the images of a folder by their names in it.
+
+    Attributes:
+        folder: As it was given.
+    """
+
     folder: Path
-    max_pixels: int | None = None
 
     def __call__(self, name: str) -> Image.Image:
         """Open an image.
@@ -187,8 +221,8 @@ def folder_opener(folder: Path) -> ImageFolder:
 
 
 def bounded(open_image: OpenImage, max_pixels: int | None) -> OpenImage:
-    """Return what opens images of at most so many pixels, where they come from a folder."""
-    return replace(open_image, max_pixels=max_pixels) if isinstance(open_image, ImageFolder) else open_image
+    """Return what opens images of at most so many pixels, where they come from an `ImageSource`."""
+    return replace(open_image, max_pixels=max_pixels) if isinstance(open_image, ImageSource) else open_image
 
 
 def need_folder(images: Path | None, benchmark: str) -> Path:

@@ -53,8 +53,8 @@ def lemma(word: str, pos: str) -> str:
     return _tools()[2].lemmatize(word, pos)
 
 
-def plain_objects(caption: str) -> list[str]:
-    """Every token tagged, every token lemmatised, then double words, the toilet seat, and the names."""
+def plain_words(caption: str) -> list[str]:
+    """Every token tagged, every token lemmatised, then double words."""
     tagged = _tools()[1].tag(tokenize(caption))
     lemmas = [lemma(token, POS.get(tag[0], "n")) for token, tag in tagged]
     words = []
@@ -62,6 +62,12 @@ def plain_objects(caption: str) -> list[str]:
         double = _double_words().get(" ".join(lemmas[:2]))
         words.append(lemmas[0] if double is None else double)
         lemmas = lemmas[1 if double is None else 2 :]
+    return words
+
+
+def plain_objects(caption: str) -> list[str]:
+    """The words without the toilet seat, and the names."""
+    words = plain_words(caption)
     if "toilet" in words and "seat" in words:
         words = [word for word in words if word != "seat"]
     return [_names()[word] for word in words if word in _names()]

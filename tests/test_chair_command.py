@@ -62,6 +62,60 @@ def test_table_shows_recall_beside_chair(files: tuple[str, str], capsys: pytest.
         assert any(label in line and value in line for line in out.splitlines()), label
 
 
+@pytest.fixture
+def two_files(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / "long.json", tmp_path / "short.csv"]
+    paths[0].write_text('{"1": "A cat on a mat, next to a bus and a ca"}', encoding="utf-8")
+    paths[1].write_text("image_id,prediction\n1,A cat. And\n", encoding="utf-8")
+    (tmp_path / "objects.json").write_text('{"1": ["cat"]}', encoding="utf-8")
+    return [
+        "chair",
+        "--captions",
+        *map(str, paths),
+        "--objects",
+        str(tmp_path / "objects.json"),
+        "--matcher",
+        "builtin",
+    ]
+
+
+def test_several_files_are_scored_at_equal_length_too(two_files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*two_files, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert [one["chair_i"] for one in told["files"].values()] == [0.5, 0.0]  # the bus
+    assert [one["chair_i"] for one in told["equal_length"].values()] == [0.0, 0.0]
+    assert [one["mean_tokens"] for one in told["equal_length"].values()] == [4.0, 4.0]  # "A cat . And"
+    run(*two_files, "--json", "--drop-cut-sentence")
+    told = json.loads(capsys.readouterr().out)
+    # The first has no finished sentence, and stays; of the second "And" goes.
+    assert [one["cut sentences dropped"] for one in told["files"].values()] == [0, 1]
+    assert [one["mean_tokens"] for one in told["equal_length"].values()] == [3.0, 3.0]
+    run(*two_files)
+    out = capsys.readouterr().out
+    assert "long.json" in out and "short.csv" in out and "at equal length" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_files_of_other_images_are_not_scored_at_equal_length(
+    two_files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "objects.json").write_text('{"1": ["cat"], "2": ["dog"]}', encoding="utf-8")
+    (tmp_path / "short.csv").write_text("image_id,caption\n2,A dog.\n", encoding="utf-8")
+    run(*two_files, "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["equal_length"] is None and "are of different images" in err
+    with pytest.raises(EvalError, match="--records must come with one file of captions, got 2"):
+        run(*two_files, "--records", "records.jsonl")
+
+
+def test_intervals_are_those_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run("chair", "--captions", str(RECORDED), "--matcher", "builtin", "--json")
+    result = json.loads(capsys.readouterr().out)
+    for name in ("chair_s", "chair_i", "recall", "precision", "f1", "mean_tokens"):
+        low, high = result["ci"][name]
+        assert low < result[name] < high
+
+
 def test_a_zero_denominator_is_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"image_id": 42, "caption": "Sky."}\n', encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import Any
 import chair_reference as reference
 import pytest
 
-from damro.eval.chair import Caption, parse_captions, score, score_mentions
+from damro.eval.chair import Caption, parse_captions, score, score_readings
 from damro.eval.chair.coco import read_objects
-from damro.eval.chair.matchers import Mention
+from damro.eval.chair.matchers import Mention, Reading
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 from damro.eval.records import read_records
 
@@ -33,7 +33,11 @@ def test_hand_worked_scores() -> None:
     assert result.n_hallucinated_captions == 2
     # Named and present: person, bicycle | cat, of person, bicycle | cat.
     assert result.recall == 3 / 3
+    # Precision, each object once per caption: of person, bicycle, bus | cat, dog the present three.
+    assert result.precision == 3 / 5
+    assert result.f1 == pytest.approx(2 * (3 / 5) * 1 / (3 / 5 + 1))
     assert result.mean_length == (12 + 5 + 2) / 3
+    assert result.mean_tokens == (14 + 6 + 3) / 3  # with each full stop
     assert result.n_captions == 3
     assert result.matcher == "builtin"
 
@@ -47,6 +51,12 @@ def test_counts_per_caption() -> None:
     assert counts.n_recalled == (2, 1, 0)
     assert counts.n_truth == (2, 1, 0)
     assert counts.n_words == (12, 5, 2)
+    assert counts.length == (14, 6, 3)
+
+
+def test_a_pair_that_is_one_word_counts_once_in_the_length() -> None:
+    result = score({1: "A traffic light by a train track."}, {1: []}, matcher="builtin")
+    assert (result.counts.n_words, result.counts.length) == ((7,), (6,))
 
 
 def test_recall_is_pooled_not_averaged_over_captions() -> None:
@@ -85,13 +95,28 @@ def test_recorded_scores_are_reproduced(name: str, nltk_data: None) -> None:
     assert {key: round(value or 0.0, 6) for key, value in scores.items()} == recorded
 
 
+# Of arXiv 2402.14545, Table 1, whose script counts tokens and pairs of words as one.
+@pytest.mark.parametrize(("name", "published"), [("r1-llava1.5-7b", 100.6)])
+def test_len_is_that_of_the_published_table(name: str, published: float, nltk_data: None) -> None:
+    result = score(read_records(reference.CAPTIONS / f"{name}.jsonl.gz"), read_objects(), matcher="nltk")
+    assert round(result.mean_tokens, 1) == published
+
+
+@pytest.mark.parametrize("name", reference.CAPTION_FILES)
+def test_len_is_that_of_the_plain_pipeline(name: str, nltk_data: None) -> None:
+    captions = reference.captions(name)[::10]
+    result = score(captions, read_objects(), matcher="nltk")
+    assert list(result.counts.length) == [len(reference.plain_words(one["caption"])) for one in captions]
+
+
 def test_recorded_objects_give_the_recorded_scores_without_any_matcher() -> None:
     truth = read_objects()
     for name in reference.CAPTION_FILES:
         recorded = json.loads((reference.CAPTIONS / "reference_scores.json").read_text(encoding="utf-8"))[name]["gtB"]
         captions = parse_captions(reference.captions(name))
-        mentions = [[Mention(o, o, 0, 0, 0) for o in objects] for objects in reference.recorded_objects(name)]
-        result = score_mentions(captions, mentions, [truth[c.image_id] for c in captions], matcher="recorded")
+        found = [[Mention(o, o, 0, 0, 0) for o in objects] for objects in reference.recorded_objects(name)]
+        readings = [Reading(mentions, 0, 0) for mentions in found]
+        result = score_readings(captions, readings, [truth[c.image_id] for c in captions], matcher="recorded")
         assert (round(result.chair_s, 6), round(result.chair_i or 0.0, 6)) == (recorded["CHAIRs"], recorded["CHAIRi"])
 
 
@@ -156,7 +181,7 @@ def test_images_without_ground_truth_are_refused() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"caption": "A cat."}, "caption 1: must have image_id or image, has 'caption'"),
+        ({"caption": "A cat."}, "caption 1: must name its image under one of image_id, .*, has 'caption'"),
         ({"image_id": 1, "words": "A cat."}, "under one of caption, .*; has 'image_id', 'words'"),
         ({"image_id": 1, "caption": None}, "got None under 'caption'"),
         ({"image_id": 1.5, "caption": "A cat."}, "caption 1: image_id: must be a whole number or a name, got 1.5"),
@@ -184,7 +209,7 @@ def test_objects_outside_the_vocabulary_are_refused() -> None:
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(AlignmentError, match="got 1, 0, 1"):
-        score_mentions([Caption("1", "A cat.")], [], [["cat"]], matcher="builtin")
+        score_readings([Caption("1", "A cat.")], [], [["cat"]], matcher="builtin")
 
 
 def test_importing_the_scorer_loads_neither_torch_nor_nltk_nor_pycocotools() -> None:

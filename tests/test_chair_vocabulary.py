@@ -89,5 +89,5 @@ def test_a_list_of_images_is_read_as_what_it_is(text: str, keys: list[str], tmp_
 
 def test_a_record_without_an_image_is_said(tmp_path: Path) -> None:
     (tmp_path / "ids").write_text('{"question_id": 1}')
-    with pytest.raises(DataFormatError, match="line 1: must have image_id or image, has 'question_id'"):
+    with pytest.raises(DataFormatError, match="line 1: must name its image under one of .*, has 'question_id'"):
         read_image_ids(tmp_path / "ids")

@@ -303,7 +303,7 @@ def test_answer_keys_and_file_kinds(tmp_path, key, name):
 
 def test_text_is_the_question_where_the_answer_stands_elsewhere(tmp_path):
     path = write(tmp_path / "a.jsonl", {**GOOD, "response": "No"})
-    assert load_answers(path) == [Answer("1", "a.jpg", GOOD["text"], "No")]
+    assert load_answers(path) == [Answer("1", "a.jpg", GOOD["text"], "No", label=GOOD["label"])]
     assert score(load_questions(path), load_answers(path)).fn == 1
 
 

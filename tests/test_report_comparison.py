@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from damro.eval.benchmark import find_benchmark
-from damro.eval.chair.benchmark import MEASURES as CAPTIONS
 from damro.eval.chair.benchmark import ChairScoring
+from damro.eval.chair.groups import MEASURES as CAPTIONS
 from damro.eval.errors import EvalError
-from damro.eval.pope.benchmark import MEASURES as ANSWERS
 from damro.eval.pope.benchmark import PopeScoring
+from damro.eval.pope.groups import MEASURES as ANSWERS
 from damro.eval.report.comparison import Comparison, compare, load_runs
 from damro.eval.report.html import Page, caption_examples, pieces, render, write_report
 from damro.eval.report.plots import draw_bars, to_data_uri

@@ -2,7 +2,7 @@ import math
 
 from matplotlib.text import Text
 
-from damro.eval.pope.benchmark import MEASURES
+from damro.eval.pope.groups import MEASURES
 from damro.eval.report.comparison import Row
 from damro.eval.report.plots import draw_bars, to_data_uri
 from damro.eval.statistics import Interval

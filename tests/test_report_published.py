@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from damro.eval.benchmark import Group
-from damro.eval.chair.benchmark import MEASURES as CAPTIONS
+from damro.eval.chair.groups import MEASURES as CAPTIONS
 from damro.eval.errors import EvalError
 from damro.eval.pope import load_questions
 from damro.eval.pope.benchmark import PAPER_QUESTIONS, PAPER_SPLITS

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from damro.decoding.errors import ParameterError
+from damro.eval import pope
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.runs.record import differences, folder_name, load_run, to_record
@@ -117,6 +118,21 @@ def test_chair_images_are_chosen_by_seed_or_by_list(tmp_path: Path) -> None:
     (tmp_path / "ids.json").write_text("[5]")
     with pytest.raises(EvalError, match=r"got 1 others of 1 \(5\)"):
         ids(image_ids=str(tmp_path / "ids.json"))
+
+
+def test_lists_of_images_by_name(tmp_path: Path) -> None:
+    """DAMRO's 500 are the images of POPE, in its order; 500 of the seed are what is chosen without a list."""
+    Image.new("RGB", (2, 2)).save(tmp_path / "COCO_val2014_000000000042.jpg")
+
+    def ids(**options: object) -> list[int]:
+        asked = request("chair", "m", images=str(tmp_path), **options)
+        return [sample.fields["image_id"] for sample in dataset_of(asked).samples]
+
+    named = ids(image_ids="damro-500")
+    asked = [int(question.image[13:-4]) for question in pope.load_questions("coco/adversarial")]
+    assert named == list(dict.fromkeys(asked)) and len(named) == 500
+    assert named[:3] == [310196, 210789, 429109]
+    assert ids(image_ids="seed-500") == ids() == [42]
 
 
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from damro.cli.results import (
     tell_unscored,
     write_tables,
 )
-from damro.eval.benchmark import BENCHMARKS, Records
+from damro.eval.benchmark import BENCHMARKS, Records, find_benchmark
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
 from damro.eval.runs.request import TINY, RunRequest, to_request
@@ -243,6 +243,8 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     options |= {"model": args.model or TINY, **({} if args.scenes is None else {"scenes": args.scenes})}
     options["batch_size"] = None if args.batch_size == "auto" else _whole_number(args.batch_size)
     data = read_values(BENCHMARKS.find(args.benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
+    if args.scenes is not None and find_benchmark(args.benchmark, data).has_images:
+        raise EvalError(f"--scenes must be left out where the data bring their images, got {args.scenes}: leave it out")
     return [
         Planned(label, folder, RunRequest(args.benchmark, method=recipe.text, data=data, **options))
         for label, folder, recipe in zip(labels(recipes), folders, recipes, strict=True)

@@ -1,15 +1,15 @@
 """CHAIR: which objects that a caption names are not in the image."""
 
 from damro.eval.chair.scoring import (
-    CAPTION_KEYS,
     Caption,
     CaptionCounts,
     CaptionScore,
     ChairScore,
     parse_captions,
     score,
-    score_mentions,
+    score_readings,
 )
+from damro.eval.formats.captions import CAPTION_KEYS
 
 __all__ = [
     "CAPTION_KEYS",
@@ -19,5 +19,5 @@ __all__ = [
     "ChairScore",
     "parse_captions",
     "score",
-    "score_mentions",
+    "score_readings",
 ]

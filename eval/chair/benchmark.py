@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Measure, Note, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Note, Records, Scoring
 from damro.eval.chair.coco import ImageId, image_key, normalize_objects, read_objects
-from damro.eval.chair.images import choose_images, read_image_ids
+from damro.eval.chair.groups import EQUAL_LENGTH, ReadCaptions, cut_captions, drop_cut_sentences, score_group
+from damro.eval.chair.images import DAMRO_500, choose_images, read_image_ids
 from damro.eval.chair.matchers import load_matcher
-from damro.eval.chair.scoring import parse_captions, score_mentions
+from damro.eval.chair.scoring import Caption, parse_captions
+from damro.eval.chair.texts import shortest
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.errors import EvalError
 from damro.eval.records import digest_of_file
-from damro.eval.resources import coco_objects_path, pope_questions_path
+from damro.eval.resources import coco_objects_path
 from damro.eval.samples import (
     Dataset,
     Sample,
@@ -28,16 +30,6 @@ from damro.eval.samples import (
     scene_objects,
 )
 
-MEASURES: dict[str, Measure] = {
-    "chair_s": Measure(share(lambda m: m[..., 1], lambda m: m[..., 0]), "CHAIRs", better="lower", plotted=True),
-    "chair_i": Measure(share(lambda m: m[..., 3], lambda m: m[..., 2]), "CHAIRi", better="lower", plotted=True),
-    "chair_i_unique": Measure(share(lambda m: m[..., 5], lambda m: m[..., 4]), "CHAIRi unique", better="lower"),
-    "recall": Measure(share(lambda m: m[..., 6], lambda m: m[..., 7]), "recall", plotted=True),
-    "mean_length": Measure(share(lambda m: m[..., 8], lambda m: m[..., 0]), "words", unit="", better=None),
-}
-"""Of the columns captions, hallucinated captions, mentions, hallucinated ones, unique, hallucinated unique, recalled,
-present, words."""
-
 PAPER_MATCHER = "nltk"
 """What the released code of DAMRO finds objects with (``evaluation/eval_chair/eval_chair.py``)."""
 
@@ -48,9 +40,15 @@ class ChairScoring(Scoring):
 
     Attributes:
         matcher: nltk, builtin, or auto for nltk where its data is at hand.
+        drop_cut_sentence: leave out a last sentence without an end, as a limit of tokens cuts it.
+        equal_length: also score the captions of an image up to the length of the shortest of all runs.
+        limits: By image, the tokens of a caption that are scored for that; `Chair.settle_scoring` finds them.
     """
 
     matcher: Literal["auto", "nltk", "builtin"] = "auto"
+    drop_cut_sentence: bool = False
+    equal_length: bool = False
+    limits: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class Chair(Benchmark):
 
     Attributes:
         objects: ground truth of the images instead of the shipped one of COCO 2014.
-        image_ids: a file that names the images to caption; else 500 are chosen by the seed.
+        image_ids: a file that names the images to caption, damro-500 for those of the DAMRO paper, which POPE asks
+            about, or seed-500, which are chosen by the seed, as they are where it is left out.
         vocabulary: a file of words and their synonyms to look for, instead of COCO's 80 objects.
     """
 
@@ -106,26 +105,33 @@ class Chair(Benchmark):
             return {str(number): names for number, names in enumerate(scene_objects(request.scenes).values())}
         return {image_key(image): names for image, names in read_objects(self.objects).items()}
 
+    def settle_scoring(self, scoring: ChairScoring, runs: Mapping[str, Records]) -> ChairScoring:
+        """See :meth:`damro.eval.benchmark.Benchmark.settle_scoring`."""
+        if not scoring.equal_length:
+            return scoring
+        matcher = load_matcher(scoring.matcher, self._words())
+        parsed = [_captions_of(records, scoring)[0] for records in runs.values()]
+        lengths = [{caption.image_id: len(matcher.tokens(caption.text)) for caption in captions} for captions in parsed]
+        return replace(scoring, limits=shortest(lengths))
+
     def score(self, records: Records, scoring: ChairScoring) -> list[Group]:
-        """One group, of all captions."""
-        words = self._words()
-        matcher = load_matcher(scoring.matcher, words)
-        captions = parse_captions([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
+        """One group, of all captions, and where it is asked for one of them at equal length."""
+        matcher = load_matcher(scoring.matcher, self._words())
+        captions, dropped = _captions_of(records, scoring)
         objects = self._normalize(scoring.truth, {caption.image_id for caption in captions})
         missing = [caption.image_id for caption in captions if caption.image_id not in objects]
         if missing:
             raise EvalError(f"objects must hold every captioned image, got none for {len(missing)} ({missing[0]}, ...)")
-        mentions = [matcher.find(caption.text) for caption in captions]
-        truth = [objects[caption.image_id] for caption in captions]
-        result = score_mentions(captions, mentions, truth, matcher=matcher.name)
-        counts = {}
-        for caption, row in zip(captions, zip(*result.counts, strict=True), strict=True):
-            n_mentions, n_hallucinated, *others = map(float, row)
-            counts[caption.image_id] = (1.0, float(n_hallucinated > 0), n_mentions, n_hallucinated, *others)
-        notes = [Note("matcher", matcher.name), Note("captions", len(captions))]
         files = {"objects": self.objects, "vocabulary": self.vocabulary}
-        notes += [Note(name, Path(file).name) for name, file in files.items() if file is not None]
-        return [Group("captions", result.to_dict(), counts, MEASURES, result.records, tuple(notes))]
+        notes = [Note(name, Path(file).name) for name, file in files.items() if file is not None]
+        notes += dropped
+        read = ReadCaptions(captions, [matcher.read(caption.text) for caption in captions], matcher.name)
+        groups = [score_group(read, objects, notes)]
+        if scoring.equal_length:
+            groups.append(
+                score_group(cut_captions(read, scoring.limits), objects, notes, name=EQUAL_LENGTH, beside=True)
+            )
+        return groups
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
@@ -136,7 +142,7 @@ class Chair(Benchmark):
         elif scored.counts.keys() != _paper_images():
             found.append(
                 f"images: {len(scored.counts)} that are not the paper's, the {len(_paper_images())} that POPE asks "
-                "about: give --image-ids with POPE's questions of COCO"
+                "about: give --image-ids damro-500"
             )
         if scored.scores["matcher"] != PAPER_MATCHER:
             found.append(f"matcher: {scored.scores['matcher']}; the paper's script is that of {PAPER_MATCHER}")
@@ -159,7 +165,15 @@ class Chair(Benchmark):
         return samples
 
 
+def _captions_of(records: Records, scoring: ChairScoring) -> tuple[list[Caption], list[Note]]:
+    """The captions of a run as they are to be scored, and what was done to them."""
+    captions = parse_captions([{"image_id": f["image_id"], "caption": f["answer"]} for f in records.values()])
+    if not scoring.drop_cut_sentence:
+        return captions, []
+    captions, note = drop_cut_sentences(captions)
+    return captions, [note]
+
+
 @functools.cache
 def _paper_images() -> frozenset[str]:
-    """The images of the released code's ``data/chair/coco_pope_random.jsonl``: those that POPE asks about."""
-    return frozenset(read_image_ids(pope_questions_path("coco/random")))
+    return frozenset(read_image_ids(DAMRO_500))

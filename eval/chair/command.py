@@ -8,16 +8,34 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from damro.eval.chair import CAPTION_KEYS, ChairScore, score
 from damro.eval.chair.coco import ImageId, Progress, build_objects, read_objects
+from damro.eval.chair.groups import EQUAL_LENGTH, ReadCaptions, cut_captions, drop_cut_sentences, score_group
 from damro.eval.chair.matchers import MATCHERS, Matcher, load_matcher
+from damro.eval.chair.scoring import align, parse_captions
+from damro.eval.chair.texts import shortest
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
-from damro.eval.records import read_records, write_whole
+from damro.eval.errors import EvalError
+from damro.eval.formats.captions import CAPTION_KEYS, IMAGE_KEYS, read_captions
+from damro.eval.groups import Group, Note
+from damro.eval.records import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from damro.eval.statistics import Interval
+
+_ROWS = (
+    ("CHAIRs  captions with a hallucinated object", "chair_s"),
+    ("CHAIRi  mentions that are hallucinated", "chair_i"),
+    ("CHAIRi  each object once per caption", "chair_i_unique"),
+    ("Recall  objects in the images that are named", "recall"),
+    ("Precision  objects named that are in the images", "precision"),
+    ("F1  of precision and recall", "f1"),
+    ("Len  tokens, punctuation counted", "mean_tokens"),
+    ("Words  between spaces", "mean_length"),
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -32,13 +50,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "chair",
         help="score captions for objects that are not in the image",
-        description="CHAIR and recall of recorded captions. Files are .json, .jsonl, or .gz of them.",
+        description="CHAIR, recall and length of recorded captions. Files are .json, .jsonl, .csv, .tsv, .gz of them, "
+        ".xlsx or .parquet: records, {image_id: caption}, or imgToEval of the original script.",
     )
     parser.add_argument(
         "--captions",
+        nargs="+",
         metavar="FILE",
         required=True,
-        help=f"captions with image_id (or image, a file name) and the text under {', '.join(map(repr, CAPTION_KEYS))}",
+        help=f"captions with their image under {', '.join(map(repr, IMAGE_KEYS))} and the text under "
+        f"{', '.join(map(repr, CAPTION_KEYS))}; several files of the same images are also scored at equal length",
     )
     truth = parser.add_mutually_exclusive_group()
     truth.add_argument(
@@ -59,7 +80,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--vocabulary", metavar="FILE", help="words and their synonyms to look for, instead of COCO's 80 objects"
     )
     parser.add_argument(
-        "--records", metavar="FILE", help="write one JSON line per caption: its mentions, and the hallucinated ones"
+        "--drop-cut-sentence",
+        action="store_true",
+        help="leave out a last sentence without an end, as a limit of tokens (64, say) cuts it",
+    )
+    parser.add_argument(
+        "--records",
+        metavar="FILE",
+        help="of one file of captions: write one JSON line per caption: its mentions, and the hallucinated ones",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions unrounded")
     parser.set_defaults(run=run)
@@ -79,7 +107,16 @@ def run(args: argparse.Namespace) -> int:
         EvalError: A file is malformed, captions and ground truth do not match, or NLTK's data was asked for and is
             missing.
     """
-    captions = read_records(args.captions)
+    if args.records and len(args.captions) > 1:
+        raise EvalError(
+            f"--records must come with one file of captions, got {len(args.captions)}: score them one by one"
+        )
+    files = {path: parse_captions(read_captions(path)) for path in args.captions}
+    notes: dict[str, list[Note]] = {path: [] for path in files}
+    if args.drop_cut_sentence:
+        for path, captions in files.items():
+            files[path], note = drop_cut_sentences(captions)
+            notes[path].append(note)
     words = load_vocabulary(args.vocabulary)
     matcher = load_matcher(args.matcher, words)
     if args.matcher == "auto" and matcher.name != "nltk":
@@ -89,16 +126,53 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     objects = _build(Path(args.annotations), matcher, words) if args.annotations else read_objects(args.objects)
-    result = score(captions, objects, matcher, words)
+    truth = {path: align(captions, objects, words) for path, captions in files.items()}
+    read = {
+        path: ReadCaptions(captions, [matcher.read(caption.text) for caption in captions], matcher.name)
+        for path, captions in files.items()
+    }
+    whole = {path: score_group(one, truth[path], notes[path]) for path, one in read.items()}
     if args.records:
-        _write_records(Path(args.records), [json.dumps(record.to_dict()) + "\n" for record in result.records])
+        (only,) = whole.values()
+        _write_records(Path(args.records), [json.dumps(record.to_dict()) + "\n" for record in only.captions])
+    cut = _at_equal_length(read, truth)
     if args.json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps(_to_dict(whole, cut), allow_nan=False))
     else:
-        from rich.console import Console
-
-        Console().print(_table(result))
+        _print(whole, cut)
     return 0
+
+
+def _at_equal_length(
+    read: Mapping[str, ReadCaptions], truth: Mapping[str, Mapping[str, frozenset[str]]]
+) -> dict[str, Group]:
+    """The captions of each image up to the length of the shortest; nothing for one file, or files of other images."""
+    lengths = [
+        {caption.image_id: reading.n_tokens for caption, reading in zip(one.captions, one.readings, strict=True)}
+        for one in read.values()
+    ]
+    if len(lengths) == 1:
+        return {}
+    if any(of_file.keys() != lengths[0].keys() for of_file in lengths):
+        print("damro: the files are of different images, so they are not scored at equal length", file=sys.stderr)
+        return {}
+    limits = shortest(lengths)
+    return {
+        path: score_group(cut_captions(one, limits), truth[path], name=EQUAL_LENGTH, beside=True)
+        for path, one in read.items()
+    }
+
+
+def _to_dict(whole: Mapping[str, Group], cut: Mapping[str, Group]) -> dict[str, Any]:
+    told = {path: _scores(group) for path, group in whole.items()}
+    if len(told) == 1:
+        return next(iter(told.values()))
+    at_equal_length = {path: _scores(group) for path, group in cut.items()} or None
+    return {"files": told, "equal_length": at_equal_length}
+
+
+def _scores(group: Group) -> dict[str, Any]:
+    return group.to_dict()
 
 
 def _write_records(path: Path, lines: list[str]) -> None:
@@ -128,22 +202,42 @@ def _build(folder: Path, matcher: Matcher, words: Vocabulary) -> Mapping[ImageId
         return build_objects(folder, matcher, vocabulary=words, cache=cache, progress=progress)
 
 
-def _table(result: ChairScore) -> Table:
-    from rich.table import Table
+def _print(whole: Mapping[str, Group], cut: Mapping[str, Group]) -> None:
+    from rich.console import Console
 
-    table = Table(title="CHAIR", show_header=False)
+    console = Console()
+    console.print(_table("CHAIR", whole))
+    if cut:
+        console.print(_table("CHAIR at equal length: each image's captions up to the shortest", cut))
+    console.print("Beside or below a value: its 95 % bootstrap interval over images.", markup=False, highlight=False)
+
+
+def _table(title: str, groups: Mapping[str, Group]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, show_header=len(groups) > 1)
     table.add_column(justify="left")
-    table.add_column(justify="right")
-    for label, value in (
-        ("CHAIRs  captions with a hallucinated object", result.chair_s),
-        ("CHAIRi  mentions that are hallucinated", result.chair_i),
-        ("CHAIRi  each object once per caption", result.chair_i_unique),
-        ("Recall  objects in the images that are named", result.recall),
-    ):
-        table.add_row(label, "-" if value is None else f"{100 * value:.2f} %")
+    for path in groups:
+        table.add_column(Text(Path(path).name), justify="right")
+    below = len(groups) > 1
+    intervals = [group.intervals() for group in groups.values()]
+    for text, name in _ROWS:
+        label = text.partition("  ")[0] if below else text  # there is room for what it means beside one column
+        unit = next(iter(groups.values())).measures[name].unit
+        table.add_row(label, *(Text(_cell(each[name], unit, below=below)) for each in intervals))
     table.add_section()
-    table.add_row("captions", str(result.n_captions))
-    table.add_row("mentions", str(result.n_mentions))
-    table.add_row("mean length in words", f"{result.mean_length:.1f}")
-    table.add_row("matcher", result.matcher)
+    table.add_row("mentions", *(str(group.scores["n_mentions"]) for group in groups.values()))
+    for notes in zip(*(group.notes for group in groups.values()), strict=True):  # captions, matcher, ...
+        table.add_row(notes[0].name, *(str(note.value) for note in notes))
     return table
+
+
+def _cell(value: Interval | None, unit: str, *, below: bool) -> str:
+    if value is None:
+        return "-"
+    shown = f"{100 * value.estimate:.2f} %" if unit else f"{value.estimate:.1f}"
+    if value.ends is None:
+        return shown
+    low, high = (f"{(100 if unit else 1) * end:.1f}" for end in value.ends)
+    return shown + (f"\n{low}-{high}" if below else f" [{low}, {high}]")

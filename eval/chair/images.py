@@ -10,10 +10,17 @@ from pathlib import Path
 
 from damro.eval.chair.coco import image_key
 from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.formats.captions import IMAGE_KEYS
 from damro.eval.records import read_records, read_text
+from damro.eval.resources import pope_questions_path
 
 IMAGES = 500
 """How many are chosen at random."""
+DAMRO_500 = "damro-500"
+"""Name of the images that the DAMRO paper captions: the list ``data/chair/coco_pope_random.jsonl`` of its released code
+(repository coder-gx/DAMRO), which are the 500 of COCO val2014 that POPE asks about, in its order."""
+SEED_500 = "seed-500"
+"""Name of `IMAGES` images chosen by the seed."""
 _ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -26,7 +33,8 @@ def choose_images(
         folder: Of the images. A file belongs to a key by its whole name, by its name without ending, or as COCO names
             its files.
         annotated: The keys (see `damro.eval.chair.coco.image_key`) that have a ground truth.
-        image_ids: A file that names the images; see `read_image_ids`.
+        image_ids: A file that names the images, or the name of a list; see `read_image_ids`. `SEED_500` and None choose
+            by the seed.
         limit: At most so many.
         seed: Of the choice.
 
@@ -38,7 +46,7 @@ def choose_images(
         if path.suffix.lower() in _ENDINGS:
             keys = (image_key(path.name), image_key(path.stem))
             present.update({key: path.name for key in keys if key in annotated})
-    if image_ids:
+    if image_ids not in (None, SEED_500):
         asked = read_image_ids(image_ids)
         unknown = [key for key in asked if key not in annotated]
         if unknown or not asked:
@@ -58,7 +66,10 @@ def choose_images(
 
 
 def read_image_ids(path: Path | str) -> list[str]:
-    """Return the keys that a file names: records with ``image_id`` or ``image``, a JSON list, or words.
+    """Return the keys that a file names: records with one of `IMAGE_KEYS`, a JSON list, or words.
+
+    Args:
+        path: The file; or `DAMRO_500`, which wins over a file of that name.
 
     Raises:
         DataFormatError: It cannot be read, or a record names no image.
@@ -70,6 +81,8 @@ def read_image_ids(path: Path | str) -> list[str]:
         >>> read_image_ids(file)
         ['42', '73']
     """
+    if str(path) == DAMRO_500:
+        path = pope_questions_path("coco/random")
     text = read_text(path).strip()
     if text.startswith("[") and not re.match(r"\[\s*\{", text):
         try:
@@ -79,9 +92,12 @@ def read_image_ids(path: Path | str) -> list[str]:
     if text.startswith(("[", "{")):
         keys = []
         for where, fields in read_records(path):
-            image = fields.get("image_id", fields.get("image"))
+            image = next((fields[name] for name in IMAGE_KEYS if fields.get(name) is not None), None)
             if image is None:
-                raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
+                raise DataFormatError(
+                    f"{where}: must name its image under one of {', '.join(IMAGE_KEYS)}, has "
+                    f"{', '.join(map(repr, fields))}"
+                )
             keys.append(image_key(image))
         return keys
     return [image_key(word) for word in re.split(r"[\s,;]+", text) if word]

@@ -7,7 +7,9 @@ the image, and C the captions:
     CHAIRs  = |captions with a mention in H| / |C|
     Recall  = sum over captions of |objects named and present| / sum over captions of |objects present|
 
-Recall is pooled over captions (micro average), as in the CHAIR script of OPERA (arXiv 2311.17911).
+Recall is pooled over captions (micro average), as in the CHAIR script of OPERA (arXiv 2311.17911). Precision and F1 are
+pooled likewise, of objects counted once per caption: Precision = sum of |objects named and present| / sum of |objects
+named|, F1 = 2 Precision Recall / (Precision + Recall).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,12 +17,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from damro.eval.chair.coco import ImageId, image_key, name_few, normalize_objects
-from damro.eval.chair.matchers import Matcher, Mention, load_matcher
+from damro.eval.chair.matchers import Matcher, Mention, Reading, load_matcher
 from damro.eval.chair.vocabulary import Vocabulary
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
-
-CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "response")
-"""Keys under which a record may hold its caption; ``text`` beside another of them is the question."""
+from damro.eval.formats.captions import CAPTION_KEYS, IMAGE_KEYS
 
 
 class Caption(NamedTuple):
@@ -41,6 +41,7 @@ class CaptionScore:
         hallucinated: Those of them whose object is not in the image; each carries its place in the text.
         truth: Objects in the image.
         n_words: Length of the caption in words (runs of characters between white space).
+        length: Its length in tokens, see `damro.eval.chair.matchers.Reading`.
     """
 
     image_id: str
@@ -49,6 +50,7 @@ class CaptionScore:
     hallucinated: tuple[Mention, ...]
     truth: frozenset[str]
     n_words: int
+    length: int
 
     @property
     def recalled(self) -> frozenset[str]:
@@ -64,6 +66,7 @@ class CaptionScore:
             "hallucinated": [mention._asdict() for mention in self.hallucinated],
             "objects": sorted(self.truth),
             "n_words": self.n_words,
+            "length": self.length,
         }
 
 
@@ -77,6 +80,7 @@ class CaptionCounts(NamedTuple):
     n_recalled: tuple[int, ...]
     n_truth: tuple[int, ...]
     n_words: tuple[int, ...]
+    length: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ class ChairScore:
         chair_i: Share of mentions that are hallucinated.
         chair_i_unique: The same with each object counted once per caption.
         recall: Share of the objects present that are named, pooled over captions.
+        precision: Share of the objects named that are present, each counted once per caption: 1 - `chair_i_unique`.
+        f1: Harmonic mean of precision and recall.
         mean_length: Mean caption length in words.
+        mean_tokens: Mean caption length in tokens, CHAIR's "Len" (see `damro.eval.chair.matchers.Reading`).
         n_captions: Captions.
         n_hallucinated_captions: Captions with at least one hallucinated mention.
         n_mentions: Mentions.
@@ -104,7 +111,10 @@ class ChairScore:
     chair_i: float | None
     chair_i_unique: float | None
     recall: float | None
+    precision: float | None
+    f1: float | None
     mean_length: float
+    mean_tokens: float
     n_captions: int
     n_hallucinated_captions: int
     n_mentions: int
@@ -129,7 +139,7 @@ class ChairScore:
 
 
 def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str, Any]]]) -> list[Caption]:
-    """Captions from records with ``image_id`` (or ``image``, a file name) and the text under one of `CAPTION_KEYS`.
+    """Captions from records with their image under one of `IMAGE_KEYS` and the text under one of `CAPTION_KEYS`.
 
     As in POPE's answers, ``text`` is the question where there is a caption under another key.
 
@@ -149,9 +159,11 @@ def parse_captions(records: Iterable[Mapping[str, Any] | tuple[str, Mapping[str,
         where, fields = record if isinstance(record, tuple) else (f"caption {number}", record)
         if not isinstance(fields, Mapping):
             raise DataFormatError(f"{where}: must be an object with image_id and caption, got {fields!r:.80}")
-        image = fields.get("image_id", fields.get("image"))
+        image = next((fields[name] for name in IMAGE_KEYS if fields.get(name) is not None), None)
         if image is None:
-            raise DataFormatError(f"{where}: must have image_id or image, has {', '.join(map(repr, fields))}")
+            raise DataFormatError(
+                f"{where}: must name its image under one of {', '.join(IMAGE_KEYS)}, has {', '.join(map(repr, fields))}"
+            )
         try:
             key = _caption_key(fields)
             captions.append(Caption(image_key(image), fields[key]))
@@ -211,24 +223,25 @@ def score(
         parsed = parse_captions({"image_id": image, "caption": text} for image, text in captions.items())
     else:
         parsed = parse_captions(captions)
-    truth = _align(parsed, objects_by_image, vocabulary)
+    objects = align(parsed, objects_by_image, vocabulary)
+    truth = [objects[caption.image_id] for caption in parsed]
     if isinstance(matcher, str):
         matcher = load_matcher(matcher, vocabulary)
-    return score_mentions(parsed, [matcher.find(caption.text) for caption in parsed], truth, matcher=matcher.name)
+    return score_readings(parsed, [matcher.read(caption.text) for caption in parsed], truth, matcher=matcher.name)
 
 
-def score_mentions(
+def score_readings(
     captions: Sequence[Caption],
-    mentions: Sequence[Sequence[Mention]],
+    readings: Sequence[Reading],
     truth: Sequence[Collection[str]],
     *,
     matcher: str,
 ) -> ChairScore:
-    """Score mentions that have been found already. Pure counting.
+    """Score captions that have been read already. Pure counting.
 
     Args:
         captions: The captions.
-        mentions: For each caption, its mentions.
+        readings: For each caption, its mentions and its length.
         truth: For each caption, the COCO names of the objects in its image.
         matcher: What found the mentions; reported with the result.
 
@@ -238,11 +251,11 @@ def score_mentions(
     """
     if not captions:
         raise EvalError("captions: at least one is needed to score, got none")
-    if not len(captions) == len(mentions) == len(truth):
+    if not len(captions) == len(readings) == len(truth):
         raise AlignmentError(
-            f"captions, mentions and truth: must be of one length, got {len(captions)}, {len(mentions)}, {len(truth)}"
+            f"captions, readings and truth: must be of one length, got {len(captions)}, {len(readings)}, {len(truth)}"
         )
-    records = tuple(map(_score_caption, captions, mentions, truth))
+    records = tuple(map(_score_caption, captions, readings, truth))
     counts = CaptionCounts(*zip(*map(_count, records), strict=True))
     n_hallucinated_captions = sum(n > 0 for n in counts.n_hallucinated)
     return ChairScore(
@@ -250,7 +263,10 @@ def score_mentions(
         chair_i=_ratio(counts.n_hallucinated, counts.n_mentions),
         chair_i_unique=_ratio(counts.n_unique_hallucinated, counts.n_unique),
         recall=_ratio(counts.n_recalled, counts.n_truth),
+        precision=_ratio(counts.n_recalled, counts.n_unique),
+        f1=_ratio([2 * sum(counts.n_recalled)], [sum(counts.n_unique) + sum(counts.n_truth)]),
         mean_length=sum(counts.n_words) / len(records),
+        mean_tokens=sum(counts.length) / len(records),
         n_captions=len(records),
         n_hallucinated_captions=n_hallucinated_captions,
         n_mentions=sum(counts.n_mentions),
@@ -263,14 +279,15 @@ def score_mentions(
     )
 
 
-def _score_caption(caption: Caption, mentions: Sequence[Mention], truth: Collection[str]) -> CaptionScore:
+def _score_caption(caption: Caption, reading: Reading, truth: Collection[str]) -> CaptionScore:
     return CaptionScore(
         image_id=caption.image_id,
         caption=caption.text,
-        mentions=tuple(mentions),
-        hallucinated=tuple(mention for mention in mentions if mention.name not in truth),
+        mentions=tuple(reading.mentions),
+        hallucinated=tuple(mention for mention in reading.mentions if mention.name not in truth),
         truth=frozenset(truth),
         n_words=len(caption.text.split()),
+        length=reading.length,
     )
 
 
@@ -284,6 +301,7 @@ def _count(record: CaptionScore) -> tuple[int, ...]:
         len(record.recalled),
         len(record.truth),
         record.n_words,
+        record.length,
     )
 
 
@@ -291,10 +309,22 @@ def _ratio(part: Sequence[int], whole: Sequence[int]) -> float | None:
     return sum(part) / sum(whole) if sum(whole) else None
 
 
-def _align(
-    captions: Sequence[Caption], objects_by_image: Mapping[ImageId, Collection[str]], vocabulary: Vocabulary | None
-) -> list[frozenset[str]]:
-    """The objects of each caption's image."""
+def align(
+    captions: Sequence[Caption],
+    objects_by_image: Mapping[ImageId, Collection[str]],
+    vocabulary: Vocabulary | None = None,
+) -> dict[str, frozenset[str]]:
+    """Return the objects of each captioned image, by its key.
+
+    Args:
+        captions: At most one an image.
+        objects_by_image: COCO names of the objects, or their synonyms; more images than captions are fine.
+        vocabulary: What names the objects; None takes the shipped one.
+
+    Raises:
+        AlignmentError: When an image has two captions, or a caption's image has no ground truth.
+        DataFormatError: When an object of a captioned image is not in the vocabulary.
+    """
     seen: set[str] = set()
     doubled = []
     for image, _ in captions:
@@ -310,4 +340,4 @@ def _align(
             f"captions: every image must be in the ground truth, which lacks {name_few(unknown)}; give a ground truth "
             "that has these images"
         )
-    return [objects[image] for image, _ in captions]
+    return objects

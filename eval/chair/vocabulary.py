@@ -10,7 +10,7 @@ Two data files stand behind this module (their sources are named in ``eval/data/
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,14 @@ class Vocabulary:
         >>> [found.name for found in load_vocabulary().find([(1, "baby"), (2, "bear"), (7, "man")])]
         ['bear', 'person']
         """
+        return self.name_objects(self.merge(words))
+
+    def merge(self, words: Iterable[tuple[int, str]]) -> list[Found]:
+        """Each vocabulary word of a caption, or pair that is read as one, also those that name no object.
+
+        Args:
+            words: As `find` takes them.
+        """
         merged: list[Found] = []
         pending: tuple[int, str] | None = None
         for index, word in words:
@@ -86,6 +94,10 @@ class Vocabulary:
             pending = (index, word)
         if pending is not None:
             merged.append(self._single(*pending))
+        return merged
+
+    def name_objects(self, merged: Sequence[Found]) -> list[Found]:
+        """Those of what `merge` returned that name an object; a shadowed word does not."""
         present = {found.word for found in merged}
         return [found for found in merged if found.name and self.shadowed.get(found.word) not in present]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
-from damro.eval.mme.scoring import HALLUCINATION, MMEAnswer, MMEScore, parse_answer, score
-from damro.eval.samples import Dataset, Sample, check_samples, digest_of, folder_opener
+from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
+from damro.eval.mme.table import load_table
+from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, digest_of, folder_opener
 
 if TYPE_CHECKING:
     from damro.eval.statistics import Array, Metric
@@ -25,8 +26,8 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 """Of the columns `COLUMNS`."""
-SUMS = "all categories"
-"""Name of the group that holds the total and the sum of the hallucination subset."""
+ALL = "all categories"
+"""Name of the group that holds the total and the sums of `damro.eval.mme.scoring.SUMS`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Mme(Benchmark):
 
     Attributes:
         split: categories, such as existence; none for every one that is there.
+        data: a table instead of the folder, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/MME or
+            another data set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        read: text for the answers that are generated; logits for the likelier of yes and no by the scores of the first
+            token.
+        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
+            id=n category=kind.
     """
 
     name: ClassVar = "mme"
@@ -47,15 +54,40 @@ class Mme(Benchmark):
     command: ClassVar = "damro.eval.mme.command"
 
     split: tuple[str, ...] = ()
+    data: str | None = None
+    columns: tuple[str, ...] = ()
+    read: Literal["text", "logits"] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that columns are those of a table."""
+        super().__post_init__()
+        if self.columns and self.data is None:
+            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its data say what the images are."""
+        return self.data is not None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits."""
+        return self.read == "logits"
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
-        if request.images is None:
+        opener: ImageSource
+        source: dict[str, Any] = {"read": self.read} if self.reads_logits else {}
+        if self.data:
+            questions, opener, source["table"] = load_table(self.data, self.columns, self.split, request.images)
+        elif request.images is None:
             raise EvalError(
-                "mme needs the benchmark's folder (a folder a category, with images and questions): give --images"
+                "mme needs the benchmark's folder (a folder a category, with images and questions): give --images, or "
+                "--data with a table such as hf:lmms-lab/MME"
             )
-        opener = folder_opener(request.images)
-        questions = load_questions(request.images, self.split or None)
+        else:
+            opener = folder_opener(request.images)
+            questions = load_questions(request.images, self.split or None)
         samples = [
             Sample(
                 f"{asked.category}/{asked.name}/{asked.number}",
@@ -68,29 +100,37 @@ class Mme(Benchmark):
         samples = samples[: request.limit]
         check_samples(samples)
         data = {"questions": {"n": len(samples), "sha256": digest_of([list(asked) for asked in questions])}}
-        return Dataset(samples, opener, data)
+        return Dataset(samples, opener, {**data, **source})
 
     def score(self, records: Records, scoring: Scoring) -> list[Group]:
         """A group a category and, of several, their sums."""
-        answers: dict[str, list[MMEAnswer]] = {}
-        for fields in records.values():
-            asked = MMEAnswer(
-                *(fields["category"], fields["name"], fields["question"], fields["label"]),
-                fields["answer"].replace("\t", " "),
-            )
-            answers.setdefault(asked.category, []).append(asked)
-        groups: list[Group] = []
-        scored: list[MMEAnswer] = []
-        for category, of_category in answers.items():
-            # One of two questions failed: the image cannot count, and is left out with both.
-            asked_of = Counter(answer.image for answer in of_category)
-            whole = [answer for answer in of_category if asked_of[answer.image] == 2]
-            if whole:
-                groups.append(_group(category, whole, halves=sum(count != 2 for count in asked_of.values())))
-                scored += whole
-        if not groups:
-            raise EvalError("mme must have at least one image with both its questions answered, got none")
-        return [*groups, _sums(groups, score(scored))] if len(groups) > 1 else groups
+        return score_groups(
+            MMEAnswer(*(fields[name] for name in ("category", "name", "question", "label", "answer")))
+            for fields in records.values()
+        )
+
+
+def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:
+    """Return a group a category and, of several, one of their sums. Images with one answer are left out, and told.
+
+    Raises:
+        EvalError: No image has both its questions answered.
+    """
+    answers: dict[str, list[MMEAnswer]] = {}
+    for asked in given:
+        answers.setdefault(asked.category, []).append(asked)
+    groups: list[Group] = []
+    scored: list[MMEAnswer] = []
+    for category, of_category in answers.items():
+        # One of two questions failed: the image cannot count, and is left out with both.
+        asked_of = Counter(answer.image for answer in of_category)
+        whole = [answer for answer in of_category if asked_of[answer.image] == 2]
+        if whole:
+            groups.append(_group(category, whole, halves=sum(count != 2 for count in asked_of.values())))
+            scored += whole
+    if not groups:
+        raise EvalError("mme must have at least one image with both its questions answered, got none")
+    return [*groups, _sums(groups, score(scored))] if len(groups) > 1 else groups
 
 
 def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
@@ -118,10 +158,12 @@ def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
     """The sums over categories, as a group of all images: a row has the columns of every category, all but one zero."""
     scores = {"total": result.total}
     measures = {"total": Measure(_sum(range(len(groups))), "total", unit="", plotted=True)}
-    if result.hallucination is not None:
-        places = [n for n, group in enumerate(groups) if group.name in HALLUCINATION]
-        scores["hallucination"] = result.hallucination
-        measures["hallucination"] = Measure(_sum(places), "hallucination", unit="")
+    for name, parts in SUMS.items():
+        value = getattr(result, name)
+        if value is not None:
+            scores[name] = value
+            places = [n for n, group in enumerate(groups) if group.name in parts]
+            measures[name] = Measure(_sum(places), name, unit="")
     width = len(COLUMNS) * len(groups)
     counts = {}
     for number, group in enumerate(groups):
@@ -129,7 +171,7 @@ def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
             before = (0.0,) * (len(COLUMNS) * number)
             counts[f"{group.name}/{image}"] = (*before, *columns, *(0.0,) * (width - len(before) - len(columns)))
     other = sum(category.other for category in result.categories.values())
-    return Group(SUMS, scores, counts, measures, notes=(_other(other),))
+    return Group(ALL, scores, counts, measures, notes=(_other(other),))
 
 
 def _sum(places: Sequence[int]) -> Metric:

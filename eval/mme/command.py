@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from damro.eval.errors import EvalError
-from damro.eval.mme import MMEScore, load_answers, score
+from damro.eval.mme import MMEScore, score
+from damro.eval.mme.benchmark import ALL, score_groups
+from damro.eval.mme.files import load_files
+from damro.eval.mme.scoring import CATEGORIES, SUMS
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from damro.eval.statistics import Interval
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -28,10 +33,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "mme",
         help="score yes/no answers to MME's questions",
         description="Score answer files of MME: image, question, gold and answer a line, with tabs between. The "
-        "category is the end of a file's name: existence.txt or my-model_existence.txt.",
+        "category is the end of a file's name: existence.txt or my-model_existence.txt. Also answers of lmms-eval "
+        "(*_samples_*.jsonl), VLMEvalKit (.xlsx, .tsv, .json), DAMRO's and LLaVA's scripts (.jsonl).",
     )
     parser.add_argument(
         "--answers", nargs="+", metavar="PATH", required=True, help="answer files, or folders of them (*.txt)"
+    )
+    parser.add_argument(
+        "--questions",
+        metavar="DIR",
+        help="MME's folder, for the gold labels of answers that have none (LLaVA's .jsonl)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, scores unrounded")
     parser.set_defaults(run=run)
@@ -50,13 +61,18 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EvalError: A file is malformed, a folder holds none, or an image has not its two questions.
     """
-    result = score(answer for path in answer_files(args.answers) for answer in load_answers(path))
+    answers = [answer for path in answer_files(args.answers) for answer in load_files(path, args.questions)]
+    result = score(answers)
+    answers.sort(key=lambda answer: CATEGORIES.index(answer.category))  # whatever the order of the files
+    groups = {group.name: group for group in score_groups(answers)}
     if args.json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps({**result.to_dict(), "ci": {name: one.to_dict()["ci"] for name, one in groups.items()}}))
     else:
         from rich.console import Console
 
-        Console().print(_table(result))
+        console = Console()
+        console.print(_table(result, {name: group.intervals() for name, group in groups.items()}))
+        console.print("95 %: bootstrap interval of the score, over images.", markup=False, highlight=False)
     return 0
 
 
@@ -75,18 +91,26 @@ def answer_files(paths: Sequence[str]) -> list[Path]:
     return files
 
 
-def _table(result: MMEScore) -> Table:
+def _table(result: MMEScore, intervals: Mapping[str, Mapping[str, Interval | None]]) -> Table:
     from rich.table import Table
 
     table = Table(title="MME")
     table.add_column("category")
-    for name in ("accuracy", "accuracy+", "score", "other", "questions", "images"):
+    for name in ("accuracy", "accuracy+", "score", "95 %", "other"):
         table.add_column(name, justify="right")
     for name, each in result.categories.items():
-        shares = (f"{100 * each.accuracy:.2f} %", f"{100 * each.accuracy_plus:.2f} %", f"{each.score:.2f}")
-        table.add_row(name, *shares, *map(str, (each.other, each.n_questions, each.n_images)))
+        shares = (f"{100 * each.accuracy:.2f} %", f"{100 * each.accuracy_plus:.2f} %")
+        score_of = (f"{each.score:.2f}", _ends(intervals[name]["score"]))
+        table.add_row(name, *shares, *score_of, str(each.other))
     table.add_section()
-    if result.hallucination is not None:
-        table.add_row("hallucination", "", "", f"{result.hallucination:.2f}")
-    table.add_row("total", "", "", f"{result.total:.2f}")
+    sums = intervals.get(ALL, {})  # of one category there are none
+    for name in (*SUMS, "total"):
+        value = getattr(result, name)
+        if value is not None:
+            table.add_row(name, "", "", f"{value:.2f}", _ends(sums.get(name)))
     return table
+
+
+def _ends(interval: Interval | None) -> str:
+    ends = None if interval is None else interval.ends
+    return "" if ends is None else f"{ends[0]:.0f}-{ends[1]:.0f}"

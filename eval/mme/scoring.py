@@ -19,12 +19,17 @@ from damro.eval.records import read_text
 HALLUCINATION = ("existence", "count", "position", "color")
 """The categories of MME's hallucination subset."""
 
-CATEGORIES = (
-    *HALLUCINATION,
-    *("posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
-    *("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"),
-)
-"""All categories: ten of perception, four of cognition."""
+PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+"""The ten categories of perception."""
+
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+"""The four categories of cognition."""
+
+CATEGORIES = (*PERCEPTION, *COGNITION)
+"""All categories."""
+
+SUMS = {"hallucination": HALLUCINATION, "perception": PERCEPTION, "cognition": COGNITION}
+"""The sums that are quoted beside the total, and the categories that each is of."""
 
 
 class MMEAnswer(NamedTuple):
@@ -73,11 +78,15 @@ class MMEScore:
     Attributes:
         categories: The result of each category, in the order of `CATEGORIES`.
         hallucination: Sum of the four scores of the hallucination subset (800 at best), None if one is not there.
+        perception: Likewise of the ten of perception (2,000 at best).
+        cognition: Likewise of the four of cognition (800 at best).
         total: Sum of the scores of all categories given.
     """
 
     categories: dict[str, CategoryScore]
     hallucination: float | None
+    perception: float | None
+    cognition: float | None
     total: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,12 +165,11 @@ def score(answers: Iterable[MMEAnswer]) -> MMEScore:
     if unknown:
         raise EvalError(f"category must be one of {', '.join(CATEGORIES)}, got {unknown[0]!r}")
     categories = {name: _score_category(name, grouped[name]) for name in CATEGORIES if name in grouped}
-    whole_subset = all(name in categories for name in HALLUCINATION)
-    return MMEScore(
-        categories=categories,
-        hallucination=sum(categories[name].score for name in HALLUCINATION) if whole_subset else None,
-        total=sum(result.score for result in categories.values()),
-    )
+    sums = {
+        name: sum(categories[one].score for one in parts) if all(one in categories for one in parts) else None
+        for name, parts in SUMS.items()
+    }
+    return MMEScore(categories=categories, **sums, total=sum(result.score for result in categories.values()))
 
 
 def _score_category(name: str, answers: list[MMEAnswer]) -> CategoryScore:
@@ -188,10 +196,20 @@ def _score_category(name: str, answers: list[MMEAnswer]) -> CategoryScore:
     )
 
 
+def category_in(stem: str) -> str | None:
+    """Return the category that the stem of a file's name ends in, if it does.
+
+    Example:
+        >>> category_in("my-model_existence"), category_in("answers")
+        ('existence', None)
+    """
+    return next((name for name in CATEGORIES if stem == name or stem.endswith(f"_{name}")), None)
+
+
 def _category_of(path: Path) -> str:
-    for name in CATEGORIES:
-        if path.stem == name or path.stem.endswith(f"_{name}"):
-            return name
+    name = category_in(path.stem)
+    if name is not None:
+        return name
     raise EvalError(
         "an answer file's name must end in its category, such as existence.txt or my-model_existence.txt, got "
         f"{path.name!r}: rename it after one of {', '.join(CATEGORIES)}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Measure, Note, Records, Scoring, share
+from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Records, Scoring
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
+from damro.eval.pope.groups import score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
+from damro.eval.pope.probability import p_yes_of, score_shares
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
-from damro.eval.pope.scoring import judge, score_pairs
+from damro.eval.pope.table import load_table
 from damro.eval.records import digest_of_file
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
 from damro.eval.samples import (
@@ -27,6 +29,7 @@ from damro.eval.samples import (
     scene_objects,
 )
 
+T = TypeVar("T")
 ALL = "all"
 """Every split, but for the older release of coco/random."""
 PAPER_SPLITS = ("coco/random", "coco/popular", "coco/adversarial")
@@ -35,21 +38,7 @@ PAPER_QUESTIONS = 9000
 """How many these are together."""
 PAPER_RULE = "vcd"
 """How the released code of DAMRO reads answers (``evaluation/eval_pope/eval_pope.py``)."""
-_MEANINGS = {
-    "unparsed": "neither a yes nor a no to a neutral reader, and counted all the same",
-    "misread": "a yes or a no to a neutral reader, and not the same to the rule",
-}
 _SCENE_SPLITS = ("random", "popular", "adversarial")
-_OUTCOMES = ("tp", "fp", "tn", "fn", "unread")
-
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure(share(lambda m: m[..., 0] + m[..., 2], lambda m: m.sum(-1)), "accuracy", plotted=True),
-    "precision": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 1]), "precision"),
-    "recall": Measure(share(lambda m: m[..., 0], lambda m: m[..., 0] + m[..., 3]), "recall"),
-    "f1": Measure(share(lambda m: 2 * m[..., 0], lambda m: 2 * m[..., 0] + m[..., 1] + m[..., 3]), "F1", plotted=True),
-    "yes_ratio": Measure(share(lambda m: m[..., 0] + m[..., 1], lambda m: m.sum(-1)), "yes", better=None, plotted=True),
-}
-"""Of the columns tp, fp, tn, fn, unread. F1 from counts is the harmonic mean of precision and recall."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +75,12 @@ class Pope(Benchmark):
         split: the shipped questions, such as coco/random; all for the nine splits. Embedded scenes have random,
             popular and adversarial.
         questions: a file of questions instead, about any folder of images.
+        data: a table instead, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/POPE or another data
+            set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
+        read: text for the answers that are generated and read by a rule; logits for P(yes) from the scores of the first
+            token, which needs no rule.
+        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
+            id=n category=kind name=file.
     """
 
     name: ClassVar = "pope"
@@ -99,9 +94,38 @@ class Pope(Benchmark):
 
     split: tuple[str, ...] = ()
     questions: str | None = None
+    data: str | None = None
+    columns: tuple[str, ...] = ()
+    read: Literal["text", "logits"] = "text"
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that columns are those of a table."""
+        super().__post_init__()
+        if self.columns and self.data is None:
+            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its data say what the images are."""
+        return self.data is not None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits."""
+        return self.read == "logits"
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
+        dataset = self._load(request)
+        return replace(dataset, data={**dataset.data, "read": self.read}) if self.reads_logits else dataset
+
+    def _load(self, request: DataRequest) -> Dataset:
+        if self.data and self.questions:
+            raise EvalError(f"--questions must be left out with --data, got {self.questions!r}: give one of them")
+        if self.data:
+            splits = () if self.split == (ALL,) else self.split
+            table = load_table(self.data, self.columns, splits, request.images, request.limit)
+            return Dataset(self._samples(request, table.questions), table.open_image, {"table": table.source})
         if self.questions and self.split:
             raise EvalError(
                 f"--split must be left out with --questions, got {' '.join(self.split)!r}: give one of them"
@@ -118,24 +142,16 @@ class Pope(Benchmark):
         return Dataset(self._samples(request, questions), opener, data)
 
     def score(self, records: Records, scoring: PopeScoring) -> list[Group]:
-        """A group a split and, of several, all together; for every rule."""
-        splits: dict[str, list[tuple[Question, str]]] = {}
-        for key, fields in records.items():
-            question = Question(key, fields["image"], fields["question"], fields["label"])
-            splits.setdefault(str(fields["split"]), []).append((question, fields["answer"]))
-        changes: dict[str, dict[str, int]] = {split: {} for split in splits}
-        if scoring.labels is not None:
-            labels = load_labels(scoring.labels, complete=scoring.labels_complete)
-            for split, pairs in splits.items():
-                splits[split], changes[split] = correct_pairs(pairs, labels)
-        if len(splits) > 1:
-            names = next(iter(changes.values()))
-            changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
-            splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
+        """A group a split and, of several, all together; for every rule, or by P(yes)."""
+        if self.reads_logits:
+            if scoring.rules != PopeScoring.rules:
+                raise EvalError(f"--rules must be left out where logits are read, got {' '.join(scoring.rules)!r}")
+            return [score_shares(*one) for one in _split_up(records, scoring, p_yes_of)]
+        parts = _split_up(records, scoring, lambda fields, key: str(fields["answer"]))
         return [
-            _group(split, pairs, rule, changes[split], beside=rule != scoring.named_rules[0])
+            score_group(split, pairs, rule, changes, beside=rule != scoring.named_rules[0])
             for rule in scoring.named_rules
-            for split, pairs in splits.items()
+            for split, pairs, changes in parts
         ]
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
@@ -158,8 +174,8 @@ class Pope(Benchmark):
         """What is asked instead of the paper's questions, if so."""
         if request.scenes is not None:
             return "about embedded scenes"
-        if self.questions:
-            return f"of {Path(self.questions).name}"
+        if self.questions or self.data:
+            return f"of {Path(self.questions or self.data or '').name}"
         splits = self._splits() or PAPER_SPLITS
         return None if sorted(splits) == sorted(PAPER_SPLITS) else ", ".join(splits)
 
@@ -186,7 +202,7 @@ class Pope(Benchmark):
         return samples
 
     def _of_scenes(self, request: DataRequest, scenes: int) -> Dataset:
-        self.check_scenes_heed("split")
+        self.check_scenes_heed("split", "read")
         splits = [name.removeprefix("tiny/") for name in (_SCENE_SPLITS if self.split in ((), (ALL,)) else self.split)]
         wrong = [name for name in splits if name not in _SCENE_SPLITS]
         if wrong:
@@ -204,19 +220,27 @@ class Pope(Benchmark):
         return Dataset(self._samples(request, questions), open_scene, data)
 
 
-def _group(
-    name: str, pairs: Sequence[tuple[Question, str]], rule: str, changes: Mapping[str, int], *, beside: bool
-) -> Group:
-    counts: dict[str, list[float]] = {}
-    for question, text in pairs:
-        counts.setdefault(question.image, [0.0] * 5)[_OUTCOMES.index(judge(question, text, rule))] += 1
-    result = score_pairs(pairs, rule)
-    notes = [Note("rule", rule), Note("questions", result.n)]
-    notes += [
-        Note(what, count, _MEANINGS[what], doubtful=count > 0)
-        for what, count in (("unparsed", result.unparsed), ("misread", result.misread))
-    ]
-    notes += [Note(what.replace("_", " "), count) for what, count in changes.items()]
-    columns_of = {image: tuple(columns) for image, columns in counts.items()}
-    title = f"{name} ({rule})" if beside else name
-    return Group(title, {**result.to_dict(), **changes}, columns_of, MEASURES, notes=tuple(notes), beside=beside)
+def _split_up(
+    records: Records, scoring: PopeScoring, read: Callable[[Mapping[str, Any], str], T]
+) -> list[tuple[str, list[tuple[Question, T]], dict[str, int]]]:
+    """Each split's questions with what was read of them, under corrected labels; of several splits, all together too.
+
+    Args:
+        records: By sample id.
+        scoring: With the labels.
+        read: From a record and its id to what is scored.
+    """
+    splits: dict[str, list[tuple[Question, T]]] = {}
+    for key, fields in records.items():
+        question = Question(key, fields["image"], fields["question"], fields["label"])
+        splits.setdefault(str(fields["split"]), []).append((question, read(fields, key)))
+    changes: dict[str, dict[str, int]] = {split: {} for split in splits}
+    if scoring.labels is not None:
+        labels = load_labels(scoring.labels, complete=scoring.labels_complete)
+        for split, pairs in splits.items():
+            splits[split], changes[split] = correct_pairs(pairs, labels)
+    if len(splits) > 1:
+        names = next(iter(changes.values()))
+        changes["all splits"] = {name: sum(of[name] for of in changes.values()) for name in names}
+        splits["all splits"] = [pair for pairs in splits.values() for pair in pairs]
+    return [(split, pairs, changes[split]) for split, pairs in splits.items()]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.pope import Question
 from damro.eval.pope.rules import parse_label
 from damro.eval.records import digest_of_file, read_records
 
+T = TypeVar("T")
 _EXCLUDED = (None, "", "exclude", "ambiguous", "unsure")
 
 
@@ -71,9 +72,9 @@ def load_labels(path: Path | str, *, complete: bool = False) -> Labels:
 
 
 def correct_pairs(
-    pairs: Sequence[tuple[Question, str]], labels: Labels
-) -> tuple[list[tuple[Question, str]], dict[str, int]]:
-    """Apply corrected labels to questions that have their answers.
+    pairs: Sequence[tuple[Question, T]], labels: Labels
+) -> tuple[list[tuple[Question, T]], dict[str, int]]:
+    """Apply corrected labels to questions that have their answers, texts or whatever was read in their place.
 
     Returns:
         The pairs that stay, and what is reported: ``labels_changed``, ``excluded_by_labels``.

@@ -2,7 +2,8 @@
 
 Questions have POPE's own format, ``{"question_id", "image", "text", "label"}``. An answer has its text under
 ``answer``, ``output``, ``response`` or ``text``, and says which question it belongs to by ``question_id``, or by
-``image`` and the question under ``question``, ``prompt`` or, where that is not the answer, ``text``.
+``image`` and the question under ``question``, ``prompt`` or, where that is not the answer, ``text``. Files of other
+tools are read by `damro.eval.formats.answers`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from damro.eval.errors import AlignmentError, DataFormatError, EvalError
+from damro.eval.formats.answers import read_answers
 from damro.eval.pope.rules import parse_label
 from damro.eval.records import each_record
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
@@ -45,12 +47,16 @@ class Answer(NamedTuple):
         image: The image's file name, or None.
         question: The question or the whole prompt, or None.
         text: What the model said.
+        label: The gold label, where the file has it, or None.
+        splits: The splits that the question is of, where the file names them.
     """
 
     question_id: str | None
     image: str | None
     question: str | None
     text: str
+    label: str | None = None
+    splits: tuple[str, ...] = ()
 
 
 def load_questions(source: Path | str) -> list[Question]:
@@ -73,12 +79,16 @@ def load_questions(source: Path | str) -> list[Question]:
 
 
 def load_answers(path: Path | str) -> list[Answer]:
-    """Read a model's answers from a ``.json``, ``.jsonl`` or ``.gz`` file.
+    """Read a model's answers from a ``.json``, ``.jsonl`` or ``.gz`` file, or one of another tool.
+
+    Args:
+        path: See `damro.eval.formats.answers.read_answers`.
 
     Raises:
         DataFormatError: A record is malformed; names the file, the line and what was wrong.
+        EvalError: The package that reads such files is not installed.
     """
-    return [to_answer(fields, where) for where, fields in each_record(path)]
+    return [to_answer(fields, where) for where, fields in read_answers(path)]
 
 
 def to_question(fields: Mapping[str, Any], where: str) -> Question:
@@ -127,7 +137,11 @@ def to_answer(fields: Mapping[str, Any], where: str) -> Answer:
     question = _text(fields, "question", where) or _text(fields, "prompt", where)
     if not question and key != "text":
         question = _text(fields, "text", where)
-    return Answer(_identifier(fields, where), _text(fields, "image", where) or None, question or None, text)
+    image = _text(fields, "image", where) or None
+    label, splits = fields.get("label"), _splits(fields)
+    return Answer(
+        _identifier(fields, where), image, question or None, text, label if isinstance(label, str) else None, splits
+    )
 
 
 def align(
@@ -168,7 +182,7 @@ def align(
     conflicts = [
         f"id {answer.question_id}"
         for answer in said
-        if answer.question_id in ids and not _agree(ids[answer.question_id], answer)
+        if answer.question_id in ids and not agree(ids[answer.question_id], answer)
     ]
     if not conflicts and any(answer.question_id in ids for answer in said):
         return _join(
@@ -253,7 +267,8 @@ def _by_id(questions: list[Question]) -> dict[str | None, Question]:
     return ids if len(ids) == len(questions) else {}
 
 
-def _agree(question: Question, answer: Answer) -> bool:
+def agree(question: Question, answer: Answer) -> bool:
+    """Whether an answer names, as far as it does, the image and the question of a question."""
     same_image = answer.image is None or _file_name(answer.image) == _file_name(question.image)
     return same_image and (answer.question is None or _plain(question.text) in _plain(answer.question))
 
@@ -291,6 +306,12 @@ def _identifier(fields: Mapping[str, Any], where: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise DataFormatError(f"{where}: question_id must be a whole number or text, got {ascii(value)[:80]}")
     return str(value)
+
+
+def _splits(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names under ``category`` or ``split``, which a comma parts."""
+    names = fields.get("category", fields.get("split"))
+    return tuple(name.strip() for name in names.split(",") if name.strip()) if isinstance(names, str) else ()
 
 
 def _text(fields: Mapping[str, Any], key: str, where: str) -> str | None:

@@ -200,6 +200,9 @@ def compare(
             f"runs must have an answered sample in common to be compared, got none among {', '.join(good)}: "
             "score them one by one"
         )
+    if keep:
+        kept = {name: {key: records[key] for key in records if key in keep} for name, records in good.items()}
+        scoring = benchmark.settle_scoring(scoring, kept)
     # Of no run with answers, scoring the first says what went wrong.
     entries = tuple(_entry(benchmark, name, of, scoring, keep) for name, of in (good or runs).items())
     unscored = tuple(_entry(benchmark, name, of, scoring, None) for name, of in runs.items() if name not in good)

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
+from damro.eval.benchmark import Benchmark
 from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.faults import find_fault
 from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
@@ -202,11 +203,11 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
     """
     recipe, benchmark = request.recipe, request.asked
     method = recipe.method.settle(loaded.model.config.model_type, benchmark.task, request.seed)
-    engine = Engine(
+    engine = _engine_for(benchmark)(
         model=loaded.model,
         processor=loaded.processor,
         recipe=recipe._replace(method=method),
-        max_new_tokens=request.max_new_tokens or benchmark.max_new_tokens,
+        max_new_tokens=1 if benchmark.reads_logits else request.max_new_tokens or benchmark.max_new_tokens,
         seed=request.seed,
         open_image=bounded(open_image, request.max_pixels),
         top_p=request.top_p,
@@ -214,6 +215,14 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
     )
     _try_out(engine)
     return engine
+
+
+def _engine_for(benchmark: Benchmark) -> type[Engine]:
+    if not benchmark.reads_logits:
+        return Engine
+    from damro.eval.runs.yes_no import YesNoEngine  # which is made of the class above
+
+    return YesNoEngine
 
 
 def _try_out(engine: Engine) -> None:

@@ -57,7 +57,7 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
     place = torch.tensor([prompts.index(sample.prompt) for sample in samples])
     image = any_engine.open_image(samples[0].image)
     inputs = prepare_inputs(any_engine.processor, [image] * len(prompts), prompts, any_engine.model)
-    reader = _Reader([engine.recipe.method for engine in engines.values()], any_engine, inputs, samples[0].image)
+    reader = FirstToken([engine.recipe.method for engine in engines.values()], any_engine, inputs, samples[0].image)
     answers = {}
     for name, engine in engines.items():
         method, temperature = engine.recipe
@@ -98,8 +98,15 @@ class _OneLook(Scene):
         return full
 
 
-class _Reader:
-    """The logits behind one image's questions: the full prompts read once, the negative ones where they matter."""
+class FirstToken:
+    """The logits behind one image's questions: the full prompts read once, the negative ones where they matter.
+
+    Args:
+        methods: Whose scores will be asked for.
+        engine: With the model, and how prompts are pruned.
+        inputs: The processor's, of the image with each question.
+        image: Its name.
+    """
 
     def __init__(self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str) -> None:
         model = engine.model

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DIGEST, IMAGE_DIGEST = "digest", "image_digest"
-_ANSWER = ("answer", "outliers", "error", "seconds", DIGEST)
+P_YES = "p_yes"
+_ANSWER = ("answer", P_YES, "outliers", "error", "seconds", DIGEST)
 _LENGTH = 16  # hexadecimal digits: this tells accidents apart, no forgeries
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
 from damro.eval.runs.faults import Fault, Streak
-from damro.eval.runs.identity import Identity, check_asked
+from damro.eval.runs.identity import P_YES, Identity, check_asked
 from damro.eval.runs.sharding import (
     Workers,
     check_parts_free,
@@ -37,12 +37,14 @@ class Answered(NamedTuple):
         outliers: The chosen patches, a row a base tile, best first; None where the method chooses none.
         error: Why there is no answer; None if there is one.
         fault: What may be wrong beside the sample; None if the failure is the sample's, or there is none.
+        p_yes: The probability of a yes, where that was read in place of an answer.
     """
 
     text: str | None
     outliers: list[list[int]] | None = None
     error: str | None = None
     fault: Fault | None = None
+    p_yes: float | None = None
 
 
 AnswerBatch = Callable[[Sequence[Sample]], list[Answered]]
@@ -207,7 +209,8 @@ def to_fields(sample: Sample, answered: Answered, seconds: float) -> dict[str, A
     }
     if answered.error is not None:
         return {**fields, "error": answered.error, "seconds": seconds}
-    return {**fields, "answer": answered.text, "outliers": answered.outliers, "seconds": seconds}
+    read = {} if answered.p_yes is None else {P_YES: answered.p_yes}
+    return {**fields, "answer": answered.text, **read, "outliers": answered.outliers, "seconds": seconds}
 
 
 def cut(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

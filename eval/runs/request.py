@@ -87,8 +87,22 @@ class RunRequest:
             raise EvalError(f"prompt must be a text that is not empty, got {self.prompt!r}: leave it out for the usual")
         if self.prompt is not None and "{question}" in benchmark.prompt and "{question}" not in self.prompt:
             raise EvalError(f"prompt must hold {{question}}, got {self.prompt!r}")
+        if benchmark.reads_logits:
+            self._check_reads_logits()
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
+
+    def _check_reads_logits(self) -> None:
+        """Refuse what has no meaning where no token is generated."""
+        if self.recipe.temperature:
+            raise EvalError(
+                f"--read logits must come with methods without a temperature, got {self.method!r}: a probability is "
+                "read, and nothing is drawn"
+            )
+        if self.max_new_tokens is not None:
+            raise EvalError(
+                f"--max-new-tokens must be left out with --read logits, got {self.max_new_tokens}: none is generated"
+            )
 
     def _check_types(self) -> None:
         """Refuse values that are of another type than their field, as a file may hold them."""
@@ -116,7 +130,7 @@ class RunRequest:
     @property
     def data_request(self) -> DataRequest:
         """What the benchmark is to load."""
-        embedded = checkpoint_of(self.model) is not None and self.images is None
+        embedded = checkpoint_of(self.model) is not None and self.images is None and not self.asked.has_images
         images = None if self.images is None else Path(self.images)
         return DataRequest(images, self.scenes if embedded else None, self.limit, self.seed, self.prompt)
 

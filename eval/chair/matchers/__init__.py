@@ -35,12 +35,32 @@ class Mention(NamedTuple):
     token: int
 
 
+class Reading(NamedTuple):
+    """What a matcher reads in a caption.
+
+    Attributes:
+        mentions: Every mention of an object, in order, repetitions included.
+        n_tokens: Tokens, punctuation counted.
+        length: The same with each pair that is read as one word counted once, as CHAIR scripts count "Len".
+    """
+
+    mentions: list[Mention]
+    n_tokens: int
+    length: int
+
+
 class Matcher(Protocol):
     """What `damro.eval.chair.scoring` asks of a matcher."""
 
     @property
     def name(self) -> str:
         """The name under which results report it."""
+
+    def tokens(self, caption: str) -> list[str]:
+        """The pieces of the lower-cased caption, punctuation among them."""
+
+    def read(self, caption: str) -> Reading:
+        """What the caption names, and how long it is."""
 
     def find(self, caption: str) -> list[Mention]:
         """Every mention in the caption, in order, repetitions included."""

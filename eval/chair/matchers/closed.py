@@ -11,8 +11,8 @@ It reads a caption as the ``nltk`` matcher does, but guesses parts of speech ins
 import re
 from collections.abc import Sequence
 
-from damro.eval.chair.matchers import Mention
-from damro.eval.chair.matchers.places import place_mentions
+from damro.eval.chair.matchers import Mention, Reading
+from damro.eval.chair.matchers.places import read_words
 from damro.eval.chair.vocabulary import Readings, Vocabulary, load_vocabulary
 
 # Runs of letters and of what NLTK leaves inside a word (hyphens, slashes, periods), or one other character.
@@ -46,14 +46,22 @@ class ClosedMatcher:
 
     def find(self, caption: str) -> list[Mention]:
         """Every mention in the caption, in order, repetitions included."""
-        tokens = _TOKEN.findall(caption.lower())
+        return self.read(caption).mentions
+
+    def tokens(self, caption: str) -> list[str]:
+        """The pieces of the lower-cased caption, punctuation among them; nearly those of NLTK."""
+        return _TOKEN.findall(caption.lower())
+
+    def read(self, caption: str) -> Reading:
+        """What the caption names, and how long it is."""
+        tokens = self.tokens(caption)
         forms = self._vocabulary.forms
         words = []
         for index, token in enumerate(tokens):
             word = _read(forms[token], tokens, index) if token in forms else None
             if word is not None:
                 words.append((index, word))
-        return place_mentions(caption, tokens, self._vocabulary.find(words))
+        return read_words(caption, tokens, words, self._vocabulary)
 
 
 def _read(readings: Readings, tokens: Sequence[str], index: int) -> str | None:

@@ -2,10 +2,27 @@
 
 from collections.abc import Sequence
 
-from damro.eval.chair.matchers import Mention
-from damro.eval.chair.vocabulary import Found
+from damro.eval.chair.matchers import Mention, Reading
+from damro.eval.chair.vocabulary import Found, Vocabulary
 
 _QUOTES = ("``", "''")  # NLTK writes these for any double quote, so they need not stand in the caption
+
+
+def read_words(
+    caption: str, tokens: Sequence[str], words: Sequence[tuple[int, str]], vocabulary: Vocabulary
+) -> Reading:
+    """Return what a caption names, and how long it is.
+
+    Args:
+        caption: As it was given.
+        tokens: Its pieces, see `place_mentions`.
+        words: The vocabulary words among them, ``(token index, word)`` in order.
+        vocabulary: What names the objects.
+    """
+    merged = vocabulary.merge(words)
+    pairs = sum(found.last - found.first for found in merged)
+    mentions = place_mentions(caption, tokens, vocabulary.name_objects(merged))
+    return Reading(mentions, len(tokens), len(tokens) - pairs)
 
 
 def place_mentions(caption: str, tokens: Sequence[str], found: Sequence[Found]) -> list[Mention]:

@@ -15,8 +15,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from damro.eval.chair.matchers import Mention
-from damro.eval.chair.matchers.places import place_mentions
+from damro.eval.chair.matchers import Mention, Reading
+from damro.eval.chair.matchers.places import read_words
 from damro.eval.chair.vocabulary import Readings, Vocabulary, load_vocabulary
 
 _DATA = {
@@ -75,6 +75,10 @@ class TaggedMatcher:
 
     def find(self, caption: str) -> list[Mention]:
         """Every mention in the caption, in order, repetitions included."""
+        return self.read(caption).mentions
+
+    def read(self, caption: str) -> Reading:
+        """What the caption names, and how long it is."""
         tokens = self.tokens(caption)
         forms = self._vocabulary.forms
         entries = [(index, forms[token]) for index, token in enumerate(tokens) if token in forms]
@@ -87,7 +91,7 @@ class TaggedMatcher:
                 word = readings[tags.column(index)]
             if word is not None:
                 words.append((index, word))
-        return place_mentions(caption, tokens, self._vocabulary.find(words))
+        return read_words(caption, tokens, words, self._vocabulary)
 
     def tokens(self, caption: str) -> list[str]:
         """The lower-cased caption as ``nltk.word_tokenize`` splits it."""
