@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+from typing import IO
 
 from PIL import Image, ImageOps
 
@@ -52,7 +54,28 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
-        with Image.open(path) as image:
+    except (OSError, ValueError) as error:
+        raise _unreadable(shown, error) from error
+    return _open(os.fspath(path), shown, max_pixels)
+
+
+def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image that a file's bytes hold, as :func:`load_image` opens a file.
+
+    Args:
+        data: the bytes.
+        max_pixels: width times height at most.
+
+    Raises:
+        ImageSizeError: see :func:`load_image`.
+        ImageError: likewise.
+    """
+    return _open(io.BytesIO(data), f"{len(data)} bytes", max_pixels)
+
+
+def _open(source: str | bytes | IO[bytes], shown: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(source) as image:
             if image.format in _PROGRAMS:
                 raise OSError(f"{image.format} is a program and no picture")
             _check_size(*image.size, max_pixels)
@@ -63,8 +86,12 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     except Image.DecompressionBombError as error:
         raise ImageSizeError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
     except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
-        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-        raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
+        raise _unreadable(shown, error) from error
+
+
+def _unreadable(shown: str, error: Exception) -> ImageError:
+    reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+    return ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
