@@ -15,8 +15,8 @@ from damro.integrations.lmms_eval.requests import (
     read_generation,
     read_messages,
     read_recipe,
-    to_chat,
 )
+from damro.integrations.turns import to_chat
 
 DOT, DASH = Image.new("RGB", (4, 4)), Image.new("RGB", (9, 3))
 

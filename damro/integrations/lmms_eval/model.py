@@ -22,8 +22,8 @@ from damro.integrations.lmms_eval.requests import (
     read_generation,
     read_messages,
     read_recipe,
-    to_chat,
 )
+from damro.integrations.turns import to_chat
 from damro.loading import load_model
 from damro.methods import Scene
 from damro.methods.base import seed_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,10 @@ from transformers import GenerationConfig
 
 from damro.errors import InputsError, ParameterError
 from damro.images import load_image
-from damro.inputs import Chat
+from damro.integrations.turns import Part, Turn
 from damro.methods import Recipe, parse
 from damro.parameters import build, given
 
-MARK = "<image>"
-"""Where an image stands in the texts of tasks."""
 _USUAL_LENGTH = 1024  # of lmms-eval's own models of transformers
 _PARAGRAPH = "\n\n"
 _READ = ("max_new_tokens", "temperature", "do_sample", "top_p", "until")
@@ -26,10 +24,6 @@ _OTHERS = ("image_aspect_ratio", "image_sizes", "interleaved_format", "visual_co
 _OF_DRAWS = ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")  # sampling here knows top_p alone
 _NEUTRAL = (None, False, 0, 1, 1.0)
 _log = logging.getLogger(__name__)
-
-Part = str | Image.Image
-Turn = tuple[str, Sequence[Part]]
-"""A role, and texts and images in their order."""
 
 
 @dataclass(frozen=True)
@@ -118,51 +112,6 @@ def read_recipe(method: str, values: Mapping[str, Any]) -> Recipe:
     kind = type(recipe.method)
     told = {**given(recipe.method), **values}
     return recipe._replace(method=build(kind, told, ParameterError, f"model_args with method={kind.name}"))
-
-
-def to_chat(turns: Iterable[Turn]) -> Chat:
-    r"""A chat of turns; images go where the texts have their marks, if they have any.
-
-    Args:
-        turns: roles, with texts and images in their order.
-
-    Raises:
-        InputsError: the texts have marks, and of another number than there are images.
-
-    Example:
-        >>> dot = Image.new("L", (1, 1))
-        >>> [part.get("text", "image") for part in to_chat([("user", [dot, "<image>\nWhat?"])]).messages[0]["content"]]
-        ['image', 'What?']
-    """
-    turns = [(role, list(parts)) for role, parts in turns]
-    images = [part for _, parts in turns for part in parts if isinstance(part, Image.Image)]
-    marks = sum(part.count(MARK) for _, parts in turns for part in parts if isinstance(part, str))
-    if marks and marks != len(images):
-        raise InputsError(
-            f"texts must have a mark {MARK} for every image or none, got {marks} for {len(images)} images"
-        )
-    messages = []
-    for role, parts in turns:
-        content: list[dict[str, str]] = []
-        for part in parts:
-            if isinstance(part, str):
-                content += _split(part)
-            elif not marks:
-                content.append({"type": "image"})
-        messages.append({"role": role, "content": content})
-    return Chat(tuple(messages), tuple(images))
-
-
-def _split(text: str) -> list[dict[str, str]]:
-    """The parts of a text: what stands between its marks, and an image for each."""
-    first, *others = text.split(MARK)
-    parts = [{"type": "text", "text": first}] if first.strip() or not others else []
-    for other in others:
-        parts.append({"type": "image"})
-        rest = other[other.startswith(("\n", " ")) :]
-        if rest:
-            parts.append({"type": "text", "text": rest})
-    return parts
 
 
 def as_images(visuals: Any, where: str) -> list[Image.Image]:
