@@ -208,6 +208,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("range", {"extra_body": {"alpha": -1}}, "alpha must be a finite number >= 0, got -1"),
     ("text", {"extra_body": {"alpha": "1"}}, "alpha must be a finite number >= 0, got '1'"),
     ("twice", {"extra_body": {"method": "damro@1"}, "temperature": 0.5}, "temperature must be left out .* got 0.5"),
+    ("endless", {"extra_body": {"temperature": 10**400}}, "temperature must be a number"),
+    ("much", {"messages": ask("?", *[Image.new("L", (4000, 4000))] * 2)}, "at most 25000000 pixels together, got 32"),
     ("temperature", {"temperature": -1}, "temperature must be a number"),
     ("top_p", {"top_p": 0}, r"top_p must be a number in \(0, 1\], got 0"),
     ("n", {"n": 2}, "n must be 1, as nothing else is done here, got 2"),
@@ -325,6 +327,18 @@ def test_a_client_that_hangs_up_ends_its_answer_and_no_other(tiny: Loaded, strea
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
             assert text_of(client, GOOD)
         assert endpoint.open == 0
+
+
+def test_a_client_that_hangs_up_while_it_sends_is_nothing_to_speak_of(tiny: Loaded, capfd: Any) -> None:
+    with serving(*tiny) as (address, endpoint):
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as leaving:
+            leaving.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+            while not endpoint.open:
+                time.sleep(0.01)
+        while endpoint.open:
+            time.sleep(0.01)
+    assert capfd.readouterr().err == ""
 
 
 def test_one_that_fails_takes_no_other_with_it(tiny: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

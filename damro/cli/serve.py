@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags
 from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, parse
 
@@ -45,7 +45,9 @@ def add_parser(subparsers: Any) -> None:
     limits.add_argument(
         "--max-waiting", type=whole_number, default=64, metavar="N", help="requests open at once (default: 64)"
     )
-    add_max_pixels(limits, "25 million")
+    limits.add_argument(
+        "--max-pixels", type=whole_number, metavar="N", help="of all images together (default: 25 million)"
+    )
     add_model_options(parser, default="tiny")
     add_method_flags(parser)
     parser.set_defaults(run=run)
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from damro.serve.app import Endpoint, build_app, listen, make_server
     except ImportError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise MissingExtraError(str(error)) from error
     from damro.loading import load_model

@@ -26,14 +26,14 @@ try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
+    missing = (error.name or "").partition(".")[0]
     raise ImportError(
-        f"damro serve needs the package {error.name}, which is not installed; pip install 'damro[serve]'",
-        name=error.name,
+        f"damro serve needs the package {missing}, which is not installed; pip install 'damro[serve]'", name=missing
     ) from error
 
 _GRACE = 5  # seconds that answers have to end when the server does
@@ -208,7 +208,12 @@ def build_app(endpoint: Endpoint, host: str = "127.0.0.1") -> Starlette:
             Route("/health", endpoint.tell_health),
         ],
         middleware=[Middleware(OwnHostOnly, host=host), Middleware(_NotTooMany, endpoint=endpoint)],
-        exception_handlers={HTTPException: _tell_path, Exception: _tell_error, RequestError: _tell_error},
+        exception_handlers={
+            ClientDisconnect: _tell_nobody,
+            HTTPException: _tell_path,
+            RequestError: _tell_error,
+            Exception: _tell_error,
+        },
         lifespan=lifespan,
     )
 
@@ -258,6 +263,9 @@ async def _following(request: Request, job: Job) -> AsyncIterator[None]:
     waiting = asyncio.create_task(wait())
     try:
         yield
+    except BaseException:
+        job.cancel()
+        raise
     finally:
         waiting.cancel()
 
@@ -288,6 +296,11 @@ def _result(job: Job) -> tuple[Answer, int]:
 async def _tell_error(request: Request, error: Exception) -> Response:
     told = error if isinstance(error, RequestError) else RequestError(_OWN_FAULT, status=500)
     return JSONResponse(told.body, told.status)
+
+
+async def _tell_nobody(request: Request, error: Exception) -> Response:
+    """One who hangs up before the body is there reads nothing."""
+    return Response(status_code=499)
 
 
 async def _tell_path(request: Request, error: Exception) -> Response:

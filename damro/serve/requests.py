@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +53,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a body as it is sent; base64 makes images larger by a third.
-        pixels: of an image.
+        pixels: of the images of a request together.
         images: of a request.
         new_tokens: of an answer.
         waiting: requests that are read, wait or are answered; beyond that they are sent away.
@@ -184,7 +183,7 @@ def _chat(messages: Any, limits: Limits) -> Chat:
         raise _wrong(f"messages[{len(turns) - 1}].role", "user in the last message", messages[-1]["role"])
     if len(images) > limits.images:
         raise _wrong("messages", f"about at most {limits.images} images", len(images))
-    return Chat(tuple(turns), tuple(_open(data, limits.pixels) for data in images))
+    return Chat(tuple(turns), tuple(_open(images, limits.pixels)))
 
 
 def _parts(content: Any, where: str) -> Sequence[str | bytes]:
@@ -220,11 +219,18 @@ def _file(url: Any, where: str) -> bytes:
         raise RequestError(f"{where} must hold valid base64, got {error}", param=where) from error
 
 
-def _open(data: bytes, pixels: int) -> Image.Image:
-    try:
-        return read_image(data, max_pixels=pixels)
-    except DecodingError as error:
-        raise RequestError(str(error), code="invalid_image", param="messages") from error
+def _open(files: Sequence[bytes], most: int) -> Iterator[Image.Image]:
+    """Opens images one by one, as long as all of them together have few enough pixels."""
+    pixels = 0
+    for data in files:
+        try:
+            image = read_image(data, max_pixels=most)
+        except DecodingError as error:
+            raise RequestError(str(error), code="invalid_image", param="messages") from error
+        pixels += image.width * image.height
+        if pixels > most:
+            raise _wrong("messages", f"about images of at most {most} pixels together", pixels)
+        yield image
 
 
 def _length(told: Mapping[str, Any], limits: Limits) -> int:
@@ -257,7 +263,7 @@ def _number(
     told: Mapping[str, Any], name: str, default: float, low: float, high: float, *, above: bool = False
 ) -> float:
     value = told.get(name, default)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not low <= value <= high or (above and value == low):
         raise _wrong(name, f"a number in {'(' if above else '['}{low:g}, {high:g}]", value)
     return float(value)
