@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from damro.inputs import prepare_inputs
-from damro.inspection.likelihood import answer_likelihood
+from damro.errors import InputsError
+from damro.inputs import Chat, prepare_inputs
+from damro.inspection.likelihood import answer_likelihood, prepare_answer
 from damro.loading import Loaded, load_model
 from damro.methods import Scene, parse
 from damro.tiny import scene
+from tests.family_models import encoder_processor, family_model
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,28 @@ def test_a_contrast_is_taken_over_all_tokens_and_the_best_with_the_cutoff(tiny: 
     torch.testing.assert_close(found.log_probs, expected, atol=1e-3, rtol=1e-4)
     assert found.log_probs.isfinite().all() and cut.gather(1, tokens[:, None]).any()
     assert found.best.tolist() == (mixed.masked_fill(cut, -torch.inf).argmax(dim=-1) == tokens).tolist()
+
+
+def test_an_answer_has_the_end_that_the_template_or_the_encoder_decoder_writes(tiny: Loaded) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "Is there a dog in the image?"}]
+    chat = Chat(({"role": "user", "content": parts},), (scene("test", 2).image,))
+    inputs, tokens = prepare_answer(*tiny, chat, "No")
+    assert torch.equal(inputs["input_ids"], asked(tiny, "Is there a dog in the image?")["input_ids"])
+    assert tiny.processor.tokenizer.convert_ids_to_tokens(tokens.tolist()) == ["▁No", "</s>"]
+    processor = tiny.processor
+    template = processor.chat_template
+    try:
+        processor.chat_template = (
+            "{% for m in messages|reverse %}{{ m.role }}{% if m.role == 'user' %}<image>{% endif %}{% endfor %}"
+        )
+        with pytest.raises(InputsError, match="chat template must write an answer behind .* LlavaProcessor does not"):
+            prepare_answer(*tiny, chat, "No")
+    finally:
+        processor.chat_template = template
+    model = family_model("blip-2-t5")
+    inputs, tokens = prepare_answer(model, encoder_processor("blip-2-t5"), chat, "no cat")
+    assert len(tokens) >= 2
+    assert answer_likelihood(model, inputs, tokens, parse("greedy").method, Scene()).log_probs.shape == tokens.shape
 
 
 def test_without_an_image_there_is_no_contrast(tiny: Loaded) -> None:

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
+from damro.decoding.families import family_of
+from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.rules import Contrast
+from damro.errors import InputsError
+from damro.inputs import Chat, prepare_chats
 from damro.inspection.decoder import replay
 from damro.inspection.plain import Plain
 from damro.methods import Method, Scene
@@ -65,6 +69,37 @@ def answer_likelihood(
         torch.cat([one(full[t, None], negative[t, None], t) for t in range(len(tokens))]) for one in (whole, rule)
     )
     return _of(scores, searched, tokens)
+
+
+def prepare_answer(model: PreTrainedModel, processor: Any, chat: Chat, text: str) -> tuple[BatchFeature, Tensor]:
+    """What :func:`answer_likelihood` takes for an answer to a chat.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        chat: the question.
+        text: the answer.
+
+    Returns:
+        The inputs of the question, and the answer's tokens `(T,)`, up to the end that the chat template writes, or an
+        encoder-decoder.
+
+    Raises:
+        InputsError: the chat template does not write an answer behind its question.
+    """
+    inputs = prepare_chats(processor, [chat], model)
+    if is_encoder_decoder(family_of(model).decoder(model)):
+        return inputs, torch.tensor(processor.tokenizer(text).input_ids, device=model.device)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    whole = prepare_chats(processor, [chat._replace(messages=(*chat.messages, answer))], model, answered=True)
+    length = inputs["input_ids"].shape[1]
+    if not torch.equal(whole["input_ids"][:, :length], inputs["input_ids"]):
+        raise InputsError(
+            f"chat template must write an answer behind what it writes of the question, that of "
+            f"{type(processor).__name__} does not; correct it"
+        )
+    tokens: Tensor = whole["input_ids"][0, length:]
+    return inputs, tokens
 
 
 def _of(scores: Tensor, searched: Tensor | None, tokens: Tensor) -> AnswerLikelihood:

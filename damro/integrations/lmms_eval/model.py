@@ -13,8 +13,8 @@ from tqdm import tqdm
 from damro.answering import Answer, answer_chats
 from damro.decoding.families import family_of
 from damro.errors import InputsError, ParameterError
-from damro.inputs import Chat, prepare_chats
-from damro.inspection.likelihood import answer_likelihood
+from damro.inputs import Chat
+from damro.inspection.likelihood import answer_likelihood, prepare_answer
 from damro.integrations.lmms_eval import moved
 from damro.integrations.lmms_eval.requests import (
     Generation,
@@ -158,18 +158,9 @@ class _Damro(lmms):  # type: ignore[misc]
         return results
 
     def _likelihood(self, chat: Chat, continuation: str) -> tuple[float, bool]:
-        answer = {"role": "assistant", "content": [{"type": "text", "text": continuation.strip()}]}
-        inputs = prepare_chats(self.processor, [chat], self._model)
-        whole = prepare_chats(self.processor, [chat._replace(messages=(*chat.messages, answer))], answered=True)
-        length = inputs["input_ids"].shape[1]
-        ids = whole["input_ids"][0].to(self.device)
-        if not torch.equal(ids[:length], inputs["input_ids"][0]):
-            raise InputsError(
-                f"chat template must write an answer behind what it writes of the question, that of "
-                f"{type(self.processor).__name__} does not; correct it"
-            )
+        inputs, tokens = prepare_answer(self._model, self.processor, chat, continuation.strip())
         scene = Scene(processor=self.processor)
-        found = answer_likelihood(self._model, inputs, ids[length:], self.recipe.method, scene)
+        found = answer_likelihood(self._model, inputs, tokens, self.recipe.method, scene)
         return -float(found.log_probs.mean()), bool(found.best.all())
 
     def _answer(self, chats: list[Chat], asked: list[tuple[Generation, tuple[Any, ...], int]]) -> list[Any]:
