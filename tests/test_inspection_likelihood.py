@@ -73,7 +73,7 @@ def test_an_answer_has_the_end_that_the_template_or_the_encoder_decoder_writes(t
     template = processor.chat_template
     try:
         processor.chat_template = (
-            "{% for m in messages|reverse %}{{ m.role }}{% if m.role == 'user' %}<image>{% endif %}{% endfor %}"
+            "{% for m in messages|reverse %}{{ 'USER: <image>' if m.role == 'user' else 'A dog.' }}{% endfor %}"
         )
         with pytest.raises(InputsError, match="chat template must write an answer behind .* LlavaProcessor does not"):
             prepare_answer(*tiny, chat, "No")
