@@ -249,7 +249,8 @@ def _continue_text(model: PreTrainedModel, inputs: Mapping[str, Any], options: d
             "alone; add an image"
         )
     check_context(model, inputs, options["generation_config"].max_new_tokens)
-    finite, generator = FiniteScores(), decoder
+    generator: Any = model  # torch leaves the attributes of a module untyped
+    finite = FiniteScores()
     options["logits_processor"].insert(0, finite)
     options["stopping_criteria"].append(finite.stop)
     ids: Tensor = generator.generate(**inputs, **options)
