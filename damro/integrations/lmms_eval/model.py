@@ -135,7 +135,7 @@ class _Damro(lmms):  # type: ignore[misc]
                 bar.update(1)
         return results
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """How likely given answers are: their mean negative log-probability, of which lmms-eval takes the least.
 
         Their end, as the model's chat template writes it, is part of them.
@@ -153,7 +153,8 @@ class _Damro(lmms):  # type: ignore[misc]
                 continuation = target if isinstance(target, str) else target(doc)
                 where = _name((task, split, doc_id))
                 question = ("user", [*as_images(doc_to_visual(doc), where), context])
-                results.append(self._likelihood(to_chat([question]), str(continuation)))
+                # The evaluator of 0.7.3 makes a text of a pair that it is given bare.
+                results.append(GenerationResult(self._likelihood(to_chat([question]), str(continuation))))
                 bar.update(1)
         return results
 
