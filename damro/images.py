@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from typing import IO
 
 from PIL import Image, ImageOps
 
@@ -54,26 +53,28 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
-    except (OSError, ValueError) as error:
-        raise _unreadable(shown, error) from error
-    return _open(os.fspath(path), shown, max_pixels)
+    except (OSError, ValueError) as error:  # a name with a NUL is none
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error)
+        raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
+    return _open(path, shown, max_pixels)
 
 
-def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens an image that a file's bytes hold, as :func:`load_image` opens a file.
+def read_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image whose file's bytes are at hand, as `load_image` does.
 
     Args:
-        data: the bytes.
+        content: what the file would hold.
+        name: what errors call it.
         max_pixels: width times height at most.
 
     Raises:
-        ImageSizeError: see :func:`load_image`.
-        ImageError: likewise.
+        ImageSizeError: see `load_image`.
+        ImageError: see `load_image`.
     """
-    return _open(io.BytesIO(data), f"{len(data)} bytes", max_pixels)
+    return _open(io.BytesIO(content), repr(name), max_pixels)
 
 
-def _open(source: str | bytes | IO[bytes], shown: str, max_pixels: int) -> Image.Image:
+def _open(source: str | os.PathLike[str] | io.BytesIO, shown: str, max_pixels: int) -> Image.Image:
     try:
         with Image.open(source) as image:
             if image.format in _PROGRAMS:
@@ -86,12 +87,10 @@ def _open(source: str | bytes | IO[bytes], shown: str, max_pixels: int) -> Image
     except Image.DecompressionBombError as error:
         raise ImageSizeError(f"image must be of a size that Pillow allows, got {shown}: {error}") from error
     except Exception as error:  # a decoder throws anything: struct.error, TypeError, RuntimeError, ...
-        raise _unreadable(shown, error) from error
-
-
-def _unreadable(shown: str, error: Exception) -> ImageError:
-    reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-    return ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}")
+        # Of bytes, Pillow tells the address of the object that they are in.
+        reason = str(error).partition(" <_io.BytesIO")[0] or type(error).__name__
+        reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else reason
+        raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -222,9 +222,9 @@ def _file(url: Any, where: str) -> bytes:
 def _open(files: Sequence[bytes], most: int) -> Iterator[Image.Image]:
     """Opens images one by one, as long as all of them together have few enough pixels."""
     pixels = 0
-    for data in files:
+    for number, data in enumerate(files, 1):
         try:
-            image = read_image(data, max_pixels=most)
+            image = read_image(data, f"image {number} of the request", max_pixels=most)
         except DecodingError as error:
             raise RequestError(str(error), code="invalid_image", param="messages") from error
         pixels += image.width * image.height
