@@ -6,13 +6,16 @@ VENV ?= .venv
 # The oldest transformers that pyproject.toml allows, in an environment of its own.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
+LMMS := $(shell sed -n 's/^lmms = \["\(.*\)"\]/\1/p' pyproject.toml)
+LMMS_NEEDS := 'filelock<4' datasets evaluate loguru tenacity sqlitedict pytablewriter sacrebleu python-dotenv pyyaml httpx \
+  openai openpyxl tqdm-multiprocess jsonlines decord
 # A process a core; the tests of a file stay together, since they share models.
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 # Everything here works offline: no hub is asked for anything.
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-oldest test-browser check gallery docs install format clean
+.PHONY: demo test test-oldest test-lmms test-browser check gallery docs install format clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +42,18 @@ $(VENV)-oldest/.installed: pyproject.toml
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'transformers==$(OLDEST)' pytest pytest-xdist hypothesis
 	touch $@
 
+# damro inside lmms-eval, which needs an older filelock, in an environment of its own. Of what lmms-eval names, only what
+# these tasks import.
+test-lmms: $(VENV)-lmms/.installed
+	OMP_NUM_THREADS=1 $(VENV)-lmms/bin/python -m pytest -q tests/test_integrations_lmms_installed.py
+
+$(VENV)-lmms/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lmms
+	$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --editable . pytest $(LMMS_NEEDS)
+	$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$(LMMS)"
+	touch $@
+
 # Drives the pages in a real headless Chromium; needs Debian's chromium and chromium-driver, and installs Gradio.
 test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,app]'
@@ -63,4 +78,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-lmms .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""The text that a model was trained to read around a question about one image. Imports no torch."""
+"""The text that a model was trained to read around a question about an image, or a chat. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from damro.decoding.errors import InputsError
@@ -70,6 +71,52 @@ def format_prompt(processor: Any, prompt: str) -> str:
     return _write(processor, question)
 
 
+Message = Mapping[str, Any]
+"""A turn of a chat as chat templates read it: `role`, and `content`, a list of parts.
+
+A part is ``{"type": "image"}`` or ``{"type": "text", "text": ...}``.
+"""
+
+
+def format_messages(processor: Any, messages: Sequence[Message], *, answered: bool = False) -> str:
+    r"""The text the model was trained to read for a chat about any number of images.
+
+    Args:
+        processor: the model's.
+        messages: the turns. Where an image stands among the parts of a turn is for the template to heed; that of LLaVA
+            puts images first.
+        answered: the last turn is the answer, and no other is asked for.
+
+    Raises:
+        InputsError: if a text holds the model's image token, if there is no template and the chat is more than a
+            question of the user, or if the template fails.
+
+    Example:
+        >>> from damro import tiny
+        >>> chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+        >>> format_messages(tiny.load()[1], chat)
+        'USER: <image>\nWhat? ASSISTANT:'
+    """
+    parts = [part for message in messages for part in message["content"]]
+    mark = _marks_of(processor)[0]
+    if any(mark in part["text"] for part in parts if part["type"] == "text"):
+        raise InputsError(f"text of a message must not hold the model's image token {mark!r}; pass the image itself")
+    if getattr(processor, "chat_template", None):
+        return _apply_template(processor, messages, add_generation_prompt=not answered)
+    if not _has_format(processor) or [message["role"] for message in messages] != ["user", "assistant"][: 1 + answered]:
+        raise InputsError(
+            f"messages must be one question of the user where the processor has no chat template, as "
+            f"{type(processor).__name__} has none, got {', '.join(str(message['role']) for message in messages)}; "
+            "set processor.chat_template"
+        )
+    [question, *answers] = ["".join(part.get("text", "") for part in message["content"]) for message in messages]
+    form = _FORMATS[type(processor).__name__]
+    images = sum(part["type"] == "image" for part in parts)
+    place = "{image}\n" if "{image}\n" in form else "{image}"
+    marks = place.replace("{image}", mark) * images
+    return " ".join([form.replace(place, marks).replace("{prompt}", question), *answers])
+
+
 def _check_one_image(processor: Any, prompt: str, marks: tuple[str, ...]) -> None:
     """Refuses a whole text with more image tokens than the format writes for one image."""
     counted = [sum(text.count(mark) for mark in marks) for text in (prompt, _write(processor, ""))]
@@ -92,17 +139,22 @@ def _write(processor: Any, question: str) -> str:
     """The question in the model's format."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        try:
-            text: str = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a template is a program, of whoever made the checkpoint
-            raise InputsError(
-                f"chat template must write a question about an image, that of {type(processor).__name__} raises "
-                f"{type(error).__name__}: {error}; correct it, or leave it out for the family's usual format"
-            ) from error
-        return text
+        return _apply_template(processor, [{"role": "user", "content": content}], add_generation_prompt=True)
     return _FORMATS[type(processor).__name__].replace("{image}", _marks_of(processor)[0]).replace("{prompt}", question)
+
+
+def _apply_template(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """What the processor's chat template writes."""
+    turns = [dict(message) for message in messages]
+    try:
+        text: str = processor.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
+    except Exception as error:  # a template is a program, of whoever made the checkpoint
+        asked = "a question about an image" if len(turns) == 1 else "a chat of " + ", ".join(t["role"] for t in turns)
+        raise InputsError(
+            f"chat template must write {asked}, that of {type(processor).__name__} raises "
+            f"{type(error).__name__}: {error}; correct it, or leave it out for the family's usual format"
+        ) from error
+    return text
 
 
 def _is_formatted(processor: Any, prompt: str, marked: bool) -> bool:

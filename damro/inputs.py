@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel
 
-from damro.chat import format_prompt
+from damro.chat import Message, format_messages, format_prompt
 from damro.checkpoints import in_words
 from damro.errors import InputsError
 from damro.images import to_rgb
+
+
+class Chat(NamedTuple):
+    """What a model is asked: turns of a chat, and the images that their parts stand for.
+
+    Attributes:
+        messages: see :func:`damro.chat.format_messages`.
+        images: of any mode, in the order of the parts ``{"type": "image"}``.
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[Image.Image, ...] = ()
 
 
 def prepare_inputs(
@@ -38,12 +50,52 @@ def prepare_inputs(
         raise InputsError(
             f"images and prompts must be of the same number, at least one, got {len(images)} and {len(prompts)}"
         )
-    texts = [format_prompt(processor, prompt) for prompt in prompts]
+    return _prepare_texts(
+        processor, [[image] for image in images], [format_prompt(processor, p) for p in prompts], model
+    )
+
+
+def prepare_chats(
+    processor: Any, chats: Sequence[Chat], model: PreTrainedModel | None = None, *, answered: bool = False
+) -> BatchFeature:
+    """Makes the inputs of a batch of chats, padded as the processor does.
+
+    Args:
+        processor: the model's.
+        chats: `B` chats, all of them with images or none; how many images may differ.
+        model: if given, the tensors go to its device and pixels to its dtype.
+        answered: the last turn of each is the answer, see :func:`damro.chat.format_messages`.
+
+    Raises:
+        InputsError: if there is nothing, if only some have images, if parts and images differ in number, if the chat
+            cannot be written, or if the processor fails.
+    """
+    if not chats or len({bool(chat.images) for chat in chats}) > 1:
+        counts = [len(chat.images) for chat in chats]
+        raise InputsError(
+            f"chats must be at least one, all with images or all without, got images {counts}; split them"
+        )
+    for chat in chats:
+        places = sum(part["type"] == "image" for message in chat.messages for part in message["content"])
+        if places != len(chat.images):
+            raise InputsError(
+                f"images must be as many as the messages have places for, {places}, got {len(chat.images)}"
+            )
+    texts = [format_messages(processor, chat.messages, answered=answered) for chat in chats]
+    return _prepare_texts(processor, [list(chat.images) for chat in chats], texts, model)
+
+
+def _prepare_texts(
+    processor: Any, images: Sequence[list[Image.Image]], texts: list[str], model: PreTrainedModel | None
+) -> BatchFeature:
+    """The inputs of whole texts and the images of each; without any image, of texts alone."""
     bos = processor.tokenizer.bos_token
     written = bos is not None and all(text.startswith(bos) for text in texts)
     inputs = _process(
         processor,
-        [[to_rgb(image)] for image in images],  # Gemma 3 takes a flat list for the images of one prompt
+        [
+            [to_rgb(image) for image in own] for own in images if own
+        ],  # Gemma 3 takes a flat list for those of one prompt
         text=texts,
         padding=True,
         add_special_tokens=not written,  # a template that writes the beginning-of-text token itself
@@ -56,7 +108,7 @@ def prepare_inputs(
 def _process(processor: Any, images: Sequence[Any], **options: Any) -> BatchFeature:
     """What a processor makes of images; what it throws, where its settings are wrong, is an error of the inputs."""
     try:
-        inputs: BatchFeature = processor(images=list(images), return_tensors="pt", **options)
+        inputs: BatchFeature = processor(images=list(images) or None, return_tensors="pt", **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ import torch
 from golden_models import make_processor
 
 from damro import tiny
-from damro.chat import format_prompt
+from damro.chat import format_messages, format_prompt
 from damro.errors import InputsError
 from damro.loading import load_model, prepare_inputs
 from tests.family_models import encoder_processor, siglip_processor
@@ -114,3 +114,33 @@ def test_an_image_token_in_another_place_is_refused(prompt: str, family: str) ->
 def test_a_whole_text_with_two_images_is_refused(prompt: str) -> None:
     with pytest.raises(InputsError, match="prompt must hold the image token of one image, got 2 in 'USER"):
         format_prompt(make_processor("llava"), prompt)
+
+
+def turn(role: str, *parts: str) -> dict[str, Any]:
+    return {
+        "role": role,
+        "content": [{"type": "image"} if p == "IMAGE" else {"type": "text", "text": p} for p in parts],
+    }
+
+
+def test_a_chat_gets_the_template_or_if_it_is_one_question_the_family_s_format() -> None:
+    chat = [turn("user", "Look: ", "IMAGE", " and ", "IMAGE"), turn("assistant", "Yes."), turn("user", "Why?")]
+    assert (
+        format_messages(with_template(), chat) == "[user]Look: <image> and <image>[assistant]Yes.[user]Why?[assistant]"
+    )
+    assert format_messages(with_template(), chat[:2], answered=True) == "[user]Look: <image> and <image>[assistant]Yes."
+    llava = make_processor("llava")
+    two = [turn("user", "IMAGE", "IMAGE", "What {prompt}?")]
+    assert format_messages(llava, two) == "USER: <image>\n<image>\nWhat {prompt}? ASSISTANT:"
+    assert format_messages(llava, [turn("user", "Hello.")]) == "USER: Hello. ASSISTANT:"
+    answered = format_messages(llava, [turn("user", "Hello."), turn("assistant", "Hi.")], answered=True)
+    assert answered == "USER: Hello. ASSISTANT: Hi."
+    assert format_messages(siglip_processor("paligemma"), [turn("user", "IMAGE", "answer")]) == "<image>answer"
+    assert format_messages(make_processor("instructblip"), [turn("user", "IMAGE", "What?")]) == "What?"
+    for wrong in (chat, [turn("system", "Be brief.")], []):
+        with pytest.raises(InputsError, match="one question of the user where .* LlavaProcessor has none"):
+            format_messages(llava, wrong)
+    with pytest.raises(InputsError, match="must not hold the model's image token '<image>'; pass the image itself"):
+        format_messages(llava, [turn("user", "IMAGE", "a <image>")])
+    with pytest.raises(InputsError, match="chat template must write a chat of user, assistant, user, that of"):
+        format_messages(with_template("{{ raise_exception('odd') }}"), chat)

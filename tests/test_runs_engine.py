@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
+from damro.decoding.drawing import SeededSampling
 from damro.decoding.generate import decode
 from damro.errors import UnsupportedModelError
 from damro.eval.errors import EvalError
-from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.engine import (
     Engine,
     _fingerprint,

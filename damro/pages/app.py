@@ -18,6 +18,7 @@ from damro.decoding.context import check_context
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
+from damro.hosts import OwnHostOnly
 from damro.images import ImageError, ImageSizeError, load_image
 from damro.inspection import inspect_contrast, inspect_vit, seen_image
 from damro.loading import prepare_inputs
@@ -25,7 +26,6 @@ from damro.methods.presets import starting_preset
 from damro.pages.app_texts import introduce, write_recipe
 from damro.pages.explain import spell_token
 from damro.pages.explain_page import taken_rows
-from damro.pages.hosts import OwnHostOnly
 from damro.processor import DAMROProcessor
 from damro.tiny import scene
 from damro.vision.sources import SOURCE_NAMES, resolve_source

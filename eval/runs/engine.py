@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
+from damro.answering import search_config
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
 from damro.eval.benchmark import Benchmark
-from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.faults import find_fault
 from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.loop import Answered
@@ -58,18 +58,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Settle how ``generate`` searches, whatever the checkpoint would like: sampling is `SeededSampling`'s."""
-        self.config = copy.deepcopy(self.model.generation_config)
-        self.config.update(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_length=None,
-            max_new_tokens=self.max_new_tokens,
-        )
-        if self.config.pad_token_id is None:
-            self.config.pad_token_id = self.processor.tokenizer.pad_token_id
+        self.config = search_config(self.model, self.processor, self.max_new_tokens)
 
     def answer(self, batch: Sequence[Sample]) -> list[Answered]:
         """Answer a batch; see `damro.eval.runs.loop.AnswerBatch`."""

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 from damro.decoding.branches.encoder_decoder import negative_branch
 from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.prompts import Prompt, VisualPrompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.eval.errors import EvalError
-from damro.eval.runs.drawing import SeededSampling
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.loop import Answered
 from damro.eval.samples import Sample

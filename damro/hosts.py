@@ -1,6 +1,6 @@
-"""Keeps a page on this machine from other sites: only requests that name one of its own hosts are answered.
+"""Keeps what is served on this machine from other sites: only requests that name one of its own hosts are answered.
 
-A site whose name its owner points to 127.0.0.1 (DNS rebinding) may otherwise speak to the page from a visitor's
+A site whose name its owner points to 127.0.0.1 (DNS rebinding) may otherwise speak to it from a visitor's
 browser; its requests still carry the site's name in their Host header.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _EVERY_ADDRESS = ("0.0.0.0", "::")
-_REFUSED = b"The Host header must name the address that damro app was told to listen on (--host).\n"
+_REFUSED = b"The Host header must name the address that damro was told to listen on (--host).\n"
 
 Message = MutableMapping[str, Any]
 
