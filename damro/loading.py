@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,8 +62,9 @@ def load_model(
     """Loads a supported LVLM, or a bare ViT, and its processor; runs no code that comes with a checkpoint.
 
     Args:
-        name_or_path: a folder, a name on the Hub, "tiny" for the small model that is part of this package, or
-            "dinov2-small" for a pretrained ViT out of the extra `vit`. Of a whole CLIP the vision half is loaded.
+        name_or_path: a folder, a name on the Hub, "tiny" for the small model that is part of this package,
+            "tiny:llava_next" and the like for its other checkpoints (see :mod:`damro.tiny`), or "dinov2-small" for a
+            pretrained ViT out of the extra `vit`. Of a whole CLIP the vision half is loaded.
         device: as torch names it; "auto" spreads the model over all devices (accelerate); None takes the GPU if
             there is one, otherwise the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" takes the checkpoint's.
@@ -86,11 +88,12 @@ def load_model(
         check_device(device)
     if attn_implementation is not None:
         _check_attention(attn_implementation)
-    quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
-    if str(name_or_path) in _EMBEDDED:
+    load_embedded = _find_embedded(str(name_or_path))
+    quantized = _quantization_options(quantization, embedded=load_embedded is not None)
+    if load_embedded is not None:
         if revision is not None:
             raise ParameterError(f"revision must be left out for the embedded {name_or_path!r}, got {revision!r}")
-        loaded = _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        loaded = _place(load_embedded(), device, dtype)
         if attn_implementation is not None:
             _set_attention(loaded.model, attn_implementation)
         _check_finite(name_or_path, loaded.model)
@@ -251,11 +254,14 @@ def _classes(kind: str) -> tuple[Any, Any]:
     return AutoModelForImageTextToText, AutoProcessor
 
 
-def _load_tiny() -> Loaded:
-    """The embedded model."""
+def _load_tiny(family: str = "llava") -> Loaded:
+    """An embedded model."""
     from damro import tiny
 
-    model, processor = tiny.load()
+    try:
+        model, processor = tiny.load(family)
+    except ValueError as error:
+        raise ModelLoadError(f"model must name an embedded checkpoint behind 'tiny:', got {family!r}: {error}") from error
     return Loaded(model, _complete_processor(processor, model.config))
 
 
@@ -268,6 +274,12 @@ def _load_dinov2_small() -> Loaded:
 
 _EMBEDDED: dict[str, Callable[[], Loaded]] = {"tiny": _load_tiny, "dinov2-small": _load_dinov2_small}
 """Models that no folder and no Hub holds."""
+
+
+def _find_embedded(name: str) -> Callable[[], Loaded] | None:
+    """What loads the embedded model of that name; None if it is none."""
+    family, behind, checkpoint = name.partition(":")
+    return partial(_load_tiny, checkpoint) if behind and family == "tiny" else _EMBEDDED.get(name)
 
 
 def _place(loaded: Loaded, device: str, dtype: str) -> Loaded:
