@@ -29,6 +29,7 @@ _COMMANDS = (
     "attention",
     "explain",
     "app",
+    "diagnose",
     "run",
     "compare",
     "reproduce",
