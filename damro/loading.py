@@ -261,7 +261,9 @@ def _load_tiny(family: str = "llava") -> Loaded:
     try:
         model, processor = tiny.load(family)
     except ValueError as error:
-        raise ModelLoadError(f"model must name an embedded checkpoint behind 'tiny:', got {family!r}: {error}") from error
+        raise ModelLoadError(
+            f"model must name an embedded checkpoint behind 'tiny:', got {family!r}: {error}"
+        ) from error
     return Loaded(model, _complete_processor(processor, model.config))
 
 

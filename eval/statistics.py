@@ -24,7 +24,8 @@ Metric = Callable[[Array], Array]
 """Column means ``(..., columns)`` to values ``(...)``; a value that is not defined is NaN."""
 
 Statistic = Callable[[Array], Array]
-"""How much each sample counts ``(resamples, samples)``, rows that sum to 1, to values ``(resamples,)``."""
+"""How often each sample is drawn ``(resamples, samples)``, whole numbers, to values ``(resamples,)``; NaN where there is
+none."""
 
 _CHUNK = 4_000_000  # numbers gathered at once: 32 MB
 
@@ -246,7 +247,7 @@ def bootstrap_statistic(
     statistic, too.
 
     Args:
-        statistic: A function of how much each sample counts.
+        statistic: A function of how often each sample is drawn, once each for the samples themselves.
         samples: Number of samples.
         resamples: How often to draw as many samples with replacement.
         level: Share of resamples that the interval holds, in (0, 1).
@@ -260,14 +261,14 @@ def bootstrap_statistic(
 
     Example:
         >>> values = np.array([1.0, 2.0, 3.0])
-        >>> bootstrap_statistic(lambda weights: weights @ values, 3).estimate
+        >>> bootstrap_statistic(lambda counts: counts @ values / counts.sum(axis=-1), 3).estimate
         2.0
     """
     if samples < 1:
         raise EvalError(f"samples must be at least 1, got {samples}")
     _generator(resamples, level, seed)  # checks the arguments
-    estimate = statistic(np.full((1, samples), 1 / samples))[0]
-    values = statistic(_resample_weights(samples, resamples, seed))
+    estimate = statistic(np.ones((1, samples)))[0]
+    values = statistic(np.rint(_resample_weights(samples, resamples, seed) * samples))
     defined = np.isfinite(estimate) and np.isfinite(values).any()
     return _interval(estimate, values, level, samples) if defined else None
 

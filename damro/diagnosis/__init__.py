@@ -1,6 +1,6 @@
-"""Whether DAMRO can help a model, told in minutes: what its outliers are, whether the language model follows them, what
-they know, and what room there is for a contrast.
+"""Whether DAMRO can help a model, told in minutes.
 
+What its outliers are, whether the language model follows them, what they know, and what room there is for a contrast.
 Importing this package imports no torch.
 """
 

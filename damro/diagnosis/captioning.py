@@ -134,9 +134,7 @@ class Captioner:
         return Caption(
             spelled.text,
             self._named(spelled, tokens.cpu(), objects, full.logits, negative),
-            torch.stack(
-                [plausible_tokens(full.logits, beta).sum(dim=-1) > 1 for beta in self._betas], dim=-1
-            ).numpy(),
+            torch.stack([plausible_tokens(full.logits, beta).sum(dim=-1) > 1 for beta in self._betas], dim=-1).numpy(),
             *attention,
         )
 

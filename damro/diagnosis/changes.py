@@ -39,9 +39,7 @@ def changed_answers(
     return counts
 
 
-def changed_words(
-    images: Sequence[Sequence[NamedObject]], alphas: Sequence[float], betas: Sequence[float]
-) -> Counts:
+def changed_words(images: Sequence[Sequence[NamedObject]], alphas: Sequence[float], betas: Sequence[float]) -> Counts:
     """Which words every contrast would replace, each behind what greedy search wrote before it (teacher-forced).
 
     A word that gives way to one of the other kind is mended or spoilt. One that gives way to a word that names no

@@ -224,9 +224,7 @@ def _of_captions(readings: Sequence[Reading], reader: Reader) -> tuple[CaptionKn
     return known, measure_room(counts, steps, alphas, betas, seed)
 
 
-def _examples(
-    readings: Sequence[Reading], samples: Sequence[AnnotatedImage], reader: Reader
-) -> tuple[Example, ...]:
+def _examples(readings: Sequence[Reading], samples: Sequence[AnnotatedImage], reader: Reader) -> tuple[Example, ...]:
     """The first images whose captions name absent objects, and others if there are too few."""
     by_name = {image.name: image for image in samples}
 

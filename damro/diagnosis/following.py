@@ -30,7 +30,9 @@ class FollowingFindings(Plain):
     chance: float
 
 
-def measure_following(overlaps: Sequence[float], shares: Sequence[float], chances: Sequence[float]) -> FollowingFindings:
+def measure_following(
+    overlaps: Sequence[float], shares: Sequence[float], chances: Sequence[float]
+) -> FollowingFindings:
     """Averages over images.
 
     Args:

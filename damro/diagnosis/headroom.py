@@ -131,7 +131,8 @@ def measure_room(
         best=effects,
         above_controls={name: _share(changes[METHOD] - changes[name], total) for name in CONTROLS},
         change={
-            name: tuple(map(tuple, (net[:, number].sum(axis=0) / every).tolist())) for number, name in enumerate(PROMPTS)
+            name: tuple(map(tuple, (net[:, number].sum(axis=0) / every).tolist()))
+            for number, name in enumerate(PROMPTS)
         },
         alphas=tuple(alphas),
         betas=tuple(betas),
@@ -160,9 +161,9 @@ def choose_setting(net: Array) -> tuple[int, int]:
 def _share(part: Array, whole: Array) -> Interval | None:
     """A sum by a sum."""
 
-    def share(weights: Array) -> Array:
+    def share(counts: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = (weights @ part) / (weights @ whole)
+            found: Array = (counts @ part) / (counts @ whole)
         return found
 
     return bootstrap_statistic(share, len(whole))

@@ -2,8 +2,8 @@
 
 AUC is the probability that a thing of one kind, drawn at random, has a higher log-probability than one of another kind
 (Mann and Whitney's U by the number of pairs; ties count half). Intervals are of images drawn with all that was asked
-about them: a resample in which image i counts w_i times has `w W w / (w p)(w n)`, W_ij the wins of i's things of one kind
-over j's of the other, p and n how many there are.
+about them: a resample with image i w_i times has `w W w / (w p)(w n)`, W_ij the wins of i's things of one
+kind over j's of the other, p and n how many there are.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Pairs:
     positives: Array
     negatives: Array
 
-    def auc(self, weights: Array) -> Array:
-        """AUC where images count differently: `(R, I)` to `(R,)`; NaN where a kind is missing."""
+    def auc(self, counts: Array) -> Array:
+        """AUC where images are drawn so often: `(R, I)` to `(R,)`; NaN where a kind is missing."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            won = np.einsum("ri,ij,rj->r", weights, self.wins, weights, optimize=True)
-            found: Array = won / ((weights @ self.positives) * (weights @ self.negatives))
+            won = np.einsum("ri,ij,rj->r", counts, self.wins, counts, optimize=True)
+            found: Array = won / ((counts @ self.positives) * (counts @ self.negatives))
         return found
 
 
@@ -53,7 +53,7 @@ def compare_pairs(positive: Sequence[ArrayLike], negative: Sequence[ArrayLike]) 
 
     Example:
         >>> pairs = compare_pairs([[3.0], []], [[1.0], [3.0, 4.0]])
-        >>> pairs.wins.tolist(), float(pairs.auc(np.array([[0.5, 0.5]]))[0])
+        >>> pairs.wins.tolist(), float(pairs.auc(np.array([[1, 1]]))[0])
         ([[1.0, 0.5], [0.0, 0.0]], 0.5)
     """
     (first, of_first), (second, of_second) = _flat(positive), _flat(negative)
@@ -157,7 +157,7 @@ def measure_captions(scores: Groups) -> CaptionKnowledge:
     return CaptionKnowledge(
         hallucinated={name: bootstrap_statistic(one.auc, images) for name, one in pairs.items()},
         above_chance={
-            name: bootstrap_statistic(lambda weights, one=one: one.auc(weights) - 0.5, images)  # type: ignore[misc]
+            name: bootstrap_statistic(lambda counts, one=one: one.auc(counts) - 0.5, images)  # type: ignore[misc]
             for name, one in pairs.items()
         },
         above_controls={name: _difference(pairs[METHOD], pairs[name], images) for name in CONTROLS},
@@ -177,16 +177,16 @@ def _compare(positive: Sequence[Sequence[ArrayLike]], negative: Sequence[Sequenc
 
 
 def _difference(first: Pairs, second: Pairs, images: int) -> Interval | None:
-    return bootstrap_statistic(lambda weights: first.auc(weights) - second.auc(weights), images)
+    return bootstrap_statistic(lambda counts: first.auc(counts) - second.auc(counts), images)
 
 
 def _rate(part: Sequence[int], rest: Sequence[int]) -> Interval | None:
     """Share of the first among both."""
     some, every = np.array(part, dtype=float), np.array(part, dtype=float) + np.array(rest)
 
-    def share(weights: Array) -> Array:
+    def share(counts: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = (weights @ some) / (weights @ every)
+            found: Array = (counts @ some) / (counts @ every)
         return found
 
     return bootstrap_statistic(share, len(some))

@@ -81,8 +81,8 @@ def _charts(found: Diagnosis) -> dict[str, Picture]:
     layers = Picture(
         to_data_uri(draw_layers(found.outliers)),
         "Share of the attention by layer; the numbers are in diagnosis.json.",
-        f"Share of the attention to patches that the {found.outliers.top_k} patches with most of it hold in each layer, "
-        "with 95 % intervals.",
+        f"Share of the attention to patches that the {found.outliers.top_k} patches with most of it hold in each "
+        "layer, with 95 % intervals.",
     )
     charts = {"Outliers": layers}
     if found.questions is not None or found.captions is not None:
@@ -152,5 +152,3 @@ def _pieces(example: Example) -> list[Piece]:
         found += [Piece(example.caption[place:start], False), Piece(example.caption[start:end], True)]
         place = end
     return [piece for piece in [*found, Piece(example.caption[place:], False)] if piece.text]
-
-

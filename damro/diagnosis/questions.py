@@ -57,7 +57,9 @@ def questions_of(images: Sequence[AnnotatedImage], seed: int = 42) -> dict[str, 
     raise EvalError(f"objects must be known of at least half of the images, got none for most of {len(objects)}")
 
 
-def _build(objects: Mapping[str, frozenset[str]], eligible: int, per_image: int, seed: int) -> dict[str, list[Question]]:
+def _build(
+    objects: Mapping[str, frozenset[str]], eligible: int, per_image: int, seed: int
+) -> dict[str, list[Question]]:
     counted: dict[tuple[str, str, bool], int] = {}
     for split in SPLITS:
         # A name that is a number would be taken for the id of an image of COCO.

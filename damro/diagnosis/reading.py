@@ -190,5 +190,3 @@ def check_images(images: Sequence[AnnotatedImage]) -> None:
         raise InputsError(f"samples must be at least two images, got {len(images)}; a few hundred tell more")
     if len({image.name for image in images}) < len(images):
         raise InputsError("samples must have names of their own, got one twice; what is drawn at random depends on it")
-
-

@@ -59,7 +59,9 @@ class Settings:
         """How many patches are flagged for a model family (its `config.model_type`).
 
         Example:
-            >>> Settings().patches_for("instructblip"), Settings().patches_for("qwen2_vl"), Settings(top_k=3).patches_for("")
-            (4, 10, 3)
+            >>> Settings().patches_for("instructblip"), Settings().patches_for("qwen2_vl")
+            (4, 10)
+            >>> Settings(top_k=3).patches_for("instructblip")
+            3
         """
         return self.top_k if self.top_k is not None else starting_preset(family).top_k

@@ -1,8 +1,8 @@
 """Can DAMRO help: a verdict that follows from intervals by a rule that is written down.
 
 A task, yes/no questions or captions, gives claims, each a number that must be above zero if DAMRO is to help there. A
-claim *holds* if the 95 % interval of its number lies above zero, *fails* if the interval lies below the least value that
-would matter, and is *open* otherwise, or where its number rests on fewer than `FEWEST` images. On a task DAMRO
+claim *holds* if the 95 % interval of its number lies above zero, *fails* if the interval lies below the least value
+that would matter, and is *open* otherwise, or where its number rests on fewer than `FEWEST` images. On a task DAMRO
 
 - may help if all claims hold,
 - is not to be expected to if one fails,
@@ -32,7 +32,8 @@ FEWEST = 20
 LEAST_RATE = 0.01
 """Of hallucinations: one in a hundred."""
 LEAST_AUC = 0.05
-"""Of a difference between two AUCs, or of one and a half: what a difference of a fifth of a standard deviation makes."""
+"""Of a difference between two AUCs, or of one and a half. Of normal distributions a fifth of a deviation apart it is
+.056."""
 LEAST_CHANGE = 0.01
 """Of answers or words that a contrast mends: one in a hundred."""
 

@@ -17,10 +17,10 @@ from damro.vision.sources import SOURCE_NAMES
 
 TASKS = {"questions": "yes/no questions", "captions": "captions"}
 _MISSING = {
-    "background": "Where flagged patches lie",
-    "following": "Where the language model looks",
-    "questions": "Yes/no questions",
-    "captions": "Captions",
+    "background": "Where flagged patches lie is",
+    "following": "Where the language model looks is",
+    "questions": "Yes/no questions are",
+    "captions": "Captions are",
 }
 _SHOWN = 3
 
@@ -53,6 +53,11 @@ def number(value: Interval | None, *, signed: bool = False) -> str:
         ('0.913 (0.888 to 0.934)', '0.500')
     """
     return _show(value, 1, "+.3f" if signed else ".3f", "")
+
+
+def _share(value: float) -> str:
+    """A share without an interval."""
+    return f"{100 * value:.1f} %"
 
 
 def _show(value: Interval | None, factor: int, form: str, unit: str) -> str:
@@ -96,10 +101,10 @@ def caveats(found: Diagnosis) -> list[str]:
     if not has_preset(found.family):
         told = f"--top-k {found.settings.top_k}" if found.settings.top_k else f"{found.outliers.top_k}, as for LLaVA"
         lines.append(f"The paper has no alpha, beta and top-k for {found.family}: patches flagged are {told}.")
-    lines += [f"{_MISSING[part]} is not told: {reason}." for part, reason in found.missing.items()]
+    lines += [f"{_MISSING[part]} not told: {reason}." for part, reason in found.missing.items()]
     if found.left_out:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(found.left_out.items())[:_SHOWN])
-        lines.append(f"{len(found.left_out)} images are left out ({named}{'; ...' * (len(found.left_out) > _SHOWN)}).")
+        lines.append(f"Left out are {len(found.left_out)} images ({named}{'; ...' * (len(found.left_out) > _SHOWN)}).")
     return lines
 
 
@@ -109,12 +114,12 @@ def outlier_sentences(found: OutlierFindings) -> list[str]:
     spread = "It is concentrated" if found.share.low > 2 * found.uniform else "It is spread about evenly"
     lines = [
         f"The {top_k} patches with the most {name} in layer {found.layer} hold {percent(found.share)} of what patches "
-        f"get. Of an even spread they would hold {found.uniform:.1%}. {spread}.",
+        f"get. Of an even spread they would hold {_share(found.uniform)}. {spread}.",
         f"The vectors of flagged patches are {number(found.norm_ratio)} times as long as those of the others. Outliers "
         "as the papers on registers describe them are about ten times as long.",
-        f"Shifted by a hundredth of its shorter side (two pixels at least), an image has {percent(found.after_shift)} of "
-        f"its flagged patches in the same places, and layer {found.other} flags {percent(found.in_other)} of them, too. "
-        f"As many random patches would have {found.uniform:.1%} in common.",
+        "When an image is shifted by a hundredth of its shorter side, two pixels at least, "
+        f"{percent(found.after_shift)} of the flagged patches are flagged again; layer {found.other} flags "
+        f"{percent(found.in_other)} of them, too. Of as many random patches {_share(found.uniform)} would be.",
     ]
     if found.background is not None:
         difference = _side(found.background_difference, "more", "less", "neither more nor less, as far as can be told,")
@@ -137,10 +142,10 @@ def following_sentences(found: FollowingFindings) -> list[str]:
     )
     more = _side(found.share_above, "more than", "less than", "about")
     return [
-        f"Of the patches that a token of the caption looks at most, as many as are flagged, {percent(found.overlap)} are "
-        f"flagged; of random ones {found.chance:.1%} would be. {follows}.",
-        f"The flagged patches get {percent(found.share)} of a token's attention to the image, {more} their share of all "
-        "patches.",
+        f"Of the patches that a token of the caption looks at most, as many as are flagged, {percent(found.overlap)} "
+        f"are flagged; of random ones {_share(found.chance)} would be. {follows}.",
+        f"The flagged patches get {percent(found.share)} of a token's attention to the image, {more} their share of "
+        f"all patches, {_share(found.chance)}.",
     ]
 
 
@@ -148,11 +153,11 @@ def question_sentences(found: QuestionKnowledge) -> list[str]:
     """AUCs of log P(yes)."""
     counts = found.counts
     return [
-        f"Of {counts['hallucinated'] + counts['denied']} absent objects asked for, the model says that "
+        f"Questions: of {counts['hallucinated'] + counts['denied']} absent objects asked for, the model says that "
         f"{percent(found.rate)} are there.",
         "Under the outlier-only prompt, the log-probability of yes ranks objects that are there above absent ones that "
-        f"the model denies with an AUC of {number(found.present[METHOD])}, and objects that it hallucinates above these "
-        f"with {number(found.hallucinated[METHOD])}.",
+        f"the model denies with an AUC of {number(found.present[METHOD])}, and objects that it hallucinates above them "
+        f"with {number(found.hallucinated[METHOD])}. An AUC of 1 tells all apart, of 0.5 none.",
         "DAMRO can help only where outliers know more of what is hallucinated than of what is there, and more than the "
         f"controls know. Hallucinated less present: {number(found.difference[METHOD], signed=True)}. "
         f"{_controls(found.above_controls)}",
@@ -162,10 +167,10 @@ def question_sentences(found: QuestionKnowledge) -> list[str]:
 def caption_sentences(found: CaptionKnowledge) -> list[str]:
     """AUCs of words."""
     return [
-        f"Of {sum(found.counts.values())} objects that captions name, {percent(found.rate)} are not there.",
-        "Under the outlier-only prompt, the log-probability of a hallucinated word is above that of a true one with an "
-        f"AUC of {number(found.hallucinated[METHOD])}; half would be chance "
-        f"({number(found.above_chance[METHOD], signed=True)}). {_controls(found.above_controls)}",
+        f"Captions: of {sum(found.counts.values())} objects that they name, {percent(found.rate)} are not there.",
+        "Under the outlier-only prompt, the log-probability of a hallucinated word ranks above that of a true one with "
+        f"an AUC of {number(found.hallucinated[METHOD])}, above chance by "
+        f"{number(found.above_chance[METHOD], signed=True)}. {_controls(found.above_controls)}",
     ]
 
 
@@ -178,6 +183,7 @@ def room_sentences(found: HeadRoom, task: str) -> list[str]:
     """Open steps, and the best contrast."""
     steps = {"questions": "answers", "captions": "steps of captions"}[task]
     opens = ", ".join(f"{percent(share)} at beta {beta:g}" for beta, share in found.open_steps.items())
+    label = {"questions": "Questions", "captions": "Captions"}[task]
     best = found.best[METHOD]
     what = {
         "questions": "changes accuracy there by",
@@ -186,7 +192,7 @@ def room_sentences(found: HeadRoom, task: str) -> list[str]:
     undone = {"questions": ("wrong answers", "right ones"), "captions": ("hallucinated words", "true ones")}[task]
     tried = f"{len(found.alphas)} alphas and {len(found.betas)} betas"
     return [
-        f"Of the {steps} a contrast can change those with two or more plausible tokens: {opens}.",
+        f"{label}: of the {steps} a contrast can change those with two or more plausible tokens, {opens}.",
         f"Of {tried}, alpha {best.alpha:g} and beta {best.beta:g} are best on one half of the images. On the "
         f"{found.held_out} images of the other half, this {what} {points(best.change)}, and undoes "
         f"{percent(best.avoided)} of the {undone[0]} and {percent(best.lost)} of the {undone[1]}.",
