@@ -24,8 +24,7 @@ Metric = Callable[[Array], Array]
 """Column means ``(..., columns)`` to values ``(...)``; a value that is not defined is NaN."""
 
 Statistic = Callable[[Array], Array]
-"""How often each sample is drawn ``(resamples, samples)``, whole numbers, to values ``(resamples,)``; NaN where there is
-none."""
+"""How often each sample is drawn ``(resamples, samples)``, whole numbers, to values ``(resamples,)``, NaN for none."""
 
 _CHUNK = 4_000_000  # numbers gathered at once: 32 MB
 
