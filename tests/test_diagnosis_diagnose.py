@@ -55,7 +55,7 @@ def reading(loaded: Any) -> Reading:
 
 def test_a_dozen_images_tell_nothing_yet(found: Diagnosis) -> None:
     assert found.verdict == CANNOT_TELL
-    assert found.images == SCENES and not found.left_out and not found.missing
+    assert found.images == SCENES and not found.left_out and not found.missing and found.unclear == 0
     assert found.outliers.source == "cls" and found.outliers.top_k == 10 and found.outliers.placed == SCENES
     told = found.to_json()
     assert json.loads(json.dumps(told, allow_nan=False)) == told

@@ -23,7 +23,7 @@ def step(full: list[float], negative: list[float], tokens: tuple[int, ...] = (YE
 
 
 def answer(present: bool, full: list[float], negative: list[float], splits: int = 1) -> Answer:
-    return Answer(Question("?", present, splits), full[0] > full[1], np.zeros(N), step(full, negative))
+    return Answer(Question("?", present, splits), full[0] > full[1], True, np.zeros(N), step(full, negative))
 
 
 def test_answers_that_turn_are_counted_once_a_split() -> None:

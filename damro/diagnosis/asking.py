@@ -16,7 +16,7 @@ from damro.diagnosis.cached import Step, cache_step
 from damro.diagnosis.prompts import SecondPrompts
 from damro.diagnosis.questions import Question
 from damro.errors import UnsupportedModelError
-from damro.eval.pope.rules import parse_answer
+from damro.eval.pope.rules import parse_answer, read_neutrally
 from damro.loading import prepare_inputs
 
 
@@ -25,13 +25,15 @@ class Answer(NamedTuple):
 
     Attributes:
         question: what was asked.
-        says_yes: how greedy search answers it.
+        says_yes: how greedy search answers it, as POPE's rule reads its first token.
+        clear: whether that token is a yes or a no to a neutral reader.
         yes: `(N,)`, log-probability of yes as the first token under N second prompts.
         step: logits, kept.
     """
 
     question: Question
     says_yes: bool
+    clear: bool
     yes: NDArray[np.float64]
     step: Step
 
@@ -60,9 +62,16 @@ class YesReader:
     def says_yes(self, token: int) -> bool:
         """Whether POPE's rule takes an answer of this one token for a yes."""
         if token not in self._says:
-            text = self._tokenizer.batch_decode([[token]], skip_special_tokens=True)[0]
-            self._says[token] = parse_answer(text.strip(), "pope") == "yes"
+            self._says[token] = parse_answer(self._text(token), "pope") == "yes"
         return self._says[token]
+
+    def is_clear(self, token: int) -> bool:
+        """Whether an answer of this one token is a yes or a no to a neutral reader."""
+        return read_neutrally(self._text(token)) != "unknown"
+
+    def _text(self, token: int) -> str:
+        text: str = self._tokenizer.batch_decode([[token]], skip_special_tokens=True)[0]
+        return text.strip()
 
     def log_probability(self, logits: Tensor) -> Tensor:
         """Log-probability of yes, in any spelling of one token: `(..., V)` to `(...)`."""
@@ -98,10 +107,12 @@ def ask(
     inputs = prepare_inputs(processor, [image] * len(prompts), prompts, model)
     full, negative = SecondPrompts(model, processor, inputs, top_k, name, seed).first_logits()
     yes = reader.log_probability(negative).double().cpu().numpy()  # (N, Q)
+    chosen = full.argmax(dim=-1).tolist()
     return [
         Answer(
             question,
-            reader.says_yes(int(full[row].argmax())),
+            reader.says_yes(chosen[row]),
+            reader.is_clear(chosen[row]),
             yes[:, row],
             cache_step(full[row], negative[:, row], beta),
         )

@@ -141,11 +141,11 @@ class Captioner:
     def _named(
         self, spelled: SpelledTokens, tokens: Tensor, objects: frozenset[str], full: Tensor, negative: Tensor
     ) -> tuple[NamedObject, ...]:
-        scores = torch.log_softmax(negative.double(), dim=-1)
         named = []
         for mention in self._matcher.find(spelled.text):
             steps = [t for t, (first, last) in enumerate(spelled.spans) if first < mention.end and mention.start < last]
-            own = scores[:, steps].gather(-1, tokens[steps].expand(len(scores), -1)[..., None])
+            scores = torch.log_softmax(negative[:, steps].double(), dim=-1)  # (N, tokens of the word, V)
+            own = scores.gather(-1, tokens[steps].expand(len(scores), -1)[..., None])
             step = cache_step(full[steps[0]], negative[:, steps[0]], min(self._betas))
             place = int(step.tokens.searchsorted(int(tokens[steps[0]])))
             kinds = self._kinds(tokens[: steps[0]].tolist(), step, objects)

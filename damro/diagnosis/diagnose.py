@@ -63,6 +63,7 @@ class Diagnosis:
         matcher: what found objects in captions.
         images: how many were read.
         left_out: images that were not, and why.
+        unclear: answers to questions that begin with neither a yes nor a no.
         missing: parts that could not be measured, and why: "background", "following", "questions", "captions".
         outliers: see :class:`damro.diagnosis.outliers.OutlierFindings`.
         following: see :class:`damro.diagnosis.following.FollowingFindings`.
@@ -80,6 +81,7 @@ class Diagnosis:
     matcher: str
     images: int
     left_out: Mapping[str, str]
+    unclear: int
     missing: Mapping[str, str]
     outliers: OutlierFindings
     following: FollowingFindings | None
@@ -160,6 +162,7 @@ def diagnose(
         matcher=reader.matcher,
         images=len(readings),
         left_out=left_out,
+        unclear=sum(not answer.clear for one in readings for answer in one.answers),
         missing=reader.missing,
         outliers=outliers,
         following=_of_following(readings),

@@ -53,6 +53,7 @@ class Reader:
         model: a supported LVLM.
         processor: its processor.
         settings: how.
+        vocabulary: the words for objects; None takes COCO's.
         top_k: how many patches are flagged.
         missing: what cannot be told of this model or these images, and why.
         matcher: the name of what finds objects in captions.
@@ -127,6 +128,8 @@ class Reader:
             except (ImageError, InputsError, OSError) as error:  # of this image; others say more of the model
                 left_out[image.name] = str(error)
                 first = first or error
+        if progress is not None:
+            progress(len(images), len(images))
         if not readings:
             raise first or InputsError("samples must be at least one image, got none")
         return readings, left_out

@@ -101,6 +101,11 @@ def caveats(found: Diagnosis) -> list[str]:
     if not has_preset(found.family):
         told = f"--top-k {found.settings.top_k}" if found.settings.top_k else f"{found.outliers.top_k}, as for LLaVA"
         lines.append(f"The paper has no alpha, beta and top-k for {found.family}: patches flagged are {told}.")
+    if found.unclear:
+        lines.append(
+            f"{found.unclear} answers to questions begin with neither a yes nor a no, and POPE's rule takes such a "
+            "token for a yes: the first token is then not the answer, and numbers of questions are to be doubted."
+        )
     lines += [f"{_MISSING[part]} not told: {reason}." for part, reason in found.missing.items()]
     if found.left_out:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(found.left_out.items())[:_SHOWN])
