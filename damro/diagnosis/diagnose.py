@@ -156,6 +156,9 @@ def diagnose(
         claims["questions"] = question_claims(questions, question_room, sum(bool(one.answers) for one in readings))
     if captions is not None and caption_room is not None:
         claims["captions"] = caption_claims(captions, caption_room, len(readings))
+    following = _of_following(readings)
+    if following is None:
+        reader.missing.setdefault("following", "there is no caption to be read again")
     return Diagnosis(
         family=str(model.config.model_type),
         settings=settings,
@@ -165,7 +168,7 @@ def diagnose(
         unclear=sum(not answer.clear for one in readings for answer in one.answers),
         missing=reader.missing,
         outliers=outliers,
-        following=_of_following(readings),
+        following=following,
         questions=questions,
         captions=captions,
         question_room=question_room,

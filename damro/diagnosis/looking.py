@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.diagnosis.samples import Mask
+from damro.errors import ParameterError
 from damro.inspection import ViTInspection, inspect_vit, seen_image
 from damro.loading import prepare_inputs
 from damro.vision.attention import CLSAttention
@@ -151,8 +152,6 @@ def _inspect(model: PreTrainedModel, processor: Any, image: Image.Image, top_k: 
 
 def _check_layer(other: int | None, depth: int, ranking: int) -> int:
     """The number of the layer that DAMRO's is compared with."""
-    from damro.errors import ParameterError
-
     if other is None:
         return ranking - 1 if ranking else min(1, depth - 1)
     if not -depth <= other < depth:

@@ -16,8 +16,6 @@ from damro.diagnosis.settings import PROMPTS
 from damro.eval.runs.first_token import OneLook, first_logits
 from damro.methods import Damro, LeastK, Method, NoImage, RandomK
 
-_ANY = {"alpha": 1.0, "beta": 0.1}  # prompts do not depend on them
-
 
 class SecondPrompts:
     """The full prompt and all second ones, made of one run of the vision tower.
@@ -34,11 +32,12 @@ class SecondPrompts:
     def __init__(
         self, model: PreTrainedModel, processor: Any, inputs: Mapping[str, Any], top_k: int, name: str, seed: int
     ) -> None:
+        # Prompts do not depend on the strengths.
         methods: list[Method] = [
-            Damro(**_ANY, top_k=top_k),
-            RandomK(**_ANY, top_k=top_k, seed=seed),
-            LeastK(**_ANY, top_k=top_k),
-            NoImage(**_ANY),
+            Damro(alpha=1.0, beta=0.1, top_k=top_k),
+            RandomK(alpha=1.0, beta=0.1, top_k=top_k, seed=seed),
+            LeastK(alpha=1.0, beta=0.1, top_k=top_k),
+            NoImage(alpha=1.0, beta=0.1),
         ]
         assert tuple(method.name for method in methods) == PROMPTS
         shared = len(inputs["input_ids"]) > 1
