@@ -57,7 +57,7 @@ def test_without_places_the_background_is_not_told(
         (["tiny", "--objects", "x.json"], "--objects must come with --images, got 'x.json' alone"),
         (["tiny", "--vocabulary", "x.txt"], "--vocabulary must come with --images"),
         (["tiny", "--images", "absent"], "--images must be a folder, got 'absent'"),
-        (["tiny", "--alpha", "-1"], "alpha must be a finite number > 0"),
+        (["tiny", "--alpha", "-1"], "alpha must be in (0, 100]"),
         (["tiny", "--limit", "1"], "samples must be at least two images, got 1"),
         (["tiny:nobody", "--limit", "2"], "model must name an embedded checkpoint behind 'tiny:', got 'nobody'"),
     ],

@@ -146,7 +146,7 @@ def test_images_with_few_objects_are_asked_about_fewer() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"alpha": (0.0,)}, "alpha must be a finite number > 0"),
+        ({"alpha": (0.0,)}, "alpha must be in \\(0, 100\\]"),
         ({"beta": (1.5,)}, "beta must be in"),
         ({"alpha": ()}, "alpha must be at least one number, got none"),
         ({"top_k": 0}, "top_k must be a whole number of at least 1"),

@@ -33,7 +33,7 @@ class Settings:
         seed: of random patches, of the questions and of how images are cut in halves.
     """
 
-    alpha: tuple[Annotated[float, Range(0, 1e30, above=True, hint="0.5 to 2 is usual")], ...] = ALPHAS
+    alpha: tuple[Annotated[float, Range(0, 100, above=True, hint="0.5 to 2 is usual")], ...] = ALPHAS
     beta: tuple[Cutoff, ...] = BETAS
     top_k: Annotated[int, Range(1)] | None = None
     layer: int | None = None
