@@ -256,7 +256,7 @@ def test_what_no_diagnosis_can_be_made_of_is_refused(loaded: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(entry.name for entry in tiny.path().parent.iterdir()))
+@pytest.mark.parametrize("name", tiny.checkpoints())
 def test_the_verdict_on_embedded_models_agrees_with_runs(name: str) -> None:
     expected = {"llava": NO_REASON, "flawed": LIKELY}
     if name not in expected:

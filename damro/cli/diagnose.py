@@ -16,7 +16,7 @@ from damro.cli.parser import whole_number
 from damro.decoding.errors import ParameterError
 from damro.diagnosis.settings import Settings
 from damro.eval.errors import EvalError
-from damro.eval.runs.request import TINY
+from damro.tiny import checkpoint_of
 
 if TYPE_CHECKING:
     from damro.diagnosis import AnnotatedImage
@@ -127,7 +127,7 @@ def _images(args: argparse.Namespace, vocabulary: Vocabulary | None) -> Sequence
             raise EvalError(
                 f"--{name} must come with --images, got {getattr(args, name)!r} alone: give the folder of the images"
             )
-    if str(args.model).partition(":")[0] != TINY:
+    if checkpoint_of(args.model) is None:
         raise EvalError(
             f"--images must be the folder of annotated images for a model that is not embedded, got none for "
             f"{args.model!r}: give a folder such as COCO val2014, or take the model 'tiny'"

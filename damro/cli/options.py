@@ -23,7 +23,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         required=default is None,
         default=default,
         metavar="NAME_OR_PATH",
-        help="folder, Hub name, or 'tiny' for the embedded model" + (f" (default: {default})" if default else ""),
+        help="folder, Hub name, or 'tiny' or tiny:NAME for an embedded one"
+        + (f" (default: {default})" if default else ""),
     )
     add_loading_options(group)
 
