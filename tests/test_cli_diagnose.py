@@ -59,7 +59,7 @@ def test_without_places_the_background_is_not_told(
         (["tiny", "--images", "absent"], "--images must be a folder, got 'absent'"),
         (["tiny", "--alpha", "-1"], "alpha must be in (0, 100]"),
         (["tiny", "--limit", "1"], "samples must be at least two images, got 1"),
-        (["tiny:nobody", "--limit", "2"], "model must name an embedded checkpoint behind 'tiny:', got 'nobody'"),
+        (["tiny:nobody", "--limit", "2"], "model must be one of tiny:llava, "),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(
