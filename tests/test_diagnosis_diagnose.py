@@ -54,11 +54,12 @@ def scene(found: Diagnosis) -> AnnotatedImage:
 
 
 @pytest.fixture(scope="module")
-def reading(loaded: Any, scene: AnnotatedImage) -> Reading:
+def readings(loaded: Any, scene: AnnotatedImage) -> list[Reading]:
+    """That scene's first, and those of others."""
     others = [image for image in scene_images(4) if image.name != scene.name]
-    readings, left_out = Reader(loaded.model, loaded.processor, SETTINGS).read([scene, *others])
+    read, left_out = Reader(loaded.model, loaded.processor, SETTINGS).read([scene, *others])
     assert not left_out
-    return next(one for one in readings if one.answers and one.name == scene.name)
+    return read
 
 
 def test_a_dozen_images_tell_nothing_yet(found: Diagnosis) -> None:
@@ -93,13 +94,12 @@ def test_accuracy_changes_as_in_a_run(found: Diagnosis, loaded: Any, method: str
     assert change == pytest.approx((right[method] - right["greedy"]) / len(dataset.samples))
 
 
-def test_log_probabilities_are_those_of_stock_transformers(
-    loaded: Any, scene: AnnotatedImage, reading: Reading
-) -> None:
+def test_log_probabilities_are_those_of_stock_transformers(loaded: Any, readings: list[Reading]) -> None:
     model, processor = loaded.model, loaded.processor
-    image = scene.open_image()
+    asked = next(one for one in readings if one.answers)
+    image = next(one for one in scene_images(SCENES) if one.name == asked.name).open_image()
     yes = YesReader(processor.tokenizer)
-    for answer in reading.answers[:3]:
+    for answer in asked.answers[:3]:
         inputs = prepare_inputs(processor, [image], [answer.question.prompt], model)
         logits = model(**inputs).logits[0, -1]
         assert answer.says_yes == (processor.decode(logits.argmax()).strip().lower() == "yes")
@@ -118,11 +118,13 @@ def test_log_probabilities_are_those_of_stock_transformers(
         assert answer.yes[0] == pytest.approx(expected.item(), abs=1e-3)
 
 
-def test_the_caption_is_greedy_and_its_words_are_found(loaded: Any, scene: AnnotatedImage, reading: Reading) -> None:
+def test_the_caption_is_greedy_and_its_words_are_found(
+    loaded: Any, scene: AnnotatedImage, readings: list[Reading]
+) -> None:
     model, processor = loaded.model, loaded.processor
     inputs = prepare_inputs(processor, [scene.open_image()], ["Generate a short caption of this image."], model)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=64)
-    caption = reading.caption
+    caption = readings[0].caption
     assert caption is not None
     new = ids[0, inputs["input_ids"].shape[1] :]
     assert caption.text == processor.decode(new, skip_special_tokens=True)
@@ -143,10 +145,10 @@ def test_the_caption_is_greedy_and_its_words_are_found(loaded: Any, scene: Annot
         assert word.kinds[word.place] == (-1 if word.hallucinated else 1)
 
 
-def test_flagged_patches_are_damros(loaded: Any, scene: AnnotatedImage, reading: Reading) -> None:
+def test_flagged_patches_are_damros(loaded: Any, scene: AnnotatedImage, readings: list[Reading]) -> None:
     inputs = prepare_inputs(loaded.processor, [scene.open_image()], ["What is this?"], loaded.model)
-    assert reading.look.flagged.tolist() == damro.outlier_view(loaded.model, inputs).outliers[0].tolist()
-    assert reading.look.chance == 10 / 64
+    assert readings[0].look.flagged.tolist() == damro.outlier_view(loaded.model, inputs).outliers[0].tolist()
+    assert readings[0].look.chance == 10 / 64
 
 
 class Page(HTMLParser):
