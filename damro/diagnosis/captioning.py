@@ -119,7 +119,12 @@ class Captioner:
         model = self._model
         inputs = prepare_inputs(self._processor, [image], [Chair.prompt], model)
         # As the logits have it, whatever the checkpoint would do to them.
-        plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        plain: dict[str, Any] = {
+            "do_sample": False,
+            "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+        }
         ids = generate(model, inputs, "greedy", max_new_tokens=self._max_new_tokens, **plain)
         tokens = ids[0, returned_prompt(model, inputs).shape[1] :]
         prompt, views = single_prompt(model, inputs)
@@ -174,7 +179,7 @@ class ObjectWords:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._name_of = dict(vocabulary.name_of)
         for form, readings in vocabulary.forms.items():
-            if readings.noun in vocabulary.name_of:
+            if readings.noun is not None and readings.noun in vocabulary.name_of:
                 self._name_of.setdefault(form, vocabulary.name_of[readings.noun])
 
     def kind(self, piece: str, before: str, objects: frozenset[str]) -> int:

@@ -66,5 +66,7 @@ def changed_words(images: Sequence[Sequence[NamedObject]], alphas: Sequence[floa
 
 
 def _nothing(images: int, alphas: Sequence[float], betas: Sequence[float]) -> Counts:
-    grids: list[Array] = [np.zeros((images, len(PROMPTS), len(alphas), len(betas))) for _ in range(4)]
-    return Counts(*grids, np.zeros(images), np.zeros(images))
+    def grid() -> Array:
+        return np.zeros((images, len(PROMPTS), len(alphas), len(betas)))
+
+    return Counts(grid(), grid(), grid(), grid(), np.zeros(images), np.zeros(images))

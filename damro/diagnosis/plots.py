@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from damro.diagnosis.headroom import HeadRoom
 from damro.diagnosis.knowledge import METHOD, CaptionKnowledge, QuestionKnowledge
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def draw_layers(found: OutlierFindings) -> Figure:
     """Share of the attention that the top k patches of every layer hold, beside an even spread."""
-    figure, axes = _figure(6.4, 3.2)
+    figure, [axes] = _figure(6.4, 3.2)
     layers = range(len(found.by_layer))
     shares = [100 * one.estimate for one in found.by_layer]
     ends = [one.ends or (one.estimate, one.estimate) for one in found.by_layer]
@@ -52,7 +52,7 @@ def draw_knowledge(questions: QuestionKnowledge | None, captions: CaptionKnowled
         ]
     if captions is not None:
         panels.append(("captions: hallucinated\nover true words", captions.hallucinated))
-    figure, *axes = _figure(3.1 * len(panels) + 0.8, 2.3, len(panels))
+    figure, axes = _figure(3.1 * len(panels) + 0.8, 2.3, len(panels))
     for place, (title, values) in enumerate(panels):
         _draw_values(axes[place], values, 1, named=place == 0)
         axes[place].axvline(0.5, color="#7f7f7f", linestyle="--", linewidth=1)
@@ -68,7 +68,7 @@ def draw_changes(rooms: Mapping[str, HeadRoom]) -> Figure:
     Args:
         rooms: by what is changed.
     """
-    figure, *axes = _figure(3.6 * len(rooms) + 0.8, 2.3, len(rooms))
+    figure, axes = _figure(3.6 * len(rooms) + 0.8, 2.3, len(rooms))
     for place, (title, room) in enumerate(rooms.items()):
         _draw_values(axes[place], {name: effect.change for name, effect in room.best.items()}, 100, named=place == 0)
         axes[place].axvline(0, color="#7f7f7f", linestyle="--", linewidth=1)
@@ -77,16 +77,16 @@ def draw_changes(rooms: Mapping[str, HeadRoom]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float, panels: int = 1) -> Any:
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes: list[Axes] = figure.subplots(1, panels, squeeze=False)[0].tolist()
     for one in axes:
         one.tick_params(labelsize=8)
         one.spines[["top", "right"]].set_visible(False)
-    return figure, *axes
+    return figure, axes
 
 
 def _draw_values(axes: Axes, values: Mapping[str, Interval | None], factor: int, *, named: bool) -> None:

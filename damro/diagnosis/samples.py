@@ -80,11 +80,11 @@ def folder_images(
         EvalError: there is no such folder, or none of its images is annotated.
         DataFormatError: the objects cannot be read, or are called by names that the vocabulary does not have.
     """
-    path = Path(folder)
+    path, file = Path(folder), None if objects is None else Path(objects)
     opener = bounded(folder_opener(path), max_pixels)
-    instances = _find_instances(objects)
+    instances = _find_instances(file)
     truth = (
-        {image_key(image): names for image, names in read_objects(objects).items()}
+        {image_key(image): names for image, names in read_objects(file).items()}
         if instances is None
         else instances.objects()
     )
@@ -92,18 +92,18 @@ def folder_images(
     names = normalize_objects({key: truth[key] for key in chosen}, set(chosen), vocabulary)
     return [
         AnnotatedImage(
-            file, partial(opener, file), names[key], None if instances is None else partial(instances.mask, key)
+            name, partial(opener, name), names[key], None if instances is None else partial(instances.mask, key)
         )
-        for key, file in chosen.items()
+        for key, name in chosen.items()
     ]
 
 
-def _find_instances(objects: str | os.PathLike[str] | None) -> Instances | None:
+def _find_instances(file: Path | None) -> Instances | None:
     """COCO's instances, if the file holds them."""
-    if objects is None or Path(str(objects).lower().removesuffix(".gz")).suffix == ".jsonl":
+    if file is None or Path(file.name.lower().removesuffix(".gz")).suffix == ".jsonl":
         return None
-    found = read_json(Path(objects))
-    return read_instances(found, str(objects)) if holds_instances(found) else None
+    found = read_json(file)
+    return read_instances(found, str(file)) if holds_instances(found) else None
 
 
 def _scene_mask(number: int) -> Mask:
