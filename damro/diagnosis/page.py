@@ -121,7 +121,7 @@ def _row(claim: Claim) -> dict[str, str]:
 def _grid(task: str, room: HeadRoom) -> dict[str, Any]:
     """The change under every alpha and beta, in points."""
     rows = [
-        (name, f"{alpha:g}", [f"{100 * value:+.1f}" for value in row])
+        (name, f"{alpha:g}", [f"{100 * value:+z.1f}" for value in row])
         for name, table in room.change.items()
         for alpha, row in zip(room.alphas, table, strict=True)
     ]

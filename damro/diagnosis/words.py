@@ -32,7 +32,7 @@ def percent(value: Interval | None) -> str:
         >>> percent(Interval(0.817, 0.788, 0.845, 0.95, 2000)), percent(None)
         ('81.7 % (78.8 to 84.5)', 'not defined')
     """
-    return _show(value, 100, ".1f", " %")
+    return _show(value, 100, "z.1f", " %")
 
 
 def points(value: Interval | None) -> str:
@@ -42,7 +42,7 @@ def points(value: Interval | None) -> str:
         >>> points(Interval(-0.082, -0.102, -0.062, 0.95, 2000))
         '-8.2 points (-10.2 to -6.2)'
     """
-    return _show(value, 100, "+.1f", " points")
+    return _show(value, 100, "+z.1f", " points")
 
 
 def number(value: Interval | None, *, signed: bool = False) -> str:
@@ -52,7 +52,7 @@ def number(value: Interval | None, *, signed: bool = False) -> str:
         >>> number(Interval(0.913, 0.888, 0.934, 0.95, 2000)), number(Interval(0.5, float("-inf"), 1, 0.95, 1))
         ('0.913 (0.888 to 0.934)', '0.500')
     """
-    return _show(value, 1, "+.3f" if signed else ".3f", "")
+    return _show(value, 1, "+z.3f" if signed else "z.3f", "")
 
 
 def _share(value: float) -> str:
