@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from typing import Any
 
@@ -209,11 +210,11 @@ def test_other_families_are_diagnosed(family: str) -> None:
 def pictures(count: int) -> list[AnnotatedImage]:
     """Pictures without places."""
 
-    def picture(number: int) -> Image.Image:
+    def draw(number: int) -> Image.Image:
         return Image.effect_mandelbrot((80, 60), (-2 + number / 9, -1.5, 1, 1.5), 20).convert("RGB")
 
     objects = [frozenset({"cat", "dog"}), frozenset({"dog", "car"}), frozenset({"cat", "bus"})]
-    return [AnnotatedImage(f"{number}", lambda n=number: picture(n), objects[number % 3]) for number in range(count)]  # type: ignore[misc]
+    return [AnnotatedImage(f"{number}", partial(draw, number), objects[number % 3]) for number in range(count)]
 
 
 def test_a_model_without_a_module_says_what_is_missing() -> None:

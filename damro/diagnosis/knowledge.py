@@ -156,10 +156,7 @@ def measure_captions(scores: Groups) -> CaptionKnowledge:
     counts = {kind: [len(things) for things in of_images] for kind, of_images in scores.items()}
     return CaptionKnowledge(
         hallucinated={name: bootstrap_statistic(one.auc, images) for name, one in pairs.items()},
-        above_chance={
-            name: bootstrap_statistic(lambda counts, one=one: one.auc(counts) - 0.5, images)  # type: ignore[misc]
-            for name, one in pairs.items()
-        },
+        above_chance={name: _above_chance(one, images) for name, one in pairs.items()},
         above_controls={name: _difference(pairs[METHOD], pairs[name], images) for name in CONTROLS},
         rate=_rate(counts["hallucinated"], counts["true"]),
         counts={kind: sum(of_images) for kind, of_images in counts.items()},
@@ -178,6 +175,10 @@ def _compare(positive: Sequence[Sequence[ArrayLike]], negative: Sequence[Sequenc
 
 def _difference(first: Pairs, second: Pairs, images: int) -> Interval | None:
     return bootstrap_statistic(lambda counts: first.auc(counts) - second.auc(counts), images)
+
+
+def _above_chance(pairs: Pairs, images: int) -> Interval | None:
+    return bootstrap_statistic(lambda counts: pairs.auc(counts) - 0.5, images)
 
 
 def _rate(part: Sequence[int], rest: Sequence[int]) -> Interval | None:
