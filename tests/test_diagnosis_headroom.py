@@ -44,9 +44,7 @@ def test_answers_that_turn_are_counted_once_a_split() -> None:
 def word(hallucinated: bool, gives_way_to: int) -> NamedObject:
     """A word that DAMRO's prompt takes out."""
     kinds = np.array([-1 if hallucinated else 1, gives_way_to])
-    return NamedObject(
-        Mention("cat", "cat", 0, 3, 0), hallucinated, step([1.0, 0.9], [5.0, 0.0]), 0, kinds, np.zeros(N)
-    )
+    return NamedObject(Mention("cat", "cat", 0, 3, 0), hallucinated, step([1.0, 0.9], [5.0, 0.0]), kinds, np.zeros(N))
 
 
 @pytest.mark.parametrize(

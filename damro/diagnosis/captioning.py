@@ -27,6 +27,11 @@ from damro.loading import prepare_inputs
 
 _SHORTEST = 2
 """Letters of a piece that tells which word it begins."""
+_LITTLE_WORDS = frozenset(
+    "a an and are as at be by for from has have her his in into is it its of off on or out over she so that the their "
+    "there they this to two up was while with".split()
+)
+"""Words that an object's word may begin with, as "for" does "fork", and that are whole where they stand."""
 
 
 class NamedObject(NamedTuple):
@@ -36,7 +41,6 @@ class NamedObject(NamedTuple):
         mention: what was found, and where in the text.
         hallucinated: whether the image does not show it.
         step: logits where its first token was chosen, kept.
-        place: which of the plausible tokens this is.
         kinds: `(c,)`, what each plausible token begins: 1 the word of an object that is there, -1 that of an absent
             one, 0 another word.
         log_probability: `(N,)`, of the word, all its tokens together, under N second prompts.
@@ -45,7 +49,6 @@ class NamedObject(NamedTuple):
     mention: Mention
     hallucinated: bool
     step: Step
-    place: int
     kinds: NDArray[np.int64]
     log_probability: NDArray[np.float64]
 
@@ -152,11 +155,10 @@ class Captioner:
             scores = torch.log_softmax(negative[:, steps].double(), dim=-1)  # (N, tokens of the word, V)
             own = scores.gather(-1, tokens[steps].expand(len(scores), -1)[..., None])
             step = cache_step(full[steps[0]], negative[:, steps[0]], min(self._betas))
-            place = int(step.tokens.searchsorted(int(tokens[steps[0]])))
             kinds = self._kinds(tokens[: steps[0]].tolist(), step, objects)
             hallucinated = mention.name not in objects
-            kinds[place] = -1 if hallucinated else 1
-            named.append(NamedObject(mention, hallucinated, step, place, kinds, own.sum(dim=(1, 2)).numpy()))
+            kinds[step.tokens == int(tokens[steps[0]])] = -1 if hallucinated else 1
+            named.append(NamedObject(mention, hallucinated, step, kinds, own.sum(dim=(1, 2)).numpy()))
         return tuple(named)
 
     def _kinds(self, before: list[int], step: Step, objects: frozenset[str]) -> NDArray[np.int64]:
@@ -196,12 +198,12 @@ class ObjectWords:
         Example:
             >>> from damro.eval.chair.vocabulary import load_vocabulary
             >>> words = ObjectWords(load_vocabulary())
-            >>> [words.kind(piece, "A", frozenset({"couch"})) for piece in (" cou", " dogs", " large", "ch")]
-            [1, -1, 0, 0]
+            >>> [words.kind(piece, "A", frozenset({"couch"})) for piece in (" cou", " dogs", " large", "ch", " for")]
+            [1, -1, 0, 0, 0]
         """
         word = piece.strip().lower()
         glued = piece[:1].isalpha() and before[-1:].isalpha()
-        if len(word) < _SHORTEST or glued:
+        if len(word) < _SHORTEST or glued or word in _LITTLE_WORDS:
             return 0
         if word in self._name_of:
             return 1 if self._name_of[word] in objects else -1
