@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Looks, writes and prints."""
     settings = Settings(**read_values(Settings, given_flags(args, _FLAGS), ParameterError), seed=args.seed)
     check_folder(args.out)
+    _check_together(args)
     vocabulary = _vocabulary(args)
     images = _images(args, vocabulary)
     from damro.diagnosis.diagnose import diagnose
@@ -106,22 +107,29 @@ def _vocabulary(args: argparse.Namespace) -> Vocabulary | None:
 
 
 def _images(args: argparse.Namespace, vocabulary: Vocabulary | None) -> Sequence[AnnotatedImage]:
-    """Annotated images of the folder, or embedded scenes.
-
-    Raises:
-        EvalError: a model that is not embedded has no images, or there are objects without a folder.
-    """
+    """Annotated images of the folder, or embedded scenes."""
     from damro.diagnosis import folder_images, scene_images
 
+    if args.images is None:
+        return scene_images(args.limit)
+    return folder_images(
+        args.images,
+        args.objects,
+        limit=args.limit,
+        seed=args.seed,
+        vocabulary=vocabulary,
+        max_pixels=args.max_pixels,
+    )
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Refuses options that need a folder of images and have none.
+
+    Raises:
+        EvalError: a model that is not embedded has no images, or there are objects or words without a folder.
+    """
     if args.images is not None:
-        return folder_images(
-            args.images,
-            args.objects,
-            limit=args.limit,
-            seed=args.seed,
-            vocabulary=vocabulary,
-            max_pixels=args.max_pixels,
-        )
+        return
     for name in ("objects", "vocabulary"):
         if getattr(args, name) is not None:
             raise EvalError(
@@ -132,7 +140,6 @@ def _images(args: argparse.Namespace, vocabulary: Vocabulary | None) -> Sequence
             f"--images must be the folder of annotated images for a model that is not embedded, got none for "
             f"{args.model!r}: give a folder such as COCO val2014, or take the model 'tiny'"
         )
-    return scene_images(args.limit)
 
 
 def _print(found: Diagnosis) -> None:
