@@ -43,6 +43,7 @@ def cache_step(full: Tensor, negative: Tensor, beta: float) -> Step:
         beta: plausibility cutoff in (0, 1].
 
     Example:
+        >>> import torch
         >>> step = cache_step(torch.tensor([2.0, -9.0, 1.5]), torch.tensor([[3.0, 0.0, 1.0]]), 0.5)
         >>> step.tokens.tolist(), step.negative.tolist()
         ([0, 2], [[3.0, 1.0]])
