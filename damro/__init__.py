@@ -11,6 +11,7 @@ from damro._version import __version__
 
 if TYPE_CHECKING:
     from damro.decoding.branches.encoder_decoder import returned_prompt
+    from damro.diagnosis.diagnose import Diagnosis, diagnose
     from damro.generation import generate
     from damro.methods.patches import OutlierView, outlier_view
     from damro.methods.presets import preset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLSAttention",
     "DAMROProcessor",
+    "Diagnosis",
     "OutlierView",
     "Outliers",
     "PatchFeatures",
@@ -31,6 +33,7 @@ __all__ = [
     "cls_attention",
     "cls_attentions",
     "contrast_processor",
+    "diagnose",
     "find_outliers",
     "generate",
     "outlier_view",
@@ -43,6 +46,7 @@ __all__ = [
 _HOME = {
     "CLSAttention": "damro.vision.attention",
     "DAMROProcessor": "damro.processor",
+    "Diagnosis": "damro.diagnosis.diagnose",
     "OutlierView": "damro.methods.patches",
     "Outliers": "damro.vision.outliers",
     "PatchFeatures": "damro.vision.features",
@@ -50,6 +54,7 @@ _HOME = {
     "cls_attention": "damro.vision.attention",
     "cls_attentions": "damro.vision.attention",
     "contrast_processor": "damro.processor",
+    "diagnose": "damro.diagnosis.diagnose",
     "find_outliers": "damro.vision.outliers",
     "generate": "damro.generation",
     "outlier_view": "damro.methods.patches",

@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]
 """Column means ``(..., columns)`` to values ``(...)``; a value that is not defined is NaN."""
 
+Statistic = Callable[[Array], Array]
+"""How often each sample is drawn ``(resamples, samples)``, whole numbers, to values ``(resamples,)``, NaN for none."""
+
 _CHUNK = 4_000_000  # numbers gathered at once: 32 MB
 
 
@@ -232,6 +235,41 @@ def bootstrap_metrics(
         defined = np.isfinite(estimate) and np.isfinite(values).any()
         results[name] = _interval(estimate, values, level, len(rows)) if defined else None
     return results
+
+
+def bootstrap_statistic(
+    statistic: Statistic, samples: int, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval | None:
+    """Return a statistic that is no function of column means, such as one of pairs of samples, with its interval.
+
+    Statistics of equally many samples with one seed are taken of the same resamples, so that a difference of two is a
+    statistic, too.
+
+    Args:
+        statistic: A function of how often each sample is drawn, once each for the samples themselves.
+        samples: Number of samples.
+        resamples: How often to draw as many samples with replacement.
+        level: Share of resamples that the interval holds, in (0, 1).
+        seed: Seed of the draws.
+
+    Returns:
+        None where the statistic is not defined for the samples themselves.
+
+    Raises:
+        EvalError: An argument is out of range.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 3.0])
+        >>> bootstrap_statistic(lambda counts: counts @ values / counts.sum(axis=-1), 3).estimate
+        2.0
+    """
+    if samples < 1:
+        raise EvalError(f"samples must be at least 1, got {samples}")
+    _generator(resamples, level, seed)  # checks the arguments
+    estimate = statistic(np.ones((1, samples)))[0]
+    values = statistic(np.rint(_resample_weights(samples, resamples, seed) * samples))
+    defined = np.isfinite(estimate) and np.isfinite(values).any()
+    return _interval(estimate, values, level, samples) if defined else None
 
 
 @functools.lru_cache(maxsize=8)

@@ -74,6 +74,12 @@ def test_the_page_on_attention_runs() -> None:
     assert names["found"].indices.shape == (1, 10)
 
 
+def test_the_page_on_diagnosis_runs() -> None:
+    found = run("diagnose.md")["found"]
+    assert found.verdict == "cannot be told from so few images"  # as the page says
+    assert found.images == 4
+
+
 @pytest.fixture(scope="module")
 def method_page() -> Iterator[dict[str, Any]]:
     """What the page on methods leaves behind; the method it registers is taken out again."""

@@ -30,6 +30,7 @@ _COMMANDS = (
     "explain",
     "app",
     "serve",
+    "diagnose",
     "run",
     "compare",
     "reproduce",

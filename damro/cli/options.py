@@ -26,6 +26,11 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         help="folder, Hub name, or 'tiny' or tiny:NAME for an embedded one"
         + (f" (default: {default})" if default else ""),
     )
+    add_loading_options(group)
+
+
+def add_loading_options(group: Any) -> None:
+    """--device, --dtype, --attn-implementation, --revision."""
     group.add_argument("--device", help="as torch names it, or 'auto' to spread over all (default: a GPU, if any)")
     group.add_argument(
         "--dtype",

@@ -75,8 +75,12 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
-class _OneLook(Scene):
-    """A scene at which the vision tower looks once, whoever asks, and of which the full prompt is built once."""
+class OneLook(Scene):
+    """A scene at which the vision tower looks once, whoever asks, and of which the full prompt is built once.
+
+    Attributes:
+        kept: ``run``, what the tower made of it, and ``full``, the full prompt, once a method has asked for them.
+    """
 
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -110,11 +114,11 @@ class FirstToken:
 
     def __init__(self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str) -> None:
         model = engine.model
-        scene = _OneLook(True, engine.pruning, engine.processor, seed=engine.seed, images=(image,))
+        scene = OneLook(True, engine.pruning, engine.processor, seed=engine.seed, images=(image,))
         # Those that rank patches come first: the run that is recorded serves all.
         ordered = sorted(dict.fromkeys(methods), key=lambda method: not isinstance(method, Damro))
         found = {method: method.contrast(model, inputs, scene) for method in ordered}
-        self._logits = _first_logits(model, scene.kept["full"], shared=True)
+        self._logits = first_logits(model, scene.kept["full"], shared=True)
         self._contrasts = {method: one for method, one in found.items() if isinstance(one, Contrast)}
         # Where the full prompt leaves one plausible token, no contrast can change it.
         self._open = torch.zeros(len(self._logits), dtype=torch.bool, device=self._logits.device)
@@ -125,10 +129,10 @@ class FirstToken:
             return
         negatives = [contrast.negative for contrast in self._contrasts.values()]
         if any(isinstance(prompt, TokenPrompt) for prompt in negatives):  # read as the model's own inputs
-            read = [_first_logits(model, prompt, shared=False)[self._open] for prompt in negatives]
+            read = [first_logits(model, prompt, shared=False)[self._open] for prompt in negatives]
         else:
             rows = stack_rows([_rows_of(embedded(prompt), self._open) for prompt in negatives])
-            read = list(_first_logits(model, rows, shared=False).chunk(len(negatives)))
+            read = list(first_logits(model, rows, shared=False).chunk(len(negatives)))
         self._negative = dict(zip(self._contrasts, read, strict=True))
 
     def scores(self, method: Method) -> Tensor:
@@ -147,8 +151,17 @@ class FirstToken:
         return contrast.by_row() if isinstance(contrast, PatchContrast) else None
 
 
-def _first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
-    """`(R, V)`, float32, of what follows each prompt; `shared` if the prompts begin alike."""
+def first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
+    """Read prompts, and return the logits of what follows.
+
+    Args:
+        model: The LVLM.
+        prompt: R rows.
+        shared: Whether they begin alike; what they begin with is then read once.
+
+    Returns:
+        ``(R, V)``, float32.
+    """
     decoder = family_of(model).decoder(model)
     if is_encoder_decoder(decoder):
         nothing = torch.empty(len(prompt.attention_mask), 0, dtype=torch.long, device=prompt.attention_mask.device)
