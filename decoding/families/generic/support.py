@@ -18,7 +18,6 @@ _OTHERWISE = {
     "gemma4_unified": "has no vision tower: patches themselves are its image columns",
     "granite4_vision": "adds its image columns in deeper layers alone",
     "janus": "has a generate() of its own, which drops logits processors",
-    "instructblipvideo": "reads videos alone",
     "llama4": "makes its image columns only where its language model reads them",
     "mllama": "looks at images by cross-attention: there are no image columns to leave out",
 }
