@@ -1,4 +1,4 @@
-"""InstructBLIP for videos against prompts that are read anew, frame by frame and token by token, by the model's parts."""
+"""InstructBLIP for videos against prompts that are read anew, frame by frame and token by token, by its parts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from damro.decoding.errors import InputsError
 from damro.errors import UnsupportedModelError
 from damro.inspection import inspect_decoder, inspect_vit
 from damro.inspection.layout import encode_with_views
-from damro.methods import Scene
 from damro.loading import load_model
+from damro.methods import Scene
 from tests.family_models import FRAMES, PATCHES, QUERIES, VIDEO, Inputs, encoder_inputs, family_inputs, family_model
 
 NAME = "instructblipvideo"

@@ -1,7 +1,7 @@
 """InstructBLIP for videos: the ViT and the Q-Former see frame by frame, every frame has its queries as columns.
 
-There is no released code to differ from. The k patches are chosen of each frame, by that frame's [CLS] in the layer whose
-features are taken, and the Q-Former reads them anew, frame by frame.
+There is no released code to differ from. The k patches are chosen of each frame, by that frame's [CLS] in the layer
+whose features are taken, and the Q-Former reads them anew, frame by frame.
 """
 
 from __future__ import annotations
