@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,12 @@ def written(inputs: Inputs, call: dict[str, Any], **told: Any) -> Tensor:
     return ids
 
 
+def as_processed(inputs: Inputs) -> Inputs:
+    """The columns of the video in front, then padding, then the text, as the model's processor has them."""
+    order = (inputs["input_ids"] != VIDEO).long().argsort(dim=-1, stable=True)
+    return {**inputs, **{key: inputs[key].gather(-1, order) for key in ("input_ids", "attention_mask")}}
+
+
 def one_frame(inputs: Inputs) -> Inputs:
     """Images: videos of one frame, with as many columns."""
     column = (inputs["input_ids"] == VIDEO).long().cumsum(dim=-1)
@@ -104,12 +111,11 @@ def one_frame(inputs: Inputs) -> Inputs:
     return {**inputs, **texts, "pixel_values": inputs["pixel_values"][:, :1]}
 
 
-@pytest.mark.parametrize("frames", [1, FRAMES])
+@pytest.mark.parametrize("shown", [dict, as_processed, one_frame])
 @pytest.mark.parametrize("call", [GREEDY, SAMPLED, {**GREEDY, "num_beams": 3}], ids=["greedy", "sampled", "beams"])
-def test_tokens_are_those_of_prompts_read_anew(call: dict[str, Any], frames: int) -> None:
+def test_tokens_are_those_of_prompts_read_anew(call: dict[str, Any], shown: Callable[[Inputs], Inputs]) -> None:
     """Two prompts of different length, padded on the left."""
-    model, inputs = family_model(NAME), family_inputs(NAME)
-    inputs = inputs if frames > 1 else one_frame(inputs)
+    model, inputs = family_model(NAME), shown(family_inputs(NAME))
     expected = written(inputs, call, logits_processor=[Stateless(model, inputs)])
     assert not torch.equal(expected, written(inputs, call))
     processor = damro.DAMROProcessor(model, inputs, alpha=ALPHA, beta=BETA, top_k=TOP_K)
@@ -185,6 +191,11 @@ def test_what_it_does_not_read_is_refused() -> None:
     )
     with pytest.raises(InputsError, match=message):
         damro.generate(model, {**inputs, "pixel_values": inputs["pixel_values"][:, 0]}, METHOD, **GREEDY)
+    message = (
+        rf"must hold {QUERIES} video tokens for each of the 2 frames of 2 videos, .*, got \[18, 18\]; its processor"
+    )
+    with pytest.raises(InputsError, match=message):
+        damro.generate(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :2]}, METHOD, **GREEDY)
     with pytest.raises(UnsupportedModelError, match=f"got {NAME}, whose {QUERIES} columns are queries of its Q-Former"):
         damro.generate(model, inputs, METHOD, keep_tokens=3, **GREEDY)
     other = {**inputs, "input_ids": inputs["input_ids"].where(inputs["input_ids"] != VIDEO, 5)}

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from damro.decoding.errors import InputsError
-from damro.decoding.families.base import LVLM, Encoding, patch_grid, rows_of_images
+from damro.decoding.families.base import LVLM, Encoding, image_columns, patch_grid
 from damro.decoding.families.blip_2 import feature_layer
 from damro.decoding.families.instructblip import (
     DEFAULT_HEADS,
@@ -46,14 +48,10 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
     """Runs the ViT, the Q-Former and the projection once over the frames of all videos; a frame is a tile of its video.
 
     Raises:
-        InputsError: if there are no frames.
+        InputsError: if there are no frames, or tokens for more or fewer of them.
     """
     pixels = inputs["pixel_values"]
-    if pixels.ndim != 5:
-        raise InputsError(
-            "pixel_values of instructblipvideo must be videos (prompts, frames, channels, height, width), got shape "
-            f"{tuple(pixels.shape)}; show an image as a video of one frame, pixel_values[:, None], or of equal ones"
-        )
+    _check_frames(model, pixels, inputs["input_ids"])
     outputs = model.get_video_features(
         pixels,
         qformer_input_ids=inputs["qformer_input_ids"],
@@ -61,6 +59,23 @@ def encode(model: LVLM, inputs: Mapping[str, Any]) -> Encoding:
         interpolate_pos_encoding=is_resized(model, pixels),
         return_dict=True,
     )
-    features = list(outputs.pooler_output)
-    tiles = (pixels.shape[1],) * len(pixels)
-    return Encoding(outputs, features, rows_of_images(model, inputs, features), tiles, patch_grid(model.config, pixels))
+    videos, frames = pixels.shape[:2]
+    grid = patch_grid(model.config, pixels)
+    return Encoding(outputs, list(outputs.pooler_output), tuple(range(videos)), (frames,) * videos, grid)
+
+
+def _check_frames(model: LVLM, pixels: Tensor, ids: Tensor) -> None:
+    """Refuses what is no video, and prompts that the processor has written for another number of frames."""
+    if pixels.ndim != 5:
+        raise InputsError(
+            "pixel_values of instructblipvideo must be videos (prompts, frames, channels, height, width), got shape "
+            f"{tuple(pixels.shape)}; show an image as a video of equal frames"
+        )
+    queries, frames = int(model.config.num_query_tokens), pixels.shape[1]
+    columns = image_columns(model, ids).sum(dim=-1).tolist()
+    if columns != [queries * frames] * len(pixels):
+        raise InputsError(
+            f"input_ids of instructblipvideo must hold {queries} video tokens for each of the {frames} frames of "
+            f"{len(pixels)} videos, one a prompt, got {columns}; its processor writes those of four frames, so show it "
+            "videos of four"
+        )
