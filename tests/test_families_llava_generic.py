@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from damro.decoding.branches.fused import prefill
+from damro.decoding.branches.prefix import prefill_shared
 from damro.decoding.compat import older_than
 from damro.decoding.families import generic, llava
 from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.families.generic.support import SINCE
 from damro.decoding.generate import decode
+from damro.decoding.hooks import hooked
 from damro.decoding.prompts import Prompt
 from damro.decoding.rules import Contrast, ContrastRule
 from tests.family_models import family_inputs, family_model
@@ -96,3 +98,24 @@ def test_the_recording_is_reproduced_without_the_module(run: Any, strategy: Any)
     (ids, scores), (same_ids, same_scores) = written
     assert torch.equal(ids, golden["generated_ids"]) and torch.equal(ids, same_ids)
     assert torch.equal(scores, same_scores)
+
+
+@torch.no_grad()
+def test_what_questions_have_in_common_is_read_once_with_the_module() -> None:
+    model, inputs = case("llava")
+    asked = {key: value[:1].repeat(6, *[1] * (value.ndim - 1)) for key, value in inputs.items()}
+    asked["input_ids"][:, -1] = torch.arange(20, 26)
+    read: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        read.append((args[0] if args else kwargs["hidden_states"]).shape[:2].numel())
+
+    counts, logits = [], []
+    for prompt in both(model, asked):
+        with hooked(before=[(model.model.language_model.layers[0], count)]):
+            logits.append(prefill_shared(model, prompt).logits)
+        counts.append(sum(read))
+        read.clear()
+    length = asked["input_ids"].shape[1]
+    assert counts == [length - 1 + 6, 6 * length]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
