@@ -122,14 +122,19 @@ def test_threads_share_a_model(name: str) -> None:
 
 
 @EVERY_MODEL
-def test_the_model_itself_shows_its_map(name: str) -> None:
+def test_the_model_itself_shows_its_map_in_one_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference in `tests.zoo_reference` knows every layout; here only its name is looked at."""
     model, inputs = zoo_model(name), zoo_inputs(name)
     layer = generic.feature_layer(model, reference=True)
-    maps._found.pop(generic.image_tower(model), None)
+    runs: list[Any] = []
+    plain = maps.image_features
+    monkeypatch.setattr(maps, "image_features", lambda *told: runs.append(told) or plain(*told))
+    maps.forget(model)
     with torch.no_grad():
         generic.column_weights(model, inputs, recorded_layers(name, inputs)[layer])
-    found = set(maps._found[generic.image_tower(model)].values())
+    looked_up = maps._found[generic.image_tower(model)]
+    assert len(runs) == len(looked_up) == len({image.patches for image in images_of(model, inputs)})
+    found = set(looked_up.values())
     shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs"}
     shown |= {"llava_pixtral": "runs"}  # a column is a patch: all maps are one
     packed = KINDS[name].shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started")

@@ -15,6 +15,7 @@ from damro.decoding.compat import older_than
 from damro.decoding.families.generic.support import SINCE
 from tests.zoo_images import FILLED, IMAGE, TILES, VIDEO, Inputs, by_prompt, drawn, images, token_types
 from tests.zoo_more import MORE, MORE_LAZY, MORE_RECURRENT, MORE_UNRANKED
+from tests.zoo_newest import NEWEST, NEWEST_UNRANKED
 from tests.zoo_parts import (
     GLM_STARTS,
     HALF,
@@ -237,11 +238,11 @@ def _aria() -> Any:
     )  # fmt: skip
 
 
-KINDS |= MORE
+KINDS |= MORE | NEWEST
 ZOO = tuple(KINDS)
 # Models whose columns are no patches, or whose towers attend where it cannot be seen.
 KINDS |= {"got_ocr2": Kind(_got_ocr2, "four"), "idefics2": Kind(_idefics2, "one_tile"), "aria": Kind(_aria, "square")}
-KINDS |= MORE_UNRANKED
+KINDS |= MORE_UNRANKED | NEWEST_UNRANKED
 UNRANKED = ("got_ocr2", "idefics2", "aria", *MORE_UNRANKED)
 RECURRENT = ("qwen3_5", "lfm2_vl", *MORE_RECURRENT)
 LAZY = (*RECURRENT, "gemma3", "aya_vision", "cohere2_vision", "exaone4_5", "kimi_k25", "gemma4", *MORE_LAZY)

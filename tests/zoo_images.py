@@ -245,6 +245,36 @@ def _one_row(number: int, random: torch.Generator) -> Shown:
     return {"pixel_values": pixels, "target_sizes": grids}, [[IMAGE] * (int(grid.prod()) // 16) for grid in grids]
 
 
+def _separated(number: int, random: torch.Generator) -> Shown:
+    """DeepSeek-OCR 2: 144 queries and a separator for each image."""
+    return {"pixel_values": drawn(random, number, 3, 64, 64)}, [[IMAGE] * 145] * number
+
+
+def _separated_lines(number: int, random: torch.Generator) -> Shown:
+    """Unlimited OCR: two lines of two columns and a newline, and a separator."""
+    return {"pixel_values": drawn(random, number, 3, 64, 64)}, [[IMAGE] * 7] * number
+
+
+def _packed_newlines(number: int, random: torch.Generator) -> Shown:
+    """HY 4: as Qwen2-VL without time, with a newline behind every line of columns."""
+    pixels, _ = _packed_flat(number, random)
+    grids = pixels["image_grid_thw"].tolist()
+    return pixels, [[IMAGE] * (high // 2 * (wide // 2 + 1)) for _, high, wide in grids]
+
+
+def _packed_squares(number: int, random: torch.Generator) -> Shown:
+    """Inkling 2: the squares of patches that are a column, and grids that count those."""
+    pixels, runs = _packed(number, random)
+    grids = pixels["image_grid_thw"] // torch.tensor([1, 2, 2])
+    return {"pixel_values": drawn(random, int(grids.prod(-1).sum()), 14, 14, 3), "image_grid_thw": grids}, runs
+
+
+def _marked_row(number: int, random: torch.Generator) -> Shown:
+    """MiniCPM-V 4.7: as MiniCPM-V 4.6, each image between tokens that tell where it is."""
+    pixels, runs = _one_row(number, random)
+    return pixels, [[196, *run, 195] for run in runs]
+
+
 _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "square": _square,
     "four": _four,
@@ -274,6 +304,11 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "packed_lines": _packed_lines,
     "one_row": _one_row,
     "pooled": _pooled,
+    "separated": _separated,
+    "separated_lines": _separated_lines,
+    "packed_newlines": _packed_newlines,
+    "packed_squares": _packed_squares,
+    "marked_row": _marked_row,
 }
 
 
@@ -316,6 +351,6 @@ def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
         return {"mm_token_type_ids": of_image, "moe_mm_token_type_ids": of_image | around.long()}
     return (
         {"mm_token_type_ids": of_image}
-        if shown in ("packed", "packed_flat", "packed_lines", "packed_patches", "placed")
+        if shown in ("packed", "packed_flat", "packed_lines", "packed_newlines", "packed_patches", "placed")
         else {}
     )
