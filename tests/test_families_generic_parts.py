@@ -135,7 +135,7 @@ def test_the_model_itself_shows_its_map_in_one_run(name: str, monkeypatch: pytes
     looked_up = maps._found[generic.image_tower(model)]
     assert len(runs) == len(looked_up) > 0
     found = set(looked_up.values())
-    shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs"}
+    shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs", "muse_spark": "window blocks"}
     shown |= {"llava_pixtral": "runs"}  # a column is a patch: all maps are one
     assert found == {shown.get(name, "runs" if KINDS[name].shown in IN_RUNS else "blocks")}
 

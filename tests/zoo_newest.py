@@ -29,7 +29,7 @@ def _dots3_note() -> Any:
 
 
 def _muse_spark() -> Any:
-    vision = {**VIT, "patch_size": 7, "pos_emb_height": 8, "pos_emb_width": 8, "max_position_embeddings": 64}
+    vision = {**VIT, "patch_size": 7, "pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16}
     hearing = {"patch_sizes": [4], "hidden_sizes": [8], "depths": [1], "num_hidden_layers": 1, "out_hidden_size": 32}
     words = text(head_dim=8, sliding_window=8, output_multiplier=1.0, qk_scale_factor=1.0, num_local_experts=2,
                  num_experts_per_tok=1, moe_intermediate_size=16, moe_hidden_size=16)  # fmt: skip

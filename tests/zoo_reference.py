@@ -82,6 +82,13 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
     weights, shown = patch_weights(name, inputs), KINDS[name].shown
     if shown in ("whole", "patch_lines"):
         return weights
+    if name == "muse_spark":  # patches stand in the tower window by window, and are put back behind it
+        order, _ = get_vision_window_index(
+            inputs["image_grid_thw"], spatial_merge_size=1, window_size=28, patch_size=7, kwargs={}
+        )
+        places = torch.empty_like(torch.cat(weights))
+        places[order] = torch.cat(weights)
+        weights = list(places.split([len(tile) for tile in weights]))
     if name in WINDOWED:
         order, _ = get_vision_window_index(
             inputs["image_grid_thw"], spatial_merge_size=MERGE, window_size=28, patch_size=7, kwargs={}

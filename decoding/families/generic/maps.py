@@ -76,12 +76,17 @@ def candidates(model: Any, grid: Grid, merge: int) -> dict[str, Tensor]:
     """The maps that may be this model's, by name."""
     maps = {"runs": runs(grid, merge), "blocks": blocks(grid, merge)}
     window = _window(model, merge)
-    return maps if window is None else {**maps, "windows": windows(grid, merge, window)}
+    if window is None:
+        return maps
+    # Patches, too, may stand window by window, and be put back before they are merged (Muse Spark).
+    patches = windows(grid, 1, window * merge)
+    return {**maps, "windows": windows(grid, merge, window), "window blocks": maps["blocks"][patches]}
 
 
 def _window(model: Any, merge: int) -> int | None:
     """Side of the tower's windows in columns; None without windows."""
-    size = getattr(model.config.vision_config, "window_size", None)
+    told = (model.config.vision_config, model.get_encoder(modality="image"))
+    size = next((one.window_size for one in told if getattr(one, "window_size", None)), None)
     return None if not isinstance(size, int) else max(1, size // patch_size(model) // merge)
 
 
