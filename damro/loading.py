@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from damro import tiny
 from damro.chat import format_prompt as format_prompt
 from damro.checkpoints import find_fault, find_setting, in_words
 from damro.decoding.families import FAMILIES, family_of
@@ -61,8 +63,9 @@ def load_model(
     """Loads a supported LVLM, or a bare ViT, and its processor; runs no code that comes with a checkpoint.
 
     Args:
-        name_or_path: a folder, a name on the Hub, "tiny" for the small model that is part of this package, or
-            "dinov2-small" for a pretrained ViT out of the extra `vit`. Of a whole CLIP the vision half is loaded.
+        name_or_path: a folder, a name on the Hub, "tiny" or "tiny:NAME" for a small model that is part of this
+            package (`damro.tiny.checkpoints`), or "dinov2-small" for a pretrained ViT out of the extra `vit`. Of a
+            whole CLIP the vision half is loaded.
         device: as torch names it; "auto" spreads the model over all devices (accelerate); None takes the GPU if
             there is one, otherwise the CPU.
         dtype: "float32", "bfloat16", "float16"; "auto" takes the checkpoint's.
@@ -86,11 +89,12 @@ def load_model(
         check_device(device)
     if attn_implementation is not None:
         _check_attention(attn_implementation)
-    quantized = _quantization_options(quantization, embedded=str(name_or_path) in _EMBEDDED)
-    if str(name_or_path) in _EMBEDDED:
+    embedded = _find_embedded(str(name_or_path))
+    quantized = _quantization_options(quantization, embedded=embedded is not None)
+    if embedded is not None:
         if revision is not None:
             raise ParameterError(f"revision must be left out for the embedded {name_or_path!r}, got {revision!r}")
-        loaded = _place(_EMBEDDED[str(name_or_path)](), device, dtype)
+        loaded = _place(embedded(), device, dtype)
         if attn_implementation is not None:
             _set_attention(loaded.model, attn_implementation)
         _check_finite(name_or_path, loaded.model)
@@ -261,11 +265,22 @@ def _classes(kind: str) -> tuple[Any, Any]:
     return AutoModelForImageTextToText, AutoProcessor
 
 
-def _load_tiny() -> Loaded:
-    """The embedded model."""
-    from damro import tiny
+def _find_embedded(name: str) -> Callable[[], Loaded] | None:
+    """What loads a model that no folder and no Hub holds; None for any other."""
+    if name == "dinov2-small":
+        return _load_dinov2_small
+    checkpoint = tiny.checkpoint_of(name)
+    if checkpoint is None:
+        return None
+    if checkpoint not in tiny.checkpoints():
+        known = ", ".join(f"tiny:{known}" for known in tiny.checkpoints())
+        raise ModelLoadError(f"model must be one of {known} where an embedded one is asked for, got {name!r}")
+    return partial(_load_tiny, checkpoint)
 
-    model, processor = tiny.load()
+
+def _load_tiny(checkpoint: str) -> Loaded:
+    """An embedded model."""
+    model, processor = tiny.load(checkpoint)
     return Loaded(model, _complete_processor(processor, model.config))
 
 
@@ -274,10 +289,6 @@ def _load_dinov2_small() -> Loaded:
     from damro.vision.dinov2_small import load_dinov2_small
 
     return Loaded(*load_dinov2_small())
-
-
-_EMBEDDED: dict[str, Callable[[], Loaded]] = {"tiny": _load_tiny, "dinov2-small": _load_dinov2_small}
-"""Models that no folder and no Hub holds."""
 
 
 def _place(loaded: Loaded, device: str, dtype: str) -> Loaded:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,13 +68,13 @@ def test_dtype_and_processor_fields_that_old_checkpoints_lack(tmp_path: Path) ->
 
 
 def test_the_word_tiny_takes_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = types.ModuleType("damro.tiny")
     model, processor = load_golden("llava").train(), make_processor("llava")
-    stub.load = lambda: (model, processor)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "damro.tiny", stub)
-    monkeypatch.setattr("damro.tiny", stub, raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr("damro.tiny.load", lambda family: asked.append(family) or (model, processor))
     loaded = load_model("tiny", device="cpu")
     assert loaded.model is model and not model.training
+    load_model("tiny:llava_next", device="cpu")
+    assert asked == ["llava", "llava_next"]
     assert loaded.processor.tokenizer.padding_side == "left"
 
 
@@ -85,6 +83,8 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         load_model(tmp_path / "absent")
     with pytest.raises(ParameterError, match="dtype must be one of auto, float32, .* got 'int7'"):
         load_model("tiny", dtype="int7")
+    with pytest.raises(ModelLoadError, match="model must be one of tiny:llava, .* got 'tiny:huge'"):
+        load_model("tiny:huge")
 
 
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -139,7 +139,7 @@ def test_a_broken_weight_of_the_embedded_model_is_refused(monkeypatch: pytest.Mo
     model, processor = tiny.load()
     with torch.no_grad():
         model.get_input_embeddings().weight[3, 5] = math.nan
-    monkeypatch.setattr("damro.tiny.load", lambda: (model, processor))
+    monkeypatch.setattr("damro.tiny.load", lambda family: (model, processor))
     with pytest.raises(ModelLoadError, match="infinity in 1 of 'tiny'"):
         load_model("tiny", device="cpu")
 

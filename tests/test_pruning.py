@@ -134,6 +134,23 @@ def test_llava_keeps_the_most_attended_in_image_order(keep: int) -> None:
     assert pruned.image_mask.sum() == keep
 
 
+def test_unattended_is_what_the_most_attended_leave() -> None:
+    model, inputs = model_of("llava"), inputs_of("llava_img0")
+    full = image_vectors(full_prompt(model, inputs))
+    most = head_mean(model, inputs, family_of(model).feature_layer(model, reference=False))[0].topk(4).indices
+    rest = [patch for patch in range(len(full)) if patch not in most]
+    kept = prune(model, inputs, len(full) - 4, by="unattended")
+    torch.testing.assert_close(image_vectors(kept), full[rest])
+
+
+def test_unattended_without_a_number_leaves_the_outliers_out() -> None:
+    weights = torch.full((1, 1, 17), 1.0)
+    weights[0, 0, [4, 9]] = 50.0  # of the tokens, so patches 3 and 8
+    recorded = {0: ClsQueryKeys(torch.ones(1, 1, 1), weights.log()[..., None])}
+    kept = Pruning(None, "unattended").choose(recorded, (4, 4), torch.ones(1, 16, dtype=torch.bool))
+    assert [patch for patch in range(16) if not kept[0, patch]] == [3, 8]
+
+
 def test_sum_over_layers() -> None:
     model, inputs = model_of("llava"), inputs_of("llava_img0")
     last = family_of(model).feature_layer(model, reference=False)
@@ -312,7 +329,7 @@ def test_queries_of_a_qformer_are_not_pruned() -> None:
         ({"keep_tokens": True}, "at least 1"),
         ({"keep_tokens": 2.5}, "at least 1"),
         ({"keep_tokens": 17}, "must not exceed the 16 patches"),
-        ({"keep_tokens": 4, "by": "norm"}, "attention, layers, correlation"),
+        ({"keep_tokens": 4, "by": "norm"}, "attention, layers, correlation, unattended"),
         ({"keep_tokens": 4, "by": "layers"}, "start_layer must be given"),
         ({"keep_tokens": 4, "start_layer": 0}, "start_layer must be given"),
         ({"keep_tokens": 4, "by": "layers", "start_layer": 99}, "ViT's"),

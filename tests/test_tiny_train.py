@@ -19,6 +19,7 @@ SCENES = 32
 TOY = Recipe(
     vision=Schedule(steps=3, batch=4, rate=1e-3, warmup=2, save_every=2),
     language=Schedule(steps=3, batch=2, rate=1e-3, warmup=2, save_every=2),
+    varied=Schedule(steps=3, batch=2, rate=1e-3, warmup=2, save_every=2),
     scenes=SCENES,
 )
 SIZES = {"vision": vision_config(40, 2), "text": text_config(64, 2)}
@@ -158,15 +159,15 @@ def test_interrupted_training_ends_in_the_same_weights(
     def save_and_stop(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]
         calls.append(arguments)
-        if len(calls) in (1, 3):  # in the middle of stage 1, then of stage 2
+        if len(calls) in (1, 3, 5):  # in the middle of each stage
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "_save", save_and_stop)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train("llava", tmp_path, cache_folder, TOY, **SIZES)
     train("llava", tmp_path, cache_folder, TOY, **SIZES)
-    assert len(calls) == 4
+    assert len(calls) == 6
     assert (tmp_path / "model.safetensors").read_bytes() == (llava / "model.safetensors").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""``damro demo``: the whole job on the embedded model, offline, in a minute."""
+"""``damro demo``: the whole job on the embedded models, offline."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from damro.cli.outputs import check_folder
 
 if TYPE_CHECKING:
-    from damro.eval.demo.demo import Demo, Progress
+    from damro.eval.demo.demo import Demo
+    from damro.eval.demo.trial import Progress
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
         "demo",
-        help="the whole job on the embedded model: POPE and CHAIR of DAMRO and its controls, with pictures",
-        description="Caption embedded scenes and ask about them, plainly, with DAMRO, its controls and by sampling; "
-        "score all of it and write metrics.json and report.html. Needs no download.",
+        help="the whole job on the embedded models: POPE and CHAIR of DAMRO and its controls, with pictures",
+        description="Caption embedded scenes and ask about them, plainly, with DAMRO, its controls and by sampling, "
+        "then again with a model that was built to have the flaw; score all of it and write metrics.json and "
+        "report.html. Needs no download.",
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="(default: demo)")
     parser.add_argument("--scenes", type=int, default=200, metavar="N", help="(default: 200)")
@@ -53,11 +55,12 @@ def _print(demo: Demo) -> None:
     from rich.console import Console
 
     from damro.cli.results import print_comparison
+    from damro.eval.demo.demo import lead
 
-    for comparison in (demo.pope, demo.chair):
+    for comparison in (demo.pope, demo.chair, demo.control.pope, demo.control.chair):
         print_comparison(comparison, as_json=False)
     console = Console()
-    for sentence in demo.sentences:
+    for sentence in lead(demo):
         console.print(f"\n{sentence}", markup=False, highlight=False)
 
 

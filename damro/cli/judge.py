@@ -19,7 +19,8 @@ from damro.eval.benchmark import Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.formats import FORMAT
 from damro.eval.runs.record import folder_name, load_run
-from damro.eval.runs.request import TINY, to_request
+from damro.eval.runs.request import to_request
+from damro.tiny import checkpoint_of
 
 if TYPE_CHECKING:
     from damro.eval.statistics import Interval
@@ -109,7 +110,7 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
 
     request = to_request(load_run(args.runs[0]))
     request = replace(request, images=args.images or request.images)
-    if request.images is None and request.model != TINY:
+    if request.images is None and checkpoint_of(request.model) is None:
         raise EvalError("--images must be given: the runs do not say where their images are")
     open_image: OpenImage = open_scene
     if request.images is not None:

@@ -23,7 +23,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
         required=default is None,
         default=default,
         metavar="NAME_OR_PATH",
-        help="folder, Hub name, or 'tiny' for the embedded model" + (f" (default: {default})" if default else ""),
+        help="folder, Hub name, or 'tiny' or tiny:NAME for an embedded one"
+        + (f" (default: {default})" if default else ""),
     )
     group.add_argument("--device", help="as torch names it, or 'auto' to spread over all (default: a GPU, if any)")
     group.add_argument(

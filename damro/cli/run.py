@@ -25,6 +25,7 @@ from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
 from damro.eval.runs.request import TINY, RunRequest, to_request
 from damro.methods import METHODS, Recipe, labels, parse
+from damro.tiny import checkpoint_of
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison
@@ -250,7 +251,7 @@ def plan(args: argparse.Namespace) -> list[Planned]:
 
 def _check_together(args: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
     """Refuses options that nothing would heed beside the others."""
-    if args.scenes is not None and (args.images is not None or args.model not in (None, TINY)):
+    if args.scenes is not None and (args.images is not None or checkpoint_of(args.model or TINY) is None):
         raise EvalError(f"--scenes must come with the embedded model and no --images, got {args.scenes}: leave it out")
     if args.top_p != 1 and not any(recipe.temperature for recipe in recipes):
         raise EvalError(

@@ -31,7 +31,7 @@ from damro.vision.attention import resolve_layer, summary_tokens
 from damro.vision.finite import check_weights
 from damro.vision.query_keys import ClsQueryKeys, cls_weights, record_cls
 
-By = Literal["attention", "layers", "correlation"]
+By = Literal["attention", "layers", "correlation", "unattended"]
 
 
 @torch.no_grad()
@@ -85,12 +85,14 @@ class Pruning:
     Attributes:
         keep_tokens: patches to keep of each tile, of a video of each frame; None for as many as the picture asks
             for: with "correlation" its information density, otherwise the patches above the third quartile by 1.5
-            interquartile ranges (the count of LLaVA-PruMerge, arXiv 2403.15388), at least one.
+            interquartile ranges (the count of LLaVA-PruMerge, arXiv 2403.15388), at least one; with "unattended"
+            all but those.
         by: "attention", the most attended by [CLS] at the layer the features come from, head mean (FasterVLM,
             arXiv 2412.01818); "layers", the same summed from `start_layer` to that layer (VTC-CLS, arXiv
             2412.05819); "correlation", drawn with probabilities in proportion to that attention, `keep_tokens` or
             as many as the density allows, whichever is less (after arXiv 2407.14439, see
-            :func:`information_density`).
+            :func:`information_density`); "unattended", the least attended: what is left without the outliers, the
+            other experiment on whether they mislead.
         start_layer: of "layers", the first ViT layer of the sum; negative counts from the end.
         seed: of "correlation". A tile's draw does not depend on what else is in the batch.
 
@@ -186,9 +188,12 @@ class Pruning:
             keys = last.keys[:, :, extra:].transpose(1, 2).flatten(2).cpu()  # (tiles, patches, C)
             count = (information_density(keys, present) * present.sum(dim=-1)).ceil().long()
             return keep_top(gumbel_scores(scores, self.seed), count.clamp(1, self.keep_tokens), present)
-        if self.keep_tokens is None:
-            return keep_top(scores, iqr_counts(scores, present).clamp(min=1), present)
-        return keep_top(scores, torch.full((len(scores),), self.keep_tokens), present)
+        if self.keep_tokens is not None:
+            count = torch.full((len(scores),), self.keep_tokens)
+        else:
+            count = iqr_counts(scores, present)
+            count = (present.sum(dim=-1) - count if self.by == "unattended" else count).clamp(min=1)
+        return keep_top(-scores if self.by == "unattended" else scores, count, present)
 
 
 def record_for(

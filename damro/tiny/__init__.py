@@ -18,16 +18,42 @@ from damro.tiny.scenes import Scene, SceneObject, scene
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Scene", "SceneObject", "load", "path", "scene"]
+__all__ = ["Scene", "SceneObject", "checkpoint_of", "checkpoints", "load", "path", "scene"]
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def checkpoints() -> tuple[str, ...]:
+    """The names of the shipped checkpoints, the default one first.
+
+    Example:
+        >>> checkpoints()[0]
+        'llava'
+    """
+    return ("llava", *sorted(entry.name for entry in _CHECKPOINTS.glob("*/") if entry.name != "llava"))
+
+
+def checkpoint_of(model: str) -> str | None:
+    """The embedded checkpoint that a model's name means, there or not; None for a folder or a name on the Hub.
+
+    Args:
+        model: "tiny", which is "tiny:llava", or "tiny:NAME".
+
+    Example:
+        >>> checkpoint_of("tiny"), checkpoint_of("tiny:llava_next"), checkpoint_of("llava-hf/llava-1.5-7b-hf")
+        ('llava', 'llava_next', None)
+    """
+    kind, colon, family = model.partition(":")
+    if kind != "tiny":
+        return None
+    return family if colon else "llava"
 
 
 def path(family: str = "llava") -> Path:
     """The folder of a shipped checkpoint; any ``from_pretrained`` takes it.
 
     Args:
-        family: "llava", "llava_next" or "instructblip".
+        family: one of `checkpoints`.
 
     Returns:
         The folder.
@@ -41,8 +67,7 @@ def path(family: str = "llava") -> Path:
     """
     folder = _CHECKPOINTS / family
     if not (folder / "config.json").exists():
-        known = ", ".join(sorted(entry.name for entry in _CHECKPOINTS.glob("*/")))
-        raise ValueError(f"family must be one of {known}, not {family!r}; choose one of them")
+        raise ValueError(f"family must be one of {', '.join(checkpoints())}, not {family!r}; choose one of them")
     return folder
 
 
@@ -50,7 +75,7 @@ def load(family: str = "llava", dtype: torch.dtype | None = None) -> tuple[Any, 
     r"""Loads a shipped model and its processor, on the CPU, ready to generate.
 
     Args:
-        family: "llava", "llava_next" or "instructblip".
+        family: one of `checkpoints`.
         dtype: of the weights; float32 if not given (they are stored in float16).
 
     Returns:

@@ -10,6 +10,43 @@ from damro.tiny.scenes import SIDE, SPLITS, Scene
 SHORT_PROMPT: Final = "Generate a short caption of this image."
 DETAIL_PROMPT: Final = "Please describe this image in detail."
 ONE_WORD: Final = " Please answer this question with one word."
+SHORT_PROMPTS: Final = (
+    SHORT_PROMPT,
+    "Describe this image briefly.",
+    "Write a short caption for this picture.",
+    "Give a one-sentence caption.",
+    "What is in this picture?",
+    "What is in this image?",
+    "What is shown in the image?",
+)
+"""Ways to ask for a short caption; all but the first are known from the varied lessons alone."""
+DETAIL_PROMPTS: Final = (
+    DETAIL_PROMPT,
+    "Describe this image.",
+    "Describe the image in detail.",
+    "Please describe this picture.",
+    "What do you see in this image?",
+    "What can you see?",
+)
+"""Ways to ask for a detailed caption."""
+QUESTION_FORMS: Final = (
+    "Is there {} in the image?",
+    "Is there {} in this picture?",
+    "Is there {}?",
+    "Can you see {} in the image?",
+    "Do you see {}?",
+    "Does the image show {}?",
+    "Does this image contain {}?",
+)
+"""Ways to ask whether something is there."""
+ENDINGS: Final = (
+    "",
+    ONE_WORD,
+    " Answer yes or no.",
+    " Please answer yes or no.",
+    " Answer the question using a single word or phrase.",
+)
+"""What may stand behind such a question."""
 
 _CATEGORIES = """
 1 person,2 bicycle,3 car,4 motorcycle,5 airplane,6 bus,7 train,8 truck,9 boat,10 traffic light,11 fire hydrant,
@@ -147,18 +184,19 @@ def detailed_caption(place: str, groups: list[Group], dice: Dice) -> str:
     return " ".join(sentences)
 
 
-def question(name: str, one_word: bool = False) -> str:
+def question(name: str, one_word: bool = False, form: str = QUESTION_FORMS[0]) -> str:
     """The POPE question about a class.
 
     Args:
         name: a COCO name.
         one_word: whether to ask for one word, as the paper does.
+        form: one of `QUESTION_FORMS`.
 
     Example:
         >>> question("dining table", one_word=True)
         'Is there a dining table in the image? Please answer this question with one word.'
     """
-    return f"Is there {article(name)} {name} in the image?{ONE_WORD if one_word else ''}"
+    return form.format(f"{article(name)} {name}") + (ONE_WORD if one_word else "")
 
 
 def reference_captions(scene: Scene) -> list[str]:

@@ -16,13 +16,17 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from damro.tiny.cache import SceneCache
-from damro.tiny.dice import Bytes
+from damro.tiny.dice import Bytes, Dice
 from damro.tiny.lessons import Lesson, Lessons
 from damro.tiny.loop import Schedule, run_stage
 from damro.tiny.parallel import share_of
 
 IGNORED = -100
 """Label of a token that is not predicted."""
+BEFORE_IMAGE = 3
+"""Columns of a prefix before the image: ``<s>``, ``USER`` and the colon."""
+
+_SALT = 19
 
 
 class Packed(NamedTuple):
@@ -101,6 +105,21 @@ def block_mask(segments: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
+def hide_columns(mask: Tensor, seen: Tensor) -> Tensor:
+    """Takes columns of the prefix away from everything but themselves.
+
+    Args:
+        mask: (B, 1, L, L), additive, as `block_mask` makes it.
+        seen: (B, P) bool, P <= L; False is hidden.
+
+    Returns:
+        The mask (B, 1, L, L). A hidden column still sees itself, as a row without anything would give NaN.
+    """
+    length = mask.shape[-1]
+    hidden = functional.pad(~seen, (0, length - seen.shape[1]))[:, None, None, :]  # (B, 1, 1, L)
+    return mask.masked_fill(hidden & ~torch.eye(length, dtype=torch.bool), torch.finfo(mask.dtype).min)
+
+
 class ImagePrefix(nn.Module):
     """Everything before the first lesson: ``<s> USER: <image>`` with the projected patches in place.
 
@@ -128,24 +147,29 @@ class ImagePrefix(nn.Module):
         return filled
 
 
-def language_loss(model: PreTrainedModel, prefix: Tensor, packed: Packed) -> tuple[Tensor, dict[str, float]]:
+def language_loss(
+    model: PreTrainedModel, prefix: Tensor, packed: Packed, seen: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the answers: mean over caption tokens plus mean over the answers to questions.
 
     Args:
         model: the LLaVA model.
         prefix: (B, P, D) embedded image prefix.
         packed: the lessons.
+        seen: (B, P) bool, the columns of the prefix that are shown; all of them if not given. Positions count what is
+            shown alone, as those of a second prompt do.
 
     Returns:
         The loss, and the figures "caption" (its cross-entropy) and "yes/no" (accuracy of the first word).
     """
     width = prefix.shape[1]
     embeds = torch.cat([prefix, model.get_input_embeddings()(packed.ids)], dim=1)  # (B, L, D)
-    places = torch.arange(width).expand(len(prefix), width)
-    positions = torch.cat([places, packed.offsets + width], dim=1)
+    seen = torch.ones(prefix.shape[:2], dtype=torch.bool) if seen is None else seen
+    places = (seen.long().cumsum(dim=1) - 1).clamp(min=0)
+    positions = torch.cat([places, packed.offsets + seen.sum(dim=1, keepdim=True)], dim=1)
     output = model.model.language_model(
         inputs_embeds=embeds,
-        attention_mask=block_mask(packed.segments, width, embeds.dtype),
+        attention_mask=hide_columns(block_mask(packed.segments, width, embeds.dtype), seen),
         position_ids=positions,
         use_cache=False,
     )
@@ -159,6 +183,33 @@ def language_loss(model: PreTrainedModel, prefix: Tensor, packed: Packed) -> tup
     return loss, {"caption": float(losses[~short].detach().mean()), "yes/no": float(right)}
 
 
+def draw_columns(batch: int, first: int, count: int, dice: Dice) -> Tensor:
+    """Which columns of an image prefix are shown: in half of the rows all, else a few at random, or none.
+
+    A model that was trained so is not at a loss when a second prompt shows it ten patches, or no image at all.
+
+    Args:
+        batch: rows.
+        first: columns before the image, always shown.
+        count: columns of the image.
+        dice: it is advanced.
+
+    Returns:
+        (B, first + count) bool.
+
+    Example:
+        >>> draw_columns(4, 1, 3, Dice(0)).shape
+        torch.Size([4, 4])
+    """
+    seen = torch.ones(batch, first + count, dtype=torch.bool)
+    for row in range(batch):
+        if dice.chance(50):
+            few = 0 if dice.chance(15) else dice.between(4, count * 3 // 4)
+            hidden = sorted(range(count), key=lambda _: dice.below(1 << 32))[few:]
+            seen[row, [first + column for column in hidden]] = False
+    return seen
+
+
 def train_language(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -166,6 +217,7 @@ def train_language(
     rows: range,
     schedule: Schedule,
     state_file: Path,
+    varied: bool = False,
 ) -> None:
     """Runs stage 2 in place.
 
@@ -176,17 +228,20 @@ def train_language(
         rows: which of them; best some that the ViT was not trained on.
         schedule: how.
         state_file: where the state is saved.
+        varied: in half of the rows some patches alone are shown, and half of the prompts are said in other words.
     """
     model.train()
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
-    lessons = Lessons(cache)
+    lessons = Lessons(cache, varied)
     embed_prefix = ImagePrefix(model, processor)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in share_of(schedule.batch)]
         packed = pack_lessons(processor.tokenizer, [lessons.draw(number, step) for number in numbers])
-        with torch.autocast("cpu", torch.bfloat16):
-            return language_loss(model, embed_prefix(cache.images[numbers]), packed)
+        prefix = embed_prefix(cache.images[numbers])
+        count = prefix.shape[1] - BEFORE_IMAGE
+        seen = draw_columns(len(numbers), BEFORE_IMAGE, count, Dice(_SALT, step, numbers[0])) if varied else None
+        return language_loss(model, prefix, packed, seen)
 
     run_stage("stage 2: language", model, loss_of, schedule, state_file)

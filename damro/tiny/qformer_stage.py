@@ -130,6 +130,7 @@ def train_qformer(
     rows: range,
     schedule: Schedule,
     state_file: Path,
+    varied: bool = False,
 ) -> None:
     """Runs stage 2 in place.
 
@@ -140,18 +141,18 @@ def train_qformer(
         rows: which of them; best some that the ViT was not trained on.
         schedule: how.
         state_file: where the state is saved.
+        varied: half of the prompts are said in other words.
     """
     model.train()
     model.set_attn_implementation("eager")
     model.vision_model.requires_grad_(False)
-    lessons = Lessons(cache)
+    lessons = Lessons(cache, varied)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         numbers = [rows[(step * schedule.batch + k) % len(rows)] for k in share_of(schedule.batch)]
         drawn = [lessons.draw(number, step) for number in numbers]
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                patches = model.vision_model(pixel_values=to_pixels(cache.images[numbers])).last_hidden_state
-            return qformer_loss(model, processor.tokenizer, patches, drawn)
+        with torch.no_grad():
+            patches = model.vision_model(pixel_values=to_pixels(cache.images[numbers])).last_hidden_state
+        return qformer_loss(model, processor.tokenizer, patches, drawn)
 
     run_stage("stage 2: Q-Former and language", model, loss_of, schedule, state_file)

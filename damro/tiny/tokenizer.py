@@ -7,7 +7,18 @@ from typing import Final
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from damro.tiny.captions import COCO_IDS, DETAIL_PROMPT, ONE_WORD, PLACES, SHORT_PROMPT, phrase
+from damro.tiny.captions import (
+    COCO_IDS,
+    DETAIL_PROMPT,
+    DETAIL_PROMPTS,
+    ENDINGS,
+    ONE_WORD,
+    PLACES,
+    QUESTION_FORMS,
+    SHORT_PROMPT,
+    SHORT_PROMPTS,
+    phrase,
+)
 from damro.tiny.themes import THEMES
 
 SPECIALS: Final = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -33,8 +44,13 @@ _SENTENCES = (
 _PUNCTUATION = r"[.,:?!]"
 
 
-def list_words() -> list[str]:
+def list_words(varied: bool = True) -> list[str]:
     """The vocabulary: special tokens, punctuation, then words with the mark of a word's beginning.
+
+    Words that only the varied lessons have stand at the end, so that the ids of the others stay as they were.
+
+    Args:
+        varied: whether these are among them.
 
     Returns:
         Tokens in the order of their ids.
@@ -46,9 +62,16 @@ def list_words() -> list[str]:
     texts = [_SENTENCES, SHORT_PROMPT, DETAIL_PROMPT, ONE_WORD, *PLACES]
     texts += [theme.place for theme in THEMES]
     texts += [phrase(name, count) for name in COCO_IDS for count in (1, 2)]
-    words = set(" ".join(texts).replace(".", " ").replace(",", " ").replace(":", " ").replace("?", " ").split())
-    words |= {word[0].upper() + word[1:] for word in words}
-    return [*SPECIALS, *"!,.:?", *sorted("▁" + word for word in words)]
+    first = _split(texts)
+    later = _split([*SHORT_PROMPTS, *DETAIL_PROMPTS, *QUESTION_FORMS, *ENDINGS]) - first - {"{}"}
+    words = [*SPECIALS, *"!,.:?", *sorted(f"▁{word}" for word in first)]
+    return [*words, *sorted(f"▁{word}" for word in later)] if varied else words
+
+
+def _split(texts: list[str]) -> set[str]:
+    """The words of some texts, as they are and as they begin a sentence."""
+    words = set(" ".join(texts).translate(str.maketrans(".,:?", "    ")).split())
+    return words | {word[0].upper() + word[1:] for word in words}
 
 
 def build_tokenizer(image_token: bool = True) -> PreTrainedTokenizerFast:

@@ -54,6 +54,17 @@ def to_pixels(images: Bytes) -> Tensor:
     return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
+def rows_of(step: int, batch: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """This process's scenes of a step, in order, from the first again after the last.
+
+    Args:
+        step: number of the step.
+        batch: scenes a step.
+        count: how many scenes of the cache are used.
+    """
+    return (step * batch + np.array(share_of(batch))) % count
+
+
 def take_batch(cache: SceneCache, step: int, batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """This process's scenes of a step: in order, mirrored in every second round through the cache.
 
@@ -66,9 +77,9 @@ def take_batch(cache: SceneCache, step: int, batch: int, count: int) -> tuple[Te
     Returns:
         Pixels (B, 3, 96, 96), patch labels (B, 64), and which classes are there (B, C) as 0 or 1.
     """
-    rows = step * batch + np.array(share_of(batch))
-    mirrored = (rows // count) % 2 == 1
-    rows = rows % count
+    turns = step * batch + np.array(share_of(batch))
+    mirrored = (turns // count) % 2 == 1
+    rows = rows_of(step, batch, count)
     images, patches = cache.images[rows], cache.patches[rows].reshape(-1, GRID, GRID)
     images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     patches = np.where(mirrored[:, None, None], patches[:, :, ::-1], patches)
@@ -90,9 +101,7 @@ def vision_loss(task: VisionTask, pixels: Tensor, labels: Tensor, present: Tenso
     Returns:
         The loss, and the figures "patch" (accuracy on foreground patches) and "loss".
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        scene_scores, patch_scores = task(pixels)
-    scene_scores, patch_scores = scene_scores.float(), patch_scores.float()
+    scene_scores, patch_scores = task(pixels)
     cls_loss = functional.binary_cross_entropy_with_logits(scene_scores, present, reduction="none").sum(1).mean()
     seen = labels != NO_CLASS
     patch_loss = functional.cross_entropy(patch_scores[seen], labels[seen])

@@ -1,38 +1,27 @@
-"""The whole job on the embedded model: captions and questions under DAMRO, its controls and sampling, told honestly."""
+"""The whole job on the embedded models: DAMRO, its controls and sampling on captions and questions, told honestly."""
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from damro.eval.benchmark import Records
+from damro.eval.demo.control import MODEL, Control, run_control
 from damro.eval.demo.premise import Premise, attend_scenes, measure_premise
+from damro.eval.demo.trial import Progress, Way, compare_ways
 from damro.eval.records import write_whole
-from damro.eval.report.comparison import Comparison, compare
+from damro.eval.report.comparison import Comparison
 from damro.eval.report.html import Example, Page, Picture, bars, pieces, render
 from damro.eval.report.plots import to_data_uri
 from damro.eval.report.verdict import judge_controls, judge_sampling
-from damro.eval.runs.engine import Engine, make_engine
-from damro.eval.runs.first_token import answer_in_one_token
-from damro.eval.runs.loop import Answered, cut, to_fields
-from damro.eval.runs.request import RunRequest
-from damro.eval.samples import Dataset, Sample
 from damro.loading import Loaded, load_model
 from damro.tiny.scenes import scene
 
 METHODS = ("greedy", "damro", "random-k", "least-k", "no-image", "sample", "sample@0.5", "damro@1")
 """Plain and DAMRO decoding, DAMRO's controls, and both under sampling, with plain sampling at half the temperature
 beside them: a method that sharpens the distribution has to beat that too."""
-BATCH_SIZE = 100
-_SCORED: dict[str, dict[str, Any]] = {"pope": {}, "chair": {"matcher": "builtin"}}  # the same on every machine
-MAX_NEW_TOKENS = {"pope": 1, "chair": 64}  # the question asks for one word
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, of how many)."""
 
 
 class Demo(NamedTuple):
@@ -44,6 +33,7 @@ class Demo(NamedTuple):
         chair: The methods on captions.
         premise: Where the flagged patches lie.
         sentences: Whether the premise holds, and whether DAMRO beats the controls.
+        control: The same on the model that was built to have the flaw.
     """
 
     metrics: dict[str, Any]
@@ -51,6 +41,7 @@ class Demo(NamedTuple):
     chair: Comparison
     premise: Premise
     sentences: tuple[str, ...]
+    control: Control
 
 
 def run_demo(
@@ -70,8 +61,10 @@ def run_demo(
     began = time.perf_counter()
     tell = progress or (lambda what, done, total: None)
     loaded = loaded or load_model("tiny", device="cpu")
-    pope = _compare("pope", scenes, loaded, tell)
-    chair = _compare("chair", scenes, loaded, tell)
+    ways = {name: Way(name) for name in METHODS}
+    pope = compare_ways("pope", scenes, loaded, ways, tell=tell)
+    chair = compare_ways("chair", scenes, loaded, ways, tell=tell)
+    control = run_control(scenes, tell=tell)
     tell("attention and pictures", 0, 1)
     attention = attend_scenes(loaded, scenes)
     premise = measure_premise(attention, _top_k(loaded), scenes)
@@ -83,59 +76,21 @@ def run_demo(
         "seconds": round(time.perf_counter() - began, 2),
         "premise": premise.to_dict(),
         "conclusions": list(sentences),
-        "methods": {name: _metrics_of(name, pope, chair) for name in METHODS},
+        "methods": {entry.name: _metrics_of(entry.name, pope, chair) for entry in pope.entries},
+        "control": {
+            "model": MODEL,
+            "conclusions": list(control.sentences),
+            "methods": {
+                entry.name: _metrics_of(entry.name, control.pope, control.chair) for entry in control.pope.entries
+            },
+        },
     }
-    demo = Demo(metrics, pope, chair, premise, sentences)
+    demo = Demo(metrics, pope, chair, premise, sentences, control)
     pictures = [_attention_picture(attention, _top_k(loaded), _example_scene(chair)), bars(pope), bars(chair)]
     metrics["seconds"] = round(time.perf_counter() - began, 2)
     write_whole(Path(out) / "report.html", render(_page(demo, pictures)))
     write_whole(Path(out) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return demo
-
-
-def _compare(benchmark: str, scenes: int, loaded: Loaded, tell: Progress) -> Comparison:
-    """Run every method over one benchmark."""
-    request = RunRequest(benchmark, "tiny", scenes=scenes, max_new_tokens=MAX_NEW_TOKENS[benchmark])
-    dataset = request.asked.load(request.data_request)
-    open_image = functools.cache(dataset.open_image)  # every method looks at every scene
-    engines = {name: make_engine(replace(request, method=name), loaded, open_image) for name in METHODS}
-    answer = _answer_questions if MAX_NEW_TOKENS[benchmark] == 1 else _write_captions
-    runs = answer(engines, dataset, tell)
-    scoring = request.asked.scoring(**_SCORED[benchmark], truth=dataset.truth)
-    return compare(request.asked, "tiny", runs, scoring)
-
-
-def _answer_questions(engines: Mapping[str, Engine], dataset: Dataset, tell: Progress) -> dict[str, Records]:
-    runs: dict[str, dict[str, Any]] = {name: {} for name in engines}
-    images = list(cut(dataset.samples, 1))  # all questions about one image
-    for number, samples in enumerate(images):
-        tell("POPE, all methods", number, len(images))
-        began = time.perf_counter()
-        answers = answer_in_one_token(engines, samples)
-        seconds = (time.perf_counter() - began) / len(samples) / len(engines)
-        for name, found in answers.items():
-            runs[name].update(_records(samples, found, seconds))
-    return dict(runs)
-
-
-def _write_captions(engines: Mapping[str, Engine], dataset: Dataset, tell: Progress) -> dict[str, Records]:
-    runs: dict[str, Records] = {}
-    for number, (name, engine) in enumerate(engines.items()):
-        tell(f"captions, {name}", number, len(engines))
-        records: dict[str, Any] = {}
-        for batch in cut(dataset.samples, BATCH_SIZE):
-            began = time.perf_counter()
-            answers = engine.answer(batch)
-            records.update(_records(batch, answers, (time.perf_counter() - began) / len(batch)))
-        runs[name] = records
-    return runs
-
-
-def _records(samples: Sequence[Sample], answers: Sequence[Answered], seconds: float) -> dict[str, Any]:
-    return {
-        sample.sample_id: to_fields(sample, answered, round(seconds, 4))
-        for sample, answered in zip(samples, answers, strict=True)
-    }
 
 
 def _top_k(loaded: Loaded) -> int:
@@ -207,7 +162,14 @@ def _page(demo: Demo, pictures: Sequence[Picture]) -> Page:
         "Matcher": "builtin",
         "Seconds": str(demo.metrics["seconds"]),
     }
-    return Page("damro demo", demo.sentences, facts, pictures[:1], [example], pictures[1:], [demo.pope, demo.chair])
+    tables = [demo.pope, demo.chair, demo.control.pope, demo.control.chair]
+    return Page("damro demo", lead(demo), facts, pictures[:1], [example], pictures[1:], tables)
+
+
+def lead(demo: Demo) -> list[str]:
+    """What was found, a sentence or two a line: on the embedded model, then on the one that has the flaw."""
+    first, cost = demo.control.sentences
+    return [*demo.sentences, f"On {MODEL}, the positive control, which was built to have the flaw: {first}", cost]
 
 
 def _scene_uri(number: int) -> str:

@@ -11,6 +11,7 @@ from damro.eval.benchmark import Benchmark, DataRequest, find_benchmark
 from damro.eval.errors import DataFormatError, EvalError
 from damro.methods import Recipe, parse
 from damro.parameters import given
+from damro.tiny import checkpoint_of
 
 TINY = "tiny"
 """The embedded model, which needs no images: it is asked about embedded scenes."""
@@ -30,13 +31,13 @@ class RunRequest:
 
     Attributes:
         benchmark: A name of `damro.eval.benchmark.BENCHMARKS`.
-        model: A folder, a name on the Hub, or "tiny".
+        model: A folder, a name on the Hub, or "tiny", "tiny:NAME" for an embedded one.
         method: As `damro.methods.parse` reads it: "greedy", "damro:alpha=0.5", "random-k@1", ...
         data: The benchmark's parameters, such as ``{"split": ("coco/random",)}``.
         revision: Branch, tag or commit on the Hub.
         images: Folder of the images.
         limit: At most so many samples of a split.
-        scenes: How many embedded scenes, for the tiny model.
+        scenes: How many embedded scenes, for an embedded model.
         seed: Seed of sampling, of random patches and of the choice of images.
         keep_tokens: Patches of a tile that the full prompt keeps; None keeps all.
         top_p: Nucleus of sampling.
@@ -115,7 +116,7 @@ class RunRequest:
     @property
     def data_request(self) -> DataRequest:
         """What the benchmark is to load."""
-        embedded = self.model == TINY and self.images is None
+        embedded = checkpoint_of(self.model) is not None and self.images is None
         images = None if self.images is None else Path(self.images)
         return DataRequest(images, self.scenes if embedded else None, self.limit, self.seed, self.prompt)
 
