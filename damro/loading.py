@@ -24,9 +24,9 @@ from transformers import (
 from damro import tiny
 from damro.chat import format_prompt as format_prompt
 from damro.checkpoints import find_fault, find_setting, in_words
-from damro.decoding.families import family_of
+from damro.decoding.families import FAMILIES, family_of
 from damro.devices import SPREADS, check_device
-from damro.errors import DecodingError, ParameterError
+from damro.errors import DecodingError, ParameterError, UnsupportedModelError
 from damro.images import ImageError as ImageError
 from damro.images import load_image as load_image
 from damro.inputs import prepare_inputs as prepare_inputs
@@ -103,6 +103,7 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": False}
     try:
         config = make_config.from_pretrained(name_or_path, **options)
+        _check_images(str(config.model_type))
         make_model, make_processor = _classes(str(config.model_type))
         _check_size(Path(name_or_path), config, make_model)
         model, found = make_model.from_pretrained(
@@ -116,7 +117,7 @@ def load_model(
             **quantized,
         )
         processor = make_processor.from_pretrained(name_or_path, **options)
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except Exception as error:  # a damaged file can make transformers raise anything
         raise ModelLoadError(
@@ -151,6 +152,15 @@ def _check_size(folder: Path, config: Any, make_model: Any) -> None:
         raise ValueError(
             f"config.json describes {described / 1e6:,.1f} million weights, the files beside it have "
             f"{held / 1e6:,.1f} MB"
+        )
+
+
+def _check_images(kind: str) -> None:
+    """Refuses a model whose processor makes inputs of videos alone, where images are to be read."""
+    if getattr(FAMILIES.get(kind), "VIDEOS_ALONE", False):
+        raise UnsupportedModelError(
+            f"model must come with a processor that reads images, got {kind}, whose reads videos; load it with "
+            "transformers, and pass what its own processor returns of a video to damro.generate or damro.cls_attention"
         )
 
 

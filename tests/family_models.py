@@ -18,6 +18,8 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
+    InstructBlipVideoConfig,
+    InstructBlipVideoForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -38,7 +40,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from tests.golden_models import word_tokenizer
 
 MORE_FAMILIES = (
-    "vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2", "paligemma"
+    "vipllava", "video_llava", "video_llava_video", "llava_onevision", "llava_siglip", "blip-2", "paligemma",
+    "instructblipvideo",
 )  # fmt: skip
 SINCE_5_23 = Version(transformers.__version__) >= Version("5.23")
 needs_capped = pytest.mark.skipif(not SINCE_5_23, reason="PaliGemma 2 needs transformers 5.23 or newer")
@@ -131,6 +134,22 @@ def _instructblip_t5() -> Any:
     return InstructBlipForConditionalGeneration(config)
 
 
+def _instructblip_video() -> Any:
+    config = InstructBlipVideoConfig(
+        vision_config=dict(_VIT), qformer_config={**_QFORMER, "vocab_size": 120}, text_config=_LLAMA,
+        num_query_tokens=QUERIES, video_token_index=VIDEO,
+    )  # fmt: skip
+    return InstructBlipVideoForConditionalGeneration(config)
+
+
+def _instructblip_video_t5() -> Any:
+    config = InstructBlipVideoConfig(
+        vision_config=dict(_VIT), qformer_config={**_QFORMER, "vocab_size": 120}, text_config=dict(_T5),
+        num_query_tokens=QUERIES, video_token_index=VIDEO,
+    )  # fmt: skip
+    return InstructBlipVideoForConditionalGeneration(config)
+
+
 def _blip_2_t5() -> Any:
     config = Blip2Config(
         vision_config=dict(_VIT), qformer_config={**_QFORMER, "vocab_size": 10}, text_config=dict(_T5),
@@ -148,7 +167,9 @@ _MAKERS = {
     "blip-2": _blip_2,
     "paligemma": _paligemma,
     "paligemma2": _paligemma_2,
+    "instructblipvideo": _instructblip_video,
     "instructblip-t5": _instructblip_t5,
+    "instructblipvideo-t5": _instructblip_video_t5,
     "blip-2-t5": _blip_2_t5,
 }
 
@@ -192,6 +213,11 @@ def family_inputs(name: str) -> Inputs:
         columns = [[IMAGE] * (PATCHES + 4 * 9), [IMAGE] * (PATCHES + 4 * 5)]
     elif name == "blip-2":
         columns = [[IMAGE] * QUERIES] * 2
+    elif name == "instructblipvideo":
+        asked = torch.tensor([[1, 60, 61, 62], [1, 63, 64, 0]])
+        visual = {"pixel_values": drawn(2, FRAMES, 3, 56, 56), "qformer_input_ids": asked}
+        visual["qformer_attention_mask"] = (asked != 0).long()
+        columns = [[VIDEO] * FRAMES * QUERIES] * 2
     prompts = [[1, 9, *columns[0], 30, 31, 32, 33], [1, *columns[1], 40, 41]]
     if name.startswith("paligemma"):
         prompts = [[*columns[0], 1, 9, 30, 31, 32, 33], [*columns[1], 1, 40, 41]]
@@ -206,14 +232,16 @@ def family_inputs(name: str) -> Inputs:
 def encoder_inputs(name: str, rows: int) -> Inputs:
     """Prompts of different length about different images, padded on the right, as FLAN-T5's tokenizer does."""
     random = torch.Generator().manual_seed(1)
-    prompts = [[IMAGE] * QUERIES + text for text in ([30, 31, 32, 33, 2], [40, 41, 2], [50, 51, 52, 2])[:rows]]
+    video = name == "instructblipvideo-t5"
+    columns = [VIDEO] * QUERIES * FRAMES if video else [IMAGE] * QUERIES
+    prompts = [columns + text for text in ([30, 31, 32, 33, 2], [40, 41, 2], [50, 51, 52, 2])[:rows]]
     width = max(map(len, prompts))
     inputs = {
         "input_ids": torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts]),
         "attention_mask": torch.tensor([[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in prompts]),
-        "pixel_values": torch.randn((rows, 3, 56, 56), generator=random),
+        "pixel_values": torch.randn((rows, *[FRAMES][:video], 3, 56, 56), generator=random),
     }
-    if name == "instructblip-t5":
+    if name.startswith("instructblip"):
         asked = torch.tensor([[1, 60, 61, 62], [1, 63, 64, 0], [1, 65, 0, 0]])[:rows]
         inputs |= {"qformer_input_ids": asked, "qformer_attention_mask": (asked != 0).long()}
     return inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_image_columns_are_found_and_filled(name: str) -> None:
     """Embeds and mask, given to the bare decoder, give the model's own logits."""
     model, inputs, family = both(name)
     prompt = family.full_prompt(model, inputs, family.encode(model, inputs))
-    token = VIDEO if name == "video_llava_video" else IMAGE
+    token = VIDEO if name in ("video_llava_video", "instructblipvideo") else IMAGE
     assert torch.equal(prompt.image_mask, inputs["input_ids"] == token)
     ours = family.decoder(model)(
         inputs_embeds=prompt.inputs_embeds,
@@ -94,6 +95,9 @@ def test_the_outlier_prompt_holds_the_chosen_patches_in_their_order(name: str) -
         shown = negative.inputs_embeds[row, negative.image_mask[row]]
         if name == "blip-2":
             expected = queries_of(model, encoding.outputs.last_hidden_state[row, [8, 3, 12]])
+        elif name == "instructblipvideo":
+            frames = encoding.outputs.last_hidden_state[row * FRAMES : (row + 1) * FRAMES, [8, 3, 12]]
+            expected = torch.cat([asked_of(model, frame, inputs["qformer_input_ids"][row]) for frame in frames])
         else:
             expected = full.inputs_embeds[row, full.image_mask[row]][kept_columns(name)[row]]
         torch.testing.assert_close(shown, expected, atol=1e-5, rtol=0)
@@ -104,6 +108,19 @@ def queries_of(model: Any, tokens: Tensor) -> Tensor:
     outputs = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=tokens[None])
     columns: Tensor = model.language_projection(outputs.last_hidden_state)[0]
     assert len(columns) == QUERIES
+    return columns
+
+
+def asked_of(model: Any, tokens: Tensor, question: Tensor) -> Tensor:
+    """The columns of one of InstructBLIP's frames for some ViT outputs, by the model's own modules."""
+    read = question[question != 0][None]
+    hidden = model.qformer(
+        input_ids=read,
+        attention_mask=torch.ones(1, QUERIES + read.shape[1], dtype=torch.long),
+        query_embeds=model.query_tokens,
+        encoder_hidden_states=tokens[None],
+    )[0]
+    columns: Tensor = model.language_projection(hidden[:, :QUERIES])[0]
     return columns
 
 
@@ -144,6 +161,9 @@ def test_fused_equals_the_processor(name: str, method: str) -> None:
     model, inputs, family = both(name)
     assert can_branch(family.decoder(model))
     options = METHOD_OPTIONS[method]
+    if method == "icd" and name == "instructblipvideo":  # whose Q-Former reads the question, too
+        both_texts = SimpleNamespace(tokenizer=word_tokenizer(200), qformer_tokenizer=word_tokenizer(120))
+        options = options | {"processor": both_texts}
     fused = generate(model, inputs, method=method, strategy="fused", **options, **GREEDY)
     processor = contrast_processor(model, inputs, method=method, **options)
     assert torch.equal(model.generate(**inputs, logits_processor=processor, **GREEDY), fused)

@@ -20,7 +20,7 @@ from damro.decoding.families.generic import attention, maps
 from damro.decoding.families.generic.attention import RecordedLayer, recording
 from damro.decoding.families.generic.layout import images_of
 from tests.zoo import KINDS, NEVER, PROMPTS, TWO_IMAGES, ZOO, zoo_inputs, zoo_model
-from tests.zoo_reference import WINDOWED, WITH_CLS, eager_weights, features_of
+from tests.zoo_reference import IN_RUNS, WINDOWED, WITH_CLS, eager_weights, features_of
 
 EVERY_MODEL = pytest.mark.parametrize("name", ZOO)
 METHOD = "damro:alpha=2,beta=0.1,top_k=3"
@@ -122,18 +122,22 @@ def test_threads_share_a_model(name: str) -> None:
 
 
 @EVERY_MODEL
-def test_the_model_itself_shows_its_map(name: str) -> None:
+def test_the_model_itself_shows_its_map_in_one_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference in `tests.zoo_reference` knows every layout; here only its name is looked at."""
     model, inputs = zoo_model(name), zoo_inputs(name)
     layer = generic.feature_layer(model, reference=True)
-    maps._found.pop(generic.image_tower(model), None)
+    runs: list[Any] = []
+    plain = maps.image_features
+    monkeypatch.setattr(maps, "image_features", lambda *told: runs.append(told) or plain(*told))
+    maps.forget(model)
     with torch.no_grad():
         generic.column_weights(model, inputs, recorded_layers(name, inputs)[layer])
-    found = set(maps._found[generic.image_tower(model)].values())
-    shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs"}
+    looked_up = maps._found[generic.image_tower(model)]
+    assert len(runs) == len(looked_up) > 0
+    found = set(looked_up.values())
+    shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs", "muse_spark": "window blocks"}
     shown |= {"llava_pixtral": "runs"}  # a column is a patch: all maps are one
-    packed = KINDS[name].shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started")
-    assert found == {shown.get(name, "runs" if packed else "blocks")}
+    assert found == {shown.get(name, "runs" if KINDS[name].shown in IN_RUNS else "blocks")}
 
 
 def test_a_map_is_looked_for_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from damro.inspection.layout import encode_with_views
 from tests.family_models import FRAMES, MORE_FAMILIES, PATCHES, Inputs, family_inputs, family_model
 
 WITHOUT_CLS = ("llava_onevision", "llava_siglip", "paligemma")
+QUERIED = ("blip-2", "instructblipvideo")
+"""Families whose columns are no patches."""
 EVERY_FAMILY = pytest.mark.parametrize("name", MORE_FAMILIES)
 
 
@@ -169,7 +171,7 @@ def test_frames_of_a_video_are_tiles() -> None:
     assert attention.tile.tolist() == [*range(FRAMES)] * 2
 
 
-@pytest.mark.parametrize("name", [name for name in MORE_FAMILIES if name != "blip-2"])
+@pytest.mark.parametrize("name", [name for name in MORE_FAMILIES if name not in QUERIED])
 @torch.no_grad()
 def test_views_of_images_hold_the_columns_of_their_patches(name: str) -> None:
     model, inputs = family_model(name), family_inputs(name)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from damro.decoding.compat import older_than
 from damro.decoding.families.generic.support import SINCE
-from tests.zoo_images import FILLED, IMAGE, TILES, VIDEO, Inputs, by_prompt, drawn, images, token_types
+from tests.zoo_images import FILLED, IMAGE, SHOWN, TILES, VIDEO, Inputs, by_prompt, drawn, token_types
+from tests.zoo_images_newest import NEWEST_SHOWN
 from tests.zoo_more import MORE, MORE_LAZY, MORE_RECURRENT, MORE_UNRANKED
+from tests.zoo_newest import NEWEST, NEWEST_LAZY, NEWEST_RECURRENT, NEWEST_UNRANKED
 from tests.zoo_parts import (
     GLM_STARTS,
     HALF,
@@ -237,14 +239,24 @@ def _aria() -> Any:
     )  # fmt: skip
 
 
-KINDS |= MORE
+KINDS |= MORE | NEWEST
 ZOO = tuple(KINDS)
 # Models whose columns are no patches, or whose towers attend where it cannot be seen.
 KINDS |= {"got_ocr2": Kind(_got_ocr2, "four"), "idefics2": Kind(_idefics2, "one_tile"), "aria": Kind(_aria, "square")}
-KINDS |= MORE_UNRANKED
-UNRANKED = ("got_ocr2", "idefics2", "aria", *MORE_UNRANKED)
-RECURRENT = ("qwen3_5", "lfm2_vl", *MORE_RECURRENT)
-LAZY = (*RECURRENT, "gemma3", "aya_vision", "cohere2_vision", "exaone4_5", "kimi_k25", "gemma4", *MORE_LAZY)
+KINDS |= MORE_UNRANKED | NEWEST_UNRANKED
+UNRANKED = ("got_ocr2", "idefics2", "aria", *MORE_UNRANKED, *NEWEST_UNRANKED)
+RECURRENT = ("qwen3_5", "lfm2_vl", *MORE_RECURRENT, *NEWEST_RECURRENT)
+LAZY = (
+    *RECURRENT,
+    "gemma3",
+    "aya_vision",
+    "cohere2_vision",
+    "exaone4_5",
+    "kimi_k25",
+    "gemma4",
+    *MORE_LAZY,
+    *NEWEST_LAZY,
+)
 """Models whose two prompts are not read in one batch."""
 
 PROMPTS: tuple[tuple[Any, ...], ...] = ((1, 9, 11, "image", 30, 31, 32, 33), (1, "image", 40, 41))
@@ -283,7 +295,7 @@ def thorough(names: Sequence[str], *values: Any) -> list[Any]:
 def zoo_inputs(name: str, prompts: Sequence[Sequence[Any]] = PROMPTS, seed: int = 1) -> Inputs:
     """Prompts of different length about different images, padded on the left, as the model's processor has them."""
     number = sum(part == "image" for prompt in prompts for part in prompt)
-    pixels, runs = images(KINDS[name].shown, number, torch.Generator().manual_seed(seed))
+    pixels, runs = (SHOWN | NEWEST_SHOWN)[KINDS[name].shown](number, torch.Generator().manual_seed(seed))
     if TILES in pixels:
         pixels = by_prompt(KINDS[name].shown, pixels[TILES], [list(prompt).count("image") for prompt in prompts])
     left = iter(runs)

@@ -113,28 +113,28 @@ def _first_tiles(number: int, random: torch.Generator) -> Shown:
     return pixels, runs
 
 
-def _packed(number: int, random: torch.Generator) -> Shown:
+def packed(number: int, random: torch.Generator) -> Shown:
     """Qwen2-VL: the patches of all images in one row, those of a column next to each other."""
     grids = torch.tensor([(1, *_GRIDS[image % 3]) for image in range(number)])
     patches = drawn(random, int(grids.prod(-1).sum()), 3 * 2 * 7 * 7)
     return {"pixel_values": patches, "image_grid_thw": grids}, [[IMAGE] * (int(g.prod()) // 4) for g in grids]
 
 
-def _packed_flat(number: int, random: torch.Generator) -> Shown:
+def packed_flat(number: int, random: torch.Generator) -> Shown:
     """ERNIE 4.5: the same without time, each image between tokens of its own."""
-    pixels, runs = _packed(number, random)
+    pixels, runs = packed(number, random)
     return {**pixels, "pixel_values": pixels["pixel_values"][:, :147]}, [[196, *run, 195] for run in runs]
 
 
 def _packed_started(number: int, random: torch.Generator) -> Shown:
     """Qwen-Omni: as Qwen2-VL, each image between tokens that tell where it is."""
-    pixels, runs = _packed(number, random)
+    pixels, runs = packed(number, random)
     return pixels, [[196, *run, 195] for run in runs]
 
 
 def _packed_still(number: int, random: torch.Generator) -> Shown:
     """VideoLLaMA 3: the same without time."""
-    pixels, runs = _packed(number, random)
+    pixels, runs = packed(number, random)
     pixels["pixel_values"] = pixels["pixel_values"][:, :147]
     return {**pixels, "image_merge_sizes": torch.full((number,), 2)}, runs
 
@@ -170,7 +170,7 @@ def _patch_lines(number: int, random: torch.Generator) -> Shown:
 
 def _packed_patches(number: int, random: torch.Generator) -> Shown:
     """PaddleOCR-VL, Kimi: patches as small images, line by line."""
-    pixels, runs = _packed(number, random)
+    pixels, runs = packed(number, random)
     pixels["pixel_values"] = pixels["pixel_values"][:, :147].unflatten(1, (3, 7, 7))
     return pixels, runs
 
@@ -225,7 +225,7 @@ def _views(number: int, random: torch.Generator) -> Shown:
 
 def _packed_lines(number: int, random: torch.Generator) -> Shown:
     """Hunyuan: a column more behind every line, and one at either end of an image."""
-    pixels, _ = _packed_flat(number, random)
+    pixels, _ = packed_flat(number, random)
     lines = [(high // 2) * (wide // 2 + 1) + 2 for _, high, wide in pixels["image_grid_thw"].tolist()]
     return pixels, [[IMAGE] * columns for columns in lines]
 
@@ -238,14 +238,14 @@ def _pooled(number: int, random: torch.Generator) -> Shown:
     return {"pixel_values": drawn(random, number, 64, 147), **told}, [[IMAGE] * 16] * number
 
 
-def _one_row(number: int, random: torch.Generator) -> Shown:
+def one_row(number: int, random: torch.Generator) -> Shown:
     """MiniCPM-V: the patches of all images side by side in one image, sixteen of them a column."""
     grids = torch.tensor([_GRIDS[image % 2] for image in range(number)])
     pixels = drawn(random, 1, 3, 7, 7 * int(grids.prod(-1).sum()))
     return {"pixel_values": pixels, "target_sizes": grids}, [[IMAGE] * (int(grid.prod()) // 16) for grid in grids]
 
 
-_SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
+SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "square": _square,
     "four": _four,
     "one_tile": _one_tile,
@@ -257,11 +257,12 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "lined_tiles": _lined_tiles,
     "first_tiles": _first_tiles,
     "padded_tiles": _padded_tiles,
-    "packed": _packed,
-    "packed_plain": _packed,
+    "packed": packed,
+    "packed_plain": packed,
     "packed_still": _packed_still,
-    "packed_flat": _packed_flat,
-    "packed_blocks": _packed,
+    "packed_flat": packed_flat,
+    "packed_flat_plain": packed_flat,
+    "packed_blocks": packed,
     "packed_started": _packed_started,
     "sized": _sized,
     "lines": _lines,
@@ -272,14 +273,9 @@ _SHOWN: dict[str, Callable[[int, torch.Generator], Shown]] = {
     "whole_twice": _whole_twice,
     "views": _views,
     "packed_lines": _packed_lines,
-    "one_row": _one_row,
+    "one_row": one_row,
     "pooled": _pooled,
 }
-
-
-def images(shown: str, number: int, random: torch.Generator) -> Shown:
-    """Pixels of some images, and the tokens that stand for each of them."""
-    return _SHOWN[shown](number, random)
 
 
 def by_prompt(shown: str, pixels: list[Tensor], counts: list[int]) -> Inputs:
@@ -306,6 +302,10 @@ def by_prompt(shown: str, pixels: list[Tensor], counts: list[int]) -> Inputs:
     return {"pixel_values": values * read[:, :, None], "pixel_attention_mask": mask}
 
 
+TYPED = ("packed", "packed_flat", "packed_lines", "packed_newlines", "packed_patches", "placed", "marked_row")
+"""What is shown with the kind of every token."""
+
+
 def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
     """What tells some models which tokens stand for images."""
     of_image = (ids == IMAGE).long()
@@ -316,6 +316,7 @@ def token_types(name: str, shown: str, ids: Tensor) -> dict[str, Any]:
         return {"mm_token_type_ids": of_image, "moe_mm_token_type_ids": of_image | around.long()}
     return (
         {"mm_token_type_ids": of_image}
-        if shown in ("packed", "packed_flat", "packed_lines", "packed_patches", "placed")
+        if shown
+        in ("packed", "packed_flat", "packed_lines", "packed_newlines", "packed_patches", "placed", "marked_row")
         else {}
     )

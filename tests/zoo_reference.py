@@ -24,6 +24,8 @@ from tests.zoo_images import IMAGE, TILE_COUNTS, Inputs
 TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 WINDOWED = ("qwen2_5_vl", "exaone4_5", "qwen2_5_omni_thinker", "hyperclovax_vision_v2")
 WITH_CLS = ("internvl", "internvl_qknorm", "internvl_tiles", "qianfan_ocr")
+IN_RUNS = ("packed", "packed_plain", "packed_still", "packed_flat", "packed_flat_plain", "packed_started")
+"""What is shown with the patches of a column next to each other."""
 MERGE = 2
 """Side of the square of patches that is a column, of every model in the zoo but those that are shown "whole"."""
 
@@ -80,6 +82,13 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
     weights, shown = patch_weights(name, inputs), KINDS[name].shown
     if shown in ("whole", "patch_lines"):
         return weights
+    if name == "muse_spark":  # patches stand in the tower window by window, and are put back behind it
+        order, _ = get_vision_window_index(
+            inputs["image_grid_thw"], spatial_merge_size=1, window_size=28, patch_size=7, kwargs={}
+        )
+        places = torch.empty_like(torch.cat(weights))
+        places[order] = torch.cat(weights)
+        weights = list(places.split([len(tile) for tile in weights]))
     if name in WINDOWED:
         order, _ = get_vision_window_index(
             inputs["image_grid_thw"], spatial_merge_size=MERGE, window_size=28, patch_size=7, kwargs={}
@@ -88,7 +97,7 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
         columns = torch.empty_like(merged)
         columns[order] = merged
         return list(columns.split([len(tile) // MERGE**2 for tile in weights]))
-    if shown in ("packed", "packed_plain", "packed_still", "packed_flat", "packed_started"):
+    if shown in IN_RUNS:
         return [tile.view(-1, MERGE**2).sum(dim=-1) for tile in weights]
     shapes = shapes_of(inputs) or [(8, 8)] * len(weights)
     return [

@@ -84,7 +84,7 @@ def image_views(
         model: a supported LVLM.
         inputs: what its processor returned for one prompt.
         encoding: the vision tower's run over them.
-        cross: for InstructBLIP, `(images, queries, patches)`: what :func:`record_cross` kept.
+        cross: for InstructBLIP, `(images, or frames of videos, queries, patches)`: what :func:`record_cross` kept.
     """
     family: Any = family_of(model)
     if hasattr(family, "images_of"):  # columns are merged patches: those of each image's base tile
@@ -99,7 +99,10 @@ def image_views(
         ordinals = torch.arange(start, start + len(feature))
         start += len(feature)
         if cross is not None:
-            views.append(ImageView("image", image, encoding.grid, ordinals, cross[image]))
+            first, tiles = sum(encoding.tiles[:image]), encoding.tiles[image]
+            for frame, own in enumerate(ordinals.view(tiles, -1)):
+                name = "image" if tiles == 1 else f"frame {frame}"
+                views.append(ImageView(name, image, encoding.grid, own, cross[first + frame]))
             continue
         patches = encoding.grid[0] * encoding.grid[1]
         tiled = model.config.model_type in TILED

@@ -201,6 +201,7 @@ def tiles_of_images(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[i
     if hasattr(family, "images_of"):
         return [1] * len(family.images_of(model, inputs))
     if "image_sizes" not in inputs:
-        return [1] * len(next(inputs[key] for key in family.PIXELS if key in inputs))
+        pixels: Tensor = next(inputs[key] for key in family.PIXELS if key in inputs)
+        return [pixels.shape[1] if pixels.ndim == 5 else 1] * len(pixels)  # the frames of a video
     pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
     return [int(image_size_to_num_patches(size, pinpoints, side)) for size in inputs["image_sizes"]]

@@ -77,12 +77,14 @@ def _ask_each(model: PreTrainedModel, inputs: Mapping[str, Any], shared: Encodin
     """Lets the Q-Former read the other questions too; the first one has been."""
     rows = len(shared.features)
     outputs = copy.copy(shared.outputs)
-    outputs.last_hidden_state = outputs.last_hidden_state.expand(rows, -1, -1)
+    seen = outputs.last_hidden_state  # (1, 1 + patches, C), or of a video (frames, 1 + patches, C)
+    outputs.last_hidden_state = seen.expand(rows, *seen.shape).flatten(0, 1)
     questions = ("qformer_input_ids", "qformer_attention_mask")
     others = {key: inputs[key][1:] for key in questions if inputs.get(key) is not None}
     features = [shared.features[0]]
     if rows > 1:
-        features.extend(query_features(model, others, outputs.last_hidden_state[1:]))
+        columns = query_features(model, others, outputs.last_hidden_state[len(seen) :])
+        features.extend(columns.view(rows - 1, -1, columns.shape[-1]))
     return replace(shared, outputs=outputs, features=features)
 
 

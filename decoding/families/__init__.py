@@ -21,6 +21,7 @@ from damro.decoding.families.base import (
     image_columns,
     is_encoder_decoder,
     unwrap,
+    visual_tokens,
 )
 from damro.registry import Registry
 
@@ -33,6 +34,7 @@ FAMILIES: Registry[Family] = Registry(
         "llava_next": "damro.decoding.families.llava_next",
         "llava_next_video": "damro.decoding.families.llava_next",
         "instructblip": "damro.decoding.families.instructblip",
+        "instructblipvideo": "damro.decoding.families.instructblipvideo",
         "vipllava": "damro.decoding.families.vipllava",
         "video_llava": "damro.decoding.families.video_llava",
         "llava_onevision": "damro.decoding.families.llava_onevision",
@@ -143,7 +145,8 @@ def check_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
         )
     without = (~image_columns(model, ids).any(dim=-1)).nonzero().flatten().tolist()
     if without:
-        other = f"; or take the processor of this very model, whose image token is {model.config.image_token_id}"
+        tokens = " and ".join(f"{kind} token is {token}" for kind, token in visual_tokens(model).items())
+        other = f"; or take the processor of this very model, whose {tokens}"
         raise InputsError(
             f"every prompt must hold an image token, got none in rows {without[:5]} ({len(without)} in all); "
             "put the processor's image token into the text, or leave text-only prompts out of the batch"

@@ -56,7 +56,8 @@ class Family(Protocol):
     A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`. One whose
     ViT has no [CLS] has `RANKED = "received"`. One that ranks columns rather than patches also has `layers`, `record`,
     `column_weights`, `images_of`, `each_its_image` and `encode_once`, as :mod:`damro.decoding.families.generic` does.
-    One that leaves some models of its type to that module has a function `serves(model)`.
+    One that leaves some models of its type to that module has a function `serves(model)`. One whose processor reads
+    videos and no images has `VIDEOS_ALONE = True`.
     """
 
     REQUIRED_INPUTS: tuple[str, ...]
@@ -122,11 +123,18 @@ def embed_prompt(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> 
     return VisualPrompt(scatter_features(embeds, image_mask, features), mask, image_mask)
 
 
+def visual_tokens(model: LVLM) -> dict[str, int]:
+    """The tokens that stand for columns of what a model sees, by "image" and "video", as far as it has them."""
+    tokens = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+    return {kind: token for kind, token in tokens.items() if token is not None}
+
+
 def image_columns(model: LVLM, ids: Tensor) -> Tensor:
     """`(B, L)`, True where a prompt holds an image token, or a video token in models that have one."""
-    mask: Tensor = ids == model.config.image_token_id
-    video = getattr(model.config, "video_token_id", None)
-    return mask if video is None else mask | (ids == video)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for token in visual_tokens(model).values():
+        mask |= ids == token
+    return mask
 
 
 def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: bool) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: 
     # A tensor has equally many columns an image. As images of one column they suit any prompt.
     rows = list(torch.split(features, prompt.image_mask.sum(dim=-1).tolist()))
     pooled: Any = rows if as_list else features.unsqueeze(1)
-    modality = "image" if bool((ids == model.config.image_token_id).any()) else "video"
+    modality = next(kind for kind, token in visual_tokens(model).items() if bool((ids == token).any()))
     return {"mm_encoder_outputs": {modality: BaseModelOutputWithPooling(pooler_output=pooled)}}
 
 

@@ -92,14 +92,17 @@ def query_features(model: LVLM, inputs: Mapping[str, Any], image_embeds: Tensor)
     Args:
         model: the model.
         inputs: with `qformer_input_ids (B, S)` and, optionally, `qformer_attention_mask`.
-        image_embeds: `(B, n, C)`, any number n of ViT output vectors.
+        image_embeds: `(B, n, C)`, any number n of ViT output vectors; or `(B * frames, n, C)`, those of the frames of
+            B videos, about each of which its video's text is read.
 
     Returns:
-        `(B, queries, D)`.
+        `(B, queries, D)`, or `(B * frames, queries, D)`.
     """
     ids = inputs["qformer_input_ids"]
     text_mask = inputs.get("qformer_attention_mask")
     text_mask = torch.ones_like(ids) if text_mask is None else text_mask
+    frames = len(image_embeds) // len(ids)
+    ids, text_mask = ids.repeat_interleave(frames, dim=0), text_mask.repeat_interleave(frames, dim=0)
     queries = model.query_tokens.expand(len(image_embeds), -1, -1)
     query_mask = text_mask.new_ones(queries.shape[:-1])
     outputs = model.qformer(

@@ -76,6 +76,11 @@ TESTED: dict[str, Facts] = {
     "cosmos3_omni": Facts("received"),
     "cohere_compass": Facts("received", _SLIDES),
     "glm5_next": Facts("received", _STATES),
+    "dots3_note": Facts("received", _STATES),
+    "muse_spark": Facts("received", _SLIDES),
+    "qwen4_exp": Facts("received", _STATES),
+    "mistral_large4": Facts("received", _STATES),
+    "minimax_m3_vl": Facts("received"),
 }
 """Model types without a module of their own whose tokens are those of a reference, on tiny random models."""
 

@@ -8,7 +8,8 @@ the columns that change are theirs: a candidate that says otherwise is wrong.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from damro.decoding.families.generic.layout import Grid, ImageColumns, patch_siz
 from damro.decoding.families.generic.prompt import flat
 from damro.decoding.hooks import replaced_output
 
-_ROUNDS = 4
-"""Two looks show that a candidate is right; more are taken while there is more than one."""
+_LOOKS = 2
+"""So many times some patches are changed, others each time, beside a tile that is left as it is."""
 
 _found: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 
@@ -75,20 +76,24 @@ def candidates(model: Any, grid: Grid, merge: int) -> dict[str, Tensor]:
     """The maps that may be this model's, by name."""
     maps = {"runs": runs(grid, merge), "blocks": blocks(grid, merge)}
     window = _window(model, merge)
-    return maps if window is None else {**maps, "windows": windows(grid, merge, window)}
+    if window is None:
+        return maps
+    # Patches, too, may stand window by window, and be put back before they are merged (Muse Spark).
+    patches = windows(grid, 1, window * merge)
+    return {**maps, "windows": windows(grid, merge, window), "window blocks": maps["blocks"][patches]}
 
 
 def _window(model: Any, merge: int) -> int | None:
     """Side of the tower's windows in columns; None without windows."""
-    size = getattr(model.config.vision_config, "window_size", None)
+    told = (model.config.vision_config, model.get_encoder(modality="image"))
+    size = next((one.window_size for one in told if getattr(one, "window_size", None)), None)
     return None if not isinstance(size, int) else max(1, size // patch_size(model) // merge)
 
 
 def column_map(model: Any, inputs: Mapping[str, Any], image: ImageColumns, layer: int, first: int) -> Tensor:
     """The column of every patch of a tile, `(patches,)`, as the model itself shows it.
 
-    A few small runs of the tower for every shape that is new to it, with an image of noise: two for each round, and as
-    many rounds, up to four, as it takes to tell the candidates apart.
+    One small run of the tower for every shape that is new to it, with an image of noise three times in a batch.
 
     Args:
         model: the LVLM.
@@ -155,36 +160,66 @@ def noise(model: Any, inputs: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
 def _verified(model: Any, inputs: Mapping[str, Any], grid: Grid, merge: int, layer: int, first: int) -> str:
     """The name of the first candidate that tells rightly which columns change."""
     maps = candidates(model, grid, merge)
+    looks = _telling_patches(list(maps.values()), grid[0] * grid[1] // merge**2)
+    changed = _changed_columns(model, inputs, layer, looks, first, first + grid[0] * grid[1])
+    for name, told in maps.items():
+        if [set(told[patches].tolist()) for patches in looks] == changed:
+            return name
+    raise UnsupportedModelError(
+        f"image columns of {model.config.model_type} must be patches, or squares of them, got columns that change "
+        "with other patches; methods that choose patches (damro, random-k, least-k) need to know which is which"
+    )
+
+
+def _telling_patches(maps: Sequence[Tensor], columns: int) -> list[Tensor]:
+    """Patches to change, look by look, of which no two maps that differ tell the same columns in every look."""
     random = torch.Generator().manual_seed(0)
-    columns = grid[0] * grid[1] // merge**2
-    for round_ in range(_ROUNDS):
-        if round_ > 1 and len(maps) < 2:
-            break
-        patches = torch.randperm(grid[0] * grid[1], generator=random)[: max(1, columns // 3)]
-        changed = _changed_columns(model, inputs, layer, patches + first)
-        maps = {name: told for name, told in maps.items() if set(told[patches].tolist()) == changed}
-    if not maps:
-        raise UnsupportedModelError(
-            f"image columns of {model.config.model_type} must be patches, or squares of them, got columns that change "
-            "with other patches; methods that choose patches (damro, random-k, least-k) need to know which is which"
-        )
-    return next(iter(maps))
+    apart = sum(not torch.equal(one, other) for one, other in combinations(maps, 2))
+    while True:
+        looks = [torch.randperm(len(maps[0]), generator=random)[: max(1, columns // 3)] for _ in range(_LOOKS)]
+        told = [[set(one[patches].tolist()) for patches in looks] for one in maps]
+        if sum(one != other for one, other in combinations(told, 2)) == apart:
+            return looks
 
 
 @torch.no_grad()
-def _changed_columns(model: Any, inputs: Mapping[str, Any], layer: int, tokens: Tensor) -> set[int]:
-    """The columns that change if a layer puts out something else for some tokens."""
-    tower = model.get_encoder(modality="image")
+def _changed_columns(
+    model: Any, inputs: Mapping[str, Any], layer: int, looks: Sequence[Tensor], first: int, tokens: int
+) -> list[set[int]]:
+    """Look by look, the columns that change if a layer puts out something else for some patches of a tile.
+
+    All looks are one run: the tile stands in it once as it is and once for each look.
+
+    Args:
+        model: the LVLM.
+        inputs: of the tower, for the tile.
+        layer: of the tower, whose output is changed.
+        looks: patches to change.
+        first: how many tokens stand before the patches.
+        tokens: of the tile in the tower, at least.
+    """
+    copies = 1 + len(looks)
+    several = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+    rows: list[Tensor] = []  # of the tower's output, `(tokens, D)` for each copy
 
     def change(output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        other = hidden.clone(memory_format=torch.contiguous_format)
-        vectors = other.view(-1, other.shape[-1])
-        vectors[tokens.to(other.device)] += 1.0 + torch.arange(other.shape[-1], device=other.device) % 3
-        return (other, *output[1:]) if isinstance(output, tuple) else other
+        at_once = hidden.shape[:-1].numel() >= copies * tokens  # or copy by copy
+        for own in hidden.reshape(copies if at_once else 1, -1, hidden.shape[-1]):
+            rows.append(_exchanged(rows[0], looks[len(rows) - 1] + first) if rows else own)
+        changed = torch.stack(rows if at_once else rows[-1:]).reshape(hidden.shape)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    before = flat(image_features(model, inputs).pooler_output)
-    with replaced_output(tower_layers(tower)[layer], change):
-        after = flat(image_features(model, inputs).pooler_output)
-    difference = (after - before).float().abs().amax(dim=-1)
-    return set((difference > 1e-3 * difference.max()).nonzero().flatten().tolist())
+    with replaced_output(tower_layers(model.get_encoder(modality="image"))[layer], change):
+        found = flat(image_features(model, several).pooler_output)
+    plain, *others = found.float().view(copies, -1, found.shape[-1])
+    differences = [(other - plain).abs().amax(dim=-1) for other in others]
+    return [set((one > 1e-2 * one.max()).nonzero().flatten().tolist()) for one in differences]
+
+
+def _exchanged(row: Tensor, tokens: Tensor) -> Tensor:
+    """`(tokens, D)` with others in some places: as large, so that the difference is large behind any norm."""
+    other = row.clone()
+    chosen = other[tokens.to(row.device)]
+    other[tokens.to(row.device)] = -chosen.roll(1 + row.shape[-1] // 2, dims=-1)
+    return other

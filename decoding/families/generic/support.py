@@ -13,12 +13,12 @@ SINCE = "5.20"
 """The first transformers whose models take image features that are computed already."""
 
 _OTHERWISE = {
+    "apertus1p5": "makes words of a codebook of its images, and has no vision tower whose patches they are",
     "diffusion_gemma": "writes by diffusion, not token by token",
     "fuyu": "has no vision tower: patches themselves are its image columns",
     "gemma4_unified": "has no vision tower: patches themselves are its image columns",
     "granite4_vision": "adds its image columns in deeper layers alone",
     "janus": "has a generate() of its own, which drops logits processors",
-    "instructblipvideo": "reads videos alone",
     "llama4": "makes its image columns only where its language model reads them",
     "mllama": "looks at images by cross-attention: there are no image columns to leave out",
 }
@@ -26,18 +26,27 @@ _OTHERWISE = {
 
 NO_PATCHES = {
     "aria": "its image columns are queries, not patches",
+    "deepseek_ocr2": "its image columns are queries, not patches",
     "deepseek_vl_hybrid": "its image columns join what two vision towers see",
     "fast_vlm": "its vision tower is a convolutional network",
     "gemma3n": "its vision tower is a convolutional network",
     "got_ocr2": "its vision tower attends in a way of its own",
     "hunyuan_vl": "its image columns hold line ends beside patches",
+    "hy_v4_vl": "its image columns hold line ends beside patches",
     "idefics2": "its image columns are queries, not patches",
+    "inkling2": "its processor counts an image in columns, not in patches",
+    "inkling2_loop": "its processor counts an image in columns, not in patches",
+    "inkling_mm_model": "its vision tower does not attend: each column is seen by itself",
     "lfm3_vl": "its vision tower ends in a convolution",
+    "minicpm_ocr": "its vision tower merges patches between its layers",
     "minicpmv4_6": "its vision tower merges patches between its layers",
+    "minicpmv4_7": "its vision tower merges patches between its layers",
     "molmo2": "its image columns are pooled over patches as its processor says",
+    "nemotron_h_omni": "summary tokens stand between the patches of its images",
     "perception_lm": "its vision tower is one of timm, whose attention transformers does not see",
     "pp_chart2table": "its vision tower attends in a way of its own",
     "step3p7": "its image columns join several views of an image",
+    "unlimited_ocr": "its image columns join what two vision towers see, with line ends",
 }
 """Model types whose patches cannot be ranked, and why. Methods that choose none (vcd, icd, m3id) serve them."""
 
