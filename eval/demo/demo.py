@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from damro.eval.demo.control import MODEL, Control, run_control
-from damro.eval.demo.trial import Progress, Way, compare_ways
-
 from damro.eval.demo.premise import Premise, attend_scenes, measure_premise
+from damro.eval.demo.trial import Progress, Way, compare_ways
 from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison
 from damro.eval.report.html import Example, Page, Picture, bars, pieces, render
