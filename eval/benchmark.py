@@ -199,9 +199,9 @@ def find_benchmark(name: str, parameters: Mapping[str, Any] | None = None) -> Be
     Example:
         >>> find_benchmark("pope", {"split": ["coco/random"]}).split
         ('coco/random',)
-        >>> find_benchmark("pop")
+        >>> find_benchmark("pop")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        damro.eval.errors.EvalError: benchmark must be one of pope, chair, mme, got 'pop'; did you mean 'pope'?
+        damro.eval.errors.EvalError: benchmark must be one of pope, chair, ..., got 'pop'; did you mean 'pope'?
     """
     return build(BENCHMARKS.find(name), parameters or {}, EvalError, name)
 
@@ -251,6 +251,8 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "pope": "damro.eval.pope.benchmark:Pope",
         "chair": "damro.eval.chair.benchmark:Chair",
         "mme": "damro.eval.mme.benchmark:Mme",
+        "hallusion": "damro.eval.hallusion.benchmark:Hallusion",
+        "crpe": "damro.eval.crpe.benchmark:Crpe",
     },
     Benchmark,
 )

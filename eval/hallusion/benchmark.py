@@ -1,0 +1,83 @@
+"""HallusionBench as a benchmark: the questions about a figure, of the official file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Records, Scoring
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.hallusion.questions import PLACE, find_file, load_questions, to_question
+from damro.eval.hallusion.scoring import HallusionAnswer, score_groups
+from damro.eval.records import digest_of_file
+from damro.eval.samples import Dataset, Sample, check_samples, folder_opener
+
+_SIZES = ("figure_questions", "pair_questions")
+
+
+@dataclass(frozen=True)
+class Hallusion(Benchmark):
+    """HallusionBench: yes/no questions about figures and altered ones (Guan et al., CVPR 2024). Needs its folder.
+
+    Attributes:
+        questions: the official file, HallusionBench.json; none for that in the folder of images or beside it.
+    """
+
+    name: ClassVar = "hallusion"
+    source: ClassVar = "HallusionBench, CVPR 2024, arXiv 2310.14566"
+    prompt: ClassVar = "{question} Please answer yes or no."
+    max_new_tokens: ClassVar = 64
+    scoring: ClassVar = Scoring
+    recorded: ClassVar = ("answer", *PLACE, "question", "gt_answer")
+    command: ClassVar = "damro.eval.hallusion.command"
+
+    questions: str | None = None
+
+    def load(self, request: DataRequest) -> Dataset:
+        """See :meth:`damro.eval.benchmark.Benchmark.load`. Questions without a figure are left out."""
+        if request.images is None:
+            raise EvalError(
+                "hallusion needs the figures, none are downloaded: give --images with the unpacked hallusion_bench "
+                "folder, which holds VD and VS"
+            )
+        path = Path(self.questions) if self.questions else find_file(request.images)
+        every = load_questions(path)
+        asked = [one for one in every if one.image is not None]
+        figures, pairs = Counter(one.of_figure for one in asked), Counter(one.of_pair for one in asked)
+        by_image: dict[str, list[Sample]] = {}
+        for one in asked:
+            fields: dict[str, Any] = dict(zip(PLACE, one, strict=False))
+            fields |= {"question": one.question, "gt_answer": "1" if one.gold == "yes" else "0", "filename": one.image}
+            fields |= dict(zip(_SIZES, (figures[one.of_figure], pairs[one.of_pair]), strict=True))
+            sample = Sample("/".join(one[:5]), str(one.image), self.ask(request, one.question), fields)
+            by_image.setdefault(sample.image, []).append(sample)
+        samples = [sample for of_image in by_image.values() for sample in of_image][: request.limit]
+        check_samples(samples)
+        source = {"file": path.name, "sha256": digest_of_file(path), "without_figure": len(every) - len(asked)}
+        return Dataset(samples, folder_opener(request.images), {"questions": source})
+
+    def score(self, records: Records, scoring: Scoring) -> list[Group]:
+        """A group for VD, for VS and for all."""
+        return score_groups(to_answer(fields, f"record {key!r}") for key, fields in records.items())
+
+
+def to_answer(fields: Mapping[str, Any], where: str) -> HallusionAnswer:
+    """Return an answer from a record of a run, or of the official form, which has it under ``model_prediction``.
+
+    Raises:
+        DataFormatError: The record lacks something; names where it stands.
+    """
+    text = fields.get("answer", fields.get("model_prediction"))
+    if not isinstance(text, str):
+        raise DataFormatError(
+            f"{where}: must have the model's answer as text under 'model_prediction' or 'answer', got "
+            f"{ascii(text)[:60]}"
+        )
+    sizes = [fields.get(name) for name in _SIZES]
+    for name, size in zip(_SIZES, sizes, strict=True):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise DataFormatError(f"{where}: {name} must be a whole number, got {ascii(size)[:60]}")
+    return HallusionAnswer(to_question(fields, where), text, *sizes)

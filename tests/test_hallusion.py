@@ -1,0 +1,195 @@
+"""eval/hallusion: aAcc, fAcc and qAcc of HallusionBench, beside what its own script counts."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from damro.cli import main
+from damro.eval.benchmark import BENCHMARKS, DataRequest, Scoring, score_run
+from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.groups import Group
+from damro.eval.hallusion.benchmark import Hallusion, to_answer
+from damro.eval.hallusion.questions import load_questions
+from damro.eval.hallusion.scoring import ALL, score_groups
+from damro.tiny.scenes import scene
+
+# utils.py of repository tianyi-lab/HallusionBench (commit 744007c) on the answers of `made`, a judge's verdicts being
+# right, wrong and unclear as they were made: right and all questions, figures, question pairs.
+OFFICIAL = {
+    ALL: (111, 144, 22, 50, 18, 48),
+    "VD": (54, 72, 12, 30, 8, 24),
+    "VS": (57, 72, 10, 20, 10, 24),
+}
+# The same without the questions that have no figure.
+WITH_FIGURES = {
+    ALL: (92, 120, 22, 50, 23, 48),
+    "VD": (54, 72, 12, 30, 8, 24),
+    "VS": (38, 48, 10, 20, 15, 24),
+}
+
+
+def made() -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for category, subcategory in (("VD", "illusion"), ("VD", "ocr"), ("VS", "chart"), ("VS", "ocr")):
+        for number in range(5):
+            for figure in range(3):
+                for question in range(2 + number % 2):
+                    gold = (figure + question + number) % 2
+                    kind = (len(records) * 7919 + 13) % 101
+                    said = gold if kind < 76 else 1 - gold
+                    text = "I cannot tell." if kind >= 90 else ("No, it is not.", "Yes, it is.")[said]
+                    bare = category == "VS" and figure == 0
+                    records.append(
+                        {
+                            "category": category,
+                            "subcategory": subcategory,
+                            "visual_input": "0" if bare else "1",
+                            "set_id": str(number),
+                            "figure_id": str(figure),
+                            "question_id": str(question),
+                            "question": f"Is it {question}?",
+                            "gt_answer": str(gold),
+                            "filename": None if bare else f"./{category}/{subcategory}/{number}_{figure}.png",
+                            "model_prediction": text,
+                        }
+                    )
+    return records
+
+
+def numbers(group: Group) -> tuple[int, ...]:
+    return tuple(int(sum(column)) for column in zip(*group.counts.values(), strict=True))
+
+
+def groups_of(records: list[dict[str, Any]]) -> dict[str, Group]:
+    return {group.name: group for group in score_groups(to_answer(one, "made") for one in records)}
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_the_counts_are_those_of_the_official_script(bare: bool) -> None:
+    groups = groups_of([one for one in made() if bare or one["filename"]])
+    assert {name: numbers(group) for name, group in groups.items()} == (OFFICIAL if bare else WITH_FIGURES)
+    for name, (right, n, figures_right, figures, pairs_right, pairs) in (OFFICIAL if bare else WITH_FIGURES).items():
+        scores = groups[name].scores
+        shares = (right / n, figures_right / figures, pairs_right / pairs)
+        assert (scores["aAcc"], scores["fAcc"], scores["qAcc"]) == pytest.approx(shares)
+        estimates = [value and value.estimate for value in groups[name].intervals().values()]
+        assert estimates == pytest.approx(shares)
+
+
+def test_unclear_is_right_only_where_there_is_no_figure() -> None:
+    unclear = [{**one, "model_prediction": "Yes or no? I cannot tell."} for one in made()]
+    groups = groups_of(unclear)
+    assert numbers(groups["VD"])[0] == 0
+    assert numbers(groups["VS"])[:3] == (24, 72, 0)  # the questions without a figure, a third of them
+    assert groups["VS"].scores["unparsed"] == 72 and groups["VS"].scores["without_figure"] == 24
+    note = next(note for note in groups["VD"].notes if note.name == "unparsed")
+    assert (note.value, note.doubtful) == (72, True)
+    bare = groups_of([one for one in unclear if not one["filename"]])["VS"]
+    assert not any(note.doubtful for note in bare.notes)
+    assert bare.scores["fAcc"] is None and bare.intervals()["fAcc"] is None
+
+
+def official(folder: Path) -> Path:
+    """A folder as it is unpacked, with the questions beside it."""
+    asked = [{key: value for key, value in one.items() if key != "model_prediction"} for one in made()]
+    (folder / "HallusionBench.json").write_text(json.dumps(asked))
+    images = folder / "hallusion_bench"
+    for one in asked:
+        if one["filename"]:
+            path = images / one["filename"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return images
+
+
+def answer_all(images: Path, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    said = {tuple(one.values())[:2] + tuple(one.values())[3:6]: one["model_prediction"] for one in made()}
+    dataset = Hallusion().load(DataRequest(images=images, limit=limit))
+    keys = ("category", "subcategory", "set_id", "figure_id", "question_id")
+    return {
+        one.sample_id: {**one.fields, "answer": said[tuple(one.fields[key] for key in keys)]} for one in dataset.samples
+    }
+
+
+def test_a_run_asks_what_has_a_figure_and_scores_the_same(tmp_path: Path) -> None:
+    dataset = Hallusion().load(DataRequest(images=official(tmp_path)))
+    assert len(dataset.samples) == 120 and dataset.missing_images() == []
+    assert dataset.data["questions"]["without_figure"] == 24
+    assert dataset.samples[0].prompt == "Is it 0? Please answer yes or no."
+    groups = score_run(Hallusion(), answer_all(tmp_path / "hallusion_bench"), Scoring())
+    assert {group.name: numbers(group) for group in groups} == WITH_FIGURES
+
+
+def test_what_lacks_an_answer_is_left_out_and_told(tmp_path: Path) -> None:
+    records = answer_all(official(tmp_path))
+    gone = "VD/illusion/0/0/0"
+    records[gone] = {"error": "no such file"}
+    group = score_run(Hallusion(), records, Scoring())[-1]
+    asked = [key.split("/") for key in records if key != gone]
+    figures, pairs = defaultdict(set), defaultdict(set)
+    for *place, figure, question in asked:
+        figures[*place, figure].add(question)
+        pairs[*place, question].add(figure)
+    assert numbers(group)[1::2] == (len(asked), len(figures) - 1, len(pairs) - 1)
+    assert {note.name: note.value for note in group.notes if "left out" in note.name} == {
+        "figures left out": 1,
+        "pairs left out": 1,
+    }
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "HallusionBench_result.json"
+    path.write_text(json.dumps(made()))
+    assert main(["score", "hallusion", "--answers", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["VD", "VS", ALL]
+    assert found[ALL]["qAcc"] == pytest.approx(18 / 48) and found[ALL]["rule"] == "vlmeval"
+    low, high = found[ALL]["ci"]["aAcc"]
+    assert low < 111 / 144 < high
+    assert main(["score", "hallusion", "--answers", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "77.08 %" in text and "WARNING: unparsed" in text
+    assert main(["score", "hallusion", "--answers", str(path), str(path)]) == 2
+    assert "once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"gt_answer": "2"}, "gt_answer"),
+        ({"category": "VX"}, "VD or VS"),
+        ({"question": None}, "'question'"),
+        ({"filename": 3}, "filename"),
+    ],
+)
+def test_malformed_questions(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "HallusionBench.json"
+    path.write_text(json.dumps([made()[0], {**made()[1], **change}]))
+    with pytest.raises(DataFormatError, match=f"record 2.*{told}"):
+        load_questions(path)
+
+
+def test_what_is_missing_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="--images"):
+        Hallusion().load(DataRequest())
+    with pytest.raises(EvalError, match="--questions"):
+        Hallusion().load(DataRequest(images=tmp_path))
+    with pytest.raises(DataFormatError, match="model_prediction"):
+        to_answer({key: value for key, value in made()[0].items() if key != "model_prediction"}, "line 1")
+    with pytest.raises(EvalError, match="at least one"):
+        score_groups([])
+
+
+@pytest.mark.slow
+def test_damro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hallusion" in BENCHMARKS
+    images = official(tmp_path)
+    for path in images.rglob("*.png"):
+        scene("test", 1).image.save(path)
+    arguments = ["--images", str(images), "--out", str(tmp_path / "out"), "--limit", "6", "--json"]
+    assert main(["run", "hallusion", "--model", "tiny", *arguments]) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["VD"]
+    assert (scores["n"], scores["figures"]) == (6, 3)
