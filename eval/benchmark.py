@@ -253,6 +253,7 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "mme": "damro.eval.mme.benchmark:Mme",
         "hallusion": "damro.eval.hallusion.benchmark:Hallusion",
         "crpe": "damro.eval.crpe.benchmark:Crpe",
+        "mmvp": "damro.eval.mmvp.benchmark:Mmvp",
     },
     Benchmark,
 )

@@ -1,0 +1,49 @@
+"""``damro score mmvp``: what a model's answers to MMVP are worth."""
+
+from __future__ import annotations
+
+import argparse
+
+from damro.eval.choices import CHOICE_RULES
+from damro.eval.mmvp.benchmark import to_answer
+from damro.eval.mmvp.scoring import score_groups
+from damro.eval.records import read_records
+from damro.eval.score_command import add_answers_parser, show_groups
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add ``mmvp`` to the ``score`` commands.
+
+    Args:
+        subparsers: What ``add_subparsers`` of the ``score`` parser returned.
+
+    Returns:
+        The new parser; its namespace has `run` as ``run``.
+    """
+    parser = add_answers_parser(
+        subparsers,
+        "mmvp",
+        "score answers to MMVP's pairs",
+        "Score the answers of MMVP's own script (.jsonl with question_id, prompt, answer and response), or the records "
+        "of damro run mmvp.",
+        run,
+    )
+    parser.add_argument("--choice", choices=CHOICE_RULES, default="letter", help="the rule that reads the letter")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the answers and print the result.
+
+    Args:
+        args: What the parser of `add_parser` made of the command line.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        EvalError: A file is malformed, or a pair has more than two answers.
+    """
+    answers = [to_answer(fields, where) for path in args.answers for where, fields in read_records(path)]
+    show_groups("MMVP", score_groups(answers, args.choice), as_json=args.json)
+    return 0
