@@ -63,6 +63,7 @@ def to_answer(fields: Mapping[str, Any], where: str) -> MmvpAnswer:
     Raises:
         DataFormatError: The record lacks something; names where it stands.
     """
+    found: tuple[Any, ...]
     if "response" in fields:
         number = fields.get("question_id")
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

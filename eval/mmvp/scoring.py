@@ -3,8 +3,8 @@
 *pair accuracy* is that of ``scripts/gpt_grader.py`` of repository tsb0601/MMVP: two answers in a row are a pair, which
 is right if both are. There GPT-4 says whether an answer is right; what it says beyond a bare yes or no counts as wrong.
 Here the letter is read by a rule of `damro.eval.choices`. `first` is that of InternVL's script, which has no judge
-(OpenGVLab/InternVL, ``internvl_chat/eval/mmvp/evaluate_mmvp.py``) and asks with options "A. ..." for "(a) ...". *single*
-is the share of right answers.
+(OpenGVLab/InternVL, ``internvl_chat/eval/mmvp/evaluate_mmvp.py``) and asks with options "A. ..." for "(a) ...".
+*single* is the share of right answers.
 """
 
 from __future__ import annotations

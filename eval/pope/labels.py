@@ -19,7 +19,7 @@ class Labels(NamedTuple):
     """Corrected labels.
 
     Attributes:
-        by_question: By image and question; None excludes the question.
+        by_question: By image and question, "imange" read as "image"; None excludes the question.
         complete: Whether a question that is not in here is excluded too.
         source: File name and checksum, for what is reported.
     """
@@ -66,7 +66,7 @@ def load_labels(path: Path | str, *, complete: bool = False) -> Labels:
             label = None if given is None or str(given).strip().lower() in _EXCLUDED else parse_label(given)
         except EvalError as error:
             raise DataFormatError(f"{where}: {error}, or 'exclude'") from error
-        if labels.setdefault((image, text), label) != label:
+        if labels.setdefault(_key(image, text), label) != label:
             raise DataFormatError(f"{where}: a question must have one label, got two for {text!r} about {image}")
     return Labels(labels, complete, {"file": Path(path).name, "sha256": digest_of_file(path)})
 
@@ -108,7 +108,7 @@ def correct(questions: Iterable[Question], labels: Labels) -> Corrected:
     kept, changed, known = [], 0, 0
     asked = list(questions)
     for question in asked:
-        key = (question.image, question.text)
+        key = _key(question.image, question.text)
         known += key in labels.by_question
         label = labels.by_question.get(key, None if labels.complete else question.label)
         if label is None:
@@ -118,3 +118,8 @@ def correct(questions: Iterable[Question], labels: Labels) -> Corrected:
     if not known:
         raise EvalError(f"--labels must name questions of the run, got none of {len(asked)}: check images and texts")
     return Corrected(kept, changed, len(asked) - len(kept))
+
+
+def _key(image: str, text: str) -> tuple[str, str]:
+    """What names a question: POPE's files write "imange" after "an", RePOPE's of the same questions do not."""
+    return image, text.replace(" imange", " image")
