@@ -53,7 +53,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
     console = Console()
     console.print(_table(title, groups))
-    console.print("[..]: 95 % bootstrap intervals.", markup=False, highlight=False)
+    console.print("Brackets: 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
         console.print(f"{group.name}: {told}", markup=False, highlight=False)
@@ -71,7 +71,7 @@ def _table(title: str, groups: Sequence[Group]) -> Table:
     table = Table(title=title)
     table.add_column("")
     for measure in measures.values():
-        table.add_column(measure.label, justify="right")
+        table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
         table.add_row(to_rich(group.name), *(to_rich(_cell(found[name])) for name in measures))
@@ -83,4 +83,4 @@ def _cell(value: Interval | None) -> str:
     if value is None:
         return "-"
     ends = "" if value.ends is None else f" [{100 * value.ends[0]:.1f}, {100 * value.ends[1]:.1f}]"
-    return f"{100 * value.estimate:.2f} %{ends}"
+    return f"{100 * value.estimate:.2f}{ends}"

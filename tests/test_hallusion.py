@@ -151,7 +151,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert low < 111 / 144 < high
     assert main(["score", "hallusion", "--answers", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "77.08 %" in text and "WARNING: unparsed" in text
+    assert "77.08 [" in text and "WARNING: unparsed" in text
     assert main(["score", "hallusion", "--answers", str(path), str(path)]) == 2
     assert "once" in capsys.readouterr().err
 
