@@ -1,7 +1,7 @@
 """Draws the pictures of the README from real runs, into docs/gallery: ``python docs/gallery.py`` or ``make gallery``.
 
 Scenes are looked through in their order, and the first is taken whose greedy caption names something absent, and
-DAMRO's, which vetoed that word, nothing. So the pictures show how that works, not how often; docs/results.md does.
+DAMRO's, which vetoed that word, nothing. So the pictures show how that works, not how often; README and docs/control.md do.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def differing(tiny: Loaded) -> Iterator[int]:
     for start in range(0, SCENES, BATCH):
         pictures = [scene("test", number) for number in range(start, start + BATCH)]
         inputs = prepare_inputs(tiny.processor, [one.image for one in pictures], [PROMPT] * BATCH, tiny.model)
-        texts = [_captions(tiny, inputs, method) for method in ("greedy", "damro")]
+        texts = [_captions(tiny, inputs, method) for method in ("greedy", "damro:task=chair")]
         for picture, greedy, damro in zip(pictures, *texts, strict=True):
             if absent(greedy, picture) and not absent(damro, picture):
                 yield picture.index
 
 
 def _captions(tiny: Loaded, inputs: Any, method: str) -> list[str]:
-    ids = generate(tiny.model, inputs, method=method, task="chair", do_sample=False, max_new_tokens=LONGEST)
+    ids = generate(tiny.model, inputs, method=method, do_sample=False, max_new_tokens=LONGEST)
     texts: list[str] = tiny.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import damro
-from damro import tiny
 from damro.diagnosis import AnnotatedImage, Diagnosis, Settings, scene_images
 from damro.diagnosis.asking import YesReader
 from damro.diagnosis.diagnose import diagnose
@@ -269,11 +268,8 @@ def test_what_no_diagnosis_can_be_made_of_is_refused(loaded: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny.checkpoints())
-def test_the_verdict_on_embedded_models_agrees_with_runs(name: str) -> None:
-    expected = {"llava": NO_REASON, "flawed": LIKELY}
-    if name not in expected:
-        pytest.skip("no run says whether DAMRO helps there")
+@pytest.mark.parametrize(("name", "top_k", "expected"), [("llava", 10, NO_REASON), ("flawed", 6, LIKELY)])
+def test_the_verdict_on_embedded_models_agrees_with_runs(name: str, top_k: int, expected: str) -> None:
     model, processor = load_model(f"tiny:{name}", device="cpu")
-    found = diagnose(model, processor, scene_images(200), Settings(matcher="builtin"))
-    assert found.verdict == expected[name], summary(found)
+    found = diagnose(model, processor, scene_images(150), Settings(matcher="builtin", top_k=top_k))
+    assert found.verdict == expected, summary(found)

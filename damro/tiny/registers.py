@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class RegisterTask(VisionTask):
         self.register_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
 
-def merged_attention(tower: PreTrainedModel, hidden: Tensor, layer: int) -> Tensor:
+def merged_attention(tower: Any, hidden: Tensor, layer: int) -> Tensor:
     """[CLS] attention to the patches with all heads as one, as DAMRO's released code ranks.
 
     Args:
@@ -52,7 +52,8 @@ def merged_attention(tower: PreTrainedModel, hidden: Tensor, layer: int) -> Tens
     block = tower.encoder.layers[layer]
     normed = block.layer_norm1(hidden)
     query, key = block.self_attn.q_proj(normed[:, :1]), block.self_attn.k_proj(normed)  # (B, 1, D), (B, 1 + P, D)
-    return (query @ key.transpose(1, 2) * key.shape[-1] ** -0.5).float().softmax(-1)[:, 0, 1:]
+    weights: Tensor = (query @ key.transpose(1, 2) * key.shape[-1] ** -0.5).float().softmax(-1)
+    return weights[:, 0, 1:]
 
 
 def find_registers(weights: Tensor, background: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
     "instructblip": Recipe(
         vision=Schedule(steps=120, batch=128, rate=3e-4, warmup=20, save_every=40),
         language=Schedule(steps=500, batch=16, rate=1e-3, warmup=50, save_every=50),
-        varied=Schedule(steps=600, batch=16, rate=8e-4, warmup=20, save_every=50),
+        varied=Schedule(steps=400, batch=16, rate=8e-4, warmup=20, save_every=50),
     ),
     "flawed": Recipe(
         vision=Schedule(steps=250, batch=64, rate=7e-4, warmup=20, save_every=50),
