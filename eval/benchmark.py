@@ -201,7 +201,7 @@ def find_benchmark(name: str, parameters: Mapping[str, Any] | None = None) -> Be
         ('coco/random',)
         >>> find_benchmark("pop")
         Traceback (most recent call last):
-        damro.eval.errors.EvalError: benchmark must be one of pope, chair, mme, got 'pop'; did you mean 'pope'?
+        damro.eval.errors.EvalError: benchmark must be one of pope, chair, mme, amber, got 'pop'; did you mean 'pope'?
     """
     return build(BENCHMARKS.find(name), parameters or {}, EvalError, name)
 
@@ -251,6 +251,7 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "pope": "damro.eval.pope.benchmark:Pope",
         "chair": "damro.eval.chair.benchmark:Chair",
         "mme": "damro.eval.mme.benchmark:Mme",
+        "amber": "damro.eval.amber.benchmark:Amber",
     },
     Benchmark,
 )

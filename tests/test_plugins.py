@@ -51,7 +51,7 @@ def test_what_it_adds_is_listed(place: Path) -> None:
     assert list(methods)[:2] == ["greedy", "damro"] and methods["blur"]["parameters"]["side"]["default"] == 8
     assert methods["blur"]["parameters"]["side"]["help"] == "pixels a side that are left."
     benchmarks = json.loads(run(place, "-m", "damro", "benchmarks", "--json").stdout)
-    assert list(benchmarks) == ["pope", "chair", "mme", "counting"]
+    assert list(benchmarks) == ["pope", "chair", "mme", "amber", "counting"]
     assert "--side" in run(place, "-m", "damro", "run", "--help").stdout
 
 
