@@ -96,9 +96,7 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data", "'damro benchmarks' lists what each benchmark has")
     add_flags(group, dict(BENCHMARKS))
-    group.add_argument(
-        "--images", metavar="DIR", help="COCO val2014 images, or MME's, AMBER's; 'tiny' needs none"
-    )
+    group.add_argument("--images", metavar="DIR", help="COCO val2014 images, or MME's, AMBER's; 'tiny' needs none")
     group.add_argument("--limit", type=int, metavar="N", help="at most N samples (of each split)")
     add_max_pixels(group)
     group.add_argument(
