@@ -1,7 +1,7 @@
 """Draws the pictures of the README from real runs, into docs/gallery: ``python docs/gallery.py`` or ``make gallery``.
 
 Scenes are looked through in their order, and the first is taken whose greedy caption names something absent, and
-DAMRO's, which vetoed that word, nothing. So the pictures show how that works, not how often; README and docs/control.md do.
+DAMRO's, which vetoed that word, nothing. So the pictures show how that works, not how often; docs/control.md does.
 """
 
 from __future__ import annotations

@@ -251,6 +251,7 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "pope": "damro.eval.pope.benchmark:Pope",
         "chair": "damro.eval.chair.benchmark:Chair",
         "mme": "damro.eval.mme.benchmark:Mme",
+        "amber": "damro.eval.amber.benchmark:Amber",
         "hallusion": "damro.eval.hallusion.benchmark:Hallusion",
         "crpe": "damro.eval.crpe.benchmark:Crpe",
         "mmvp": "damro.eval.mmvp.benchmark:Mmvp",

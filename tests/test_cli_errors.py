@@ -74,8 +74,14 @@ def told(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("run pope --methds greedy", "damro run: unrecognized arguments: --methds greedy; did you mean '--methods'?"),
         ("compare a --ot=b", "damro compare: unrecognized arguments: --ot=b; did you mean '--out'?"),
         ("runn pope", "COMMAND must be one of score, demo, .*, got 'runn'; did you mean 'run'?"),
-        ("score popee", "BENCHMARK must be one of pope, chair, mme, got 'popee'; did you mean 'pope'?"),
-        ("run popee --model tiny", "benchmark must be one of pope, chair, mme, got 'popee'; did you mean 'pope'?"),
+        (
+            "score popee",
+            "BENCHMARK must be one of pope, chair, mme, amber, hallusion, crpe, mmvp, got 'popee'; did you mean 'pope'?",
+        ),
+        (
+            "run popee --model tiny",
+            "benchmark must be one of pope, chair, mme, amber, hallusion, crpe, mmvp, got 'popee'; did you mean 'pope'?",
+        ),
         ("run pope --dtype float23", "--dtype must be one of auto, .*, got 'float23'; did you mean 'float32'?"),
         ("run pope --limit ten", "--limit must be a whole number, got 'ten'; 'damro run --help' lists"),
         ("run pope --top-p most", "--top-p must be a number, got 'most'"),
