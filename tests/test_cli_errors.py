@@ -76,11 +76,11 @@ def told(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         ("runn pope", "COMMAND must be one of score, demo, .*, got 'runn'; did you mean 'run'?"),
         (
             "score popee",
-            "BENCHMARK must be one of pope, chair, mme, amber, hallusion, crpe, mmvp, got 'popee'; did you mean 'pope'?",
+            "BENCHMARK must be one of pope, chair, mme, amber, .*, got 'popee'; did you mean 'pope'?",
         ),
         (
             "run popee --model tiny",
-            "benchmark must be one of pope, chair, mme, amber, hallusion, crpe, mmvp, got 'popee'; did you mean 'pope'?",
+            "benchmark must be one of pope, chair, mme, amber, .*, got 'popee'; did you mean 'pope'?",
         ),
         ("run pope --dtype float23", "--dtype must be one of auto, .*, got 'float23'; did you mean 'float32'?"),
         ("run pope --limit ten", "--limit must be a whole number, got 'ten'; 'damro run --help' lists"),
