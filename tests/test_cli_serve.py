@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 import pytest
 
@@ -78,7 +79,12 @@ def test_it_serves_until_it_is_interrupted() -> None:
         port = str(found.getsockname()[1])
     command = [sys.executable, "-m", "damro", "serve", "--port", port, "--method", "vcd", "--noise-step", "700"]
     served = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background shell hands down SIG_IGN
     )
     assert served.stdout is not None
     line = served.stdout.readline()

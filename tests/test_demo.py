@@ -112,7 +112,7 @@ def test_the_report_holds_its_pictures(shown: tuple[dict[str, Any], Path]) -> No
     assert "://" not in html
     for name in (*METHODS, *WAYS):
         assert f'<th scope="row">{name}</th>' in html
-    assert "POPE: tiny:flawed" in html and "built to have the flaw" in html
+    assert "POPE, tiny:flawed" in html and "built to have the flaw" in html
     assert metrics["conclusions"][0].split("[CLS]")[1][:40] in html
 
 

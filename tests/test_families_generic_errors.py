@@ -79,7 +79,6 @@ def test_a_tower_is_recorded_under_any_attention(name: str) -> None:
         (hf.Llama4ForConditionalGeneration, "only where its language model reads them"),
         (hf.Granite4VisionForConditionalGeneration, "in deeper layers alone"),
         (hf.FuyuForCausalLM, "has no vision tower"),
-        (hf.InstructBlipVideoForConditionalGeneration, "reads videos alone"),
         (hf.MllamaForConditionalGeneration, "cross-attention"),
     ],
 )

@@ -137,7 +137,9 @@ def test_the_model_itself_shows_its_map_in_one_run(name: str, monkeypatch: pytes
     found = set(looked_up.values())
     shown = {**dict.fromkeys(WINDOWED, "windows"), "deepseek_vl": "runs", "muse_spark": "window blocks"}
     shown |= {"llava_pixtral": "runs"}  # a column is a patch: all maps are one
-    assert found == {shown.get(name, "runs" if KINDS[name].shown in IN_RUNS else "blocks")}
+    expected = {shown.get(name, "runs" if KINDS[name].shown in IN_RUNS else "blocks")}
+    # One of Muse Glimmer's two images is larger than its window.
+    assert found == (expected | {"window blocks"} if name == "muse_glimmer" else expected)
 
 
 def test_a_map_is_looked_for_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:

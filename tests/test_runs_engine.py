@@ -42,7 +42,7 @@ METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "rand
 
 @pytest.fixture(scope="module", params=["llava", "llava_next", "instructblip"])
 def loaded(request: pytest.FixtureRequest) -> Loaded:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = build_model(request.param).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -15,10 +15,9 @@ from damro.speed.timing import counted, methods
 from damro.vision.attention import cls_attention
 
 
-@pytest.mark.parametrize(("name", "looks_up"), [("micro", 0), ("micro-qwen2.5-vl", 8)])
+@pytest.mark.parametrize(("name", "looks_up"), [("micro", 0), ("micro-qwen2.5-vl", 1)])
 def test_every_round_runs_the_tower_with_and_without_the_analysis(name: str, looks_up: int) -> None:
-    """The map of columns is looked up in every round anew: four looks of two runs,
-    as an image of one window shows no difference between candidates."""
+    """The map of columns is looked up in every round anew, in one run."""
     model = random_model(SHAPES[name])
     with counted(family_of(model).vision_tower(model)) as runs:
         speed = measure_analysis(model, random_inputs(model, 2), repeats=3)
@@ -37,7 +36,7 @@ def test_a_model_that_was_forgotten_is_looked_at_again() -> None:
         with counted(family_of(model).vision_tower(model)) as runs:
             cls_attention(model, inputs, source="received")
         numbers.append(len(runs))
-    assert numbers == [9, 1, 9]
+    assert numbers == [2, 1, 2]
 
 
 @torch.no_grad()

@@ -29,6 +29,9 @@ IN_RUNS = ("packed", "packed_plain", "packed_still", "packed_flat", "packed_flat
 MERGE = 2
 """Side of the square of patches that is a column, of every model in the zoo but those that are shown "whole"."""
 
+PUT_BACK = {"muse_spark": 28, "muse_glimmer": 56}
+"""Sides of windows: patches stand in the tower window by window, and are put back behind it."""
+
 
 def features_of(model: Any, inputs: Inputs) -> Any:
     """What the model's own encoder makes of the images."""
@@ -82,9 +85,9 @@ def column_weights(name: str, inputs: Inputs) -> list[Tensor]:
     weights, shown = patch_weights(name, inputs), KINDS[name].shown
     if shown in ("whole", "patch_lines"):
         return weights
-    if name == "muse_spark":  # patches stand in the tower window by window, and are put back behind it
+    if name in PUT_BACK:
         order, _ = get_vision_window_index(
-            inputs["image_grid_thw"], spatial_merge_size=1, window_size=28, patch_size=7, kwargs={}
+            inputs["image_grid_thw"], spatial_merge_size=1, window_size=PUT_BACK[name], patch_size=7, kwargs={}
         )
         places = torch.empty_like(torch.cat(weights))
         places[order] = torch.cat(weights)

@@ -151,7 +151,8 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         groups.append({"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)})
     runs = (*comparison.entries, *comparison.unscored)
     failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in runs if entry.failed]
-    return {"title": comparison.benchmark.upper(), "groups": groups, "notes": notes(comparison), "failed": failed}
+    title = f"{comparison.benchmark.upper()}, {comparison.model}"
+    return {"title": title, "groups": groups, "notes": notes(comparison), "failed": failed}
 
 
 def _cell(row: Row) -> dict[str, str]:

@@ -96,7 +96,7 @@ def yes_shares(scores: Tensor, yes: Tensor, no: Tensor) -> list[float | None]:
         None where no token of either has a probability.
 
     Example:
-        >>> scores = torch.log(torch.tensor([[0.3, 0.1, 0.6], [0.0, 0.0, 1.0]]))
+        >>> scores = torch.log(torch.tensor([[0.3, 0.1, 0.6], [0.0, 0.0, 1.0]], dtype=torch.float64))
         >>> yes_shares(scores, torch.tensor([0]), torch.tensor([1]))
         [0.75, None]
     """
