@@ -1,1 +1,1 @@
-"""The whole job on the embedded model, in a minute."""
+"""The whole job on the embedded models."""
