@@ -190,6 +190,33 @@ class Benchmark:
         return (request.prompt or self.prompt).replace("{question}", question)
 
 
+class TableBenchmark(Benchmark):
+    """A benchmark of yes/no questions that may stand in a table with their images.
+
+    The dataclass that inherits declares the three parameters, where they belong among its own.
+    """
+
+    data: str | None
+    columns: tuple[str, ...]
+    read: Literal["text", "logits"]
+
+    def __post_init__(self) -> None:
+        """Check the parameters, and that columns are those of a table."""
+        super().__post_init__()
+        if self.columns and self.data is None:
+            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its data say what the images are."""
+        return self.data is not None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether P(yes) is read from logits."""
+        return self.read == "logits"
+
+
 def find_benchmark(name: str, parameters: Mapping[str, Any] | None = None) -> Benchmark:
     """Return a benchmark by its name, with some of its parameters.
 

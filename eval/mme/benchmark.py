@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Measure, Note, Records, Scoring, share
+from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, TableBenchmark, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
@@ -31,7 +31,7 @@ ALL = "all categories"
 
 
 @dataclass(frozen=True)
-class Mme(Benchmark):
+class Mme(TableBenchmark):
     """MME: two yes/no questions an image, by category (Fu et al. 2023). Needs the benchmark's folder.
 
     Attributes:
@@ -57,22 +57,6 @@ class Mme(Benchmark):
     data: str | None = None
     columns: tuple[str, ...] = ()
     read: Literal["text", "logits"] = "text"
-
-    def __post_init__(self) -> None:
-        """Check the parameters, and that columns are those of a table."""
-        super().__post_init__()
-        if self.columns and self.data is None:
-            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
-
-    @property
-    def has_images(self) -> bool:
-        """Whether its data say what the images are."""
-        return self.data is not None
-
-    @property
-    def reads_logits(self) -> bool:
-        """Whether P(yes) is read from logits."""
-        return self.read == "logits"
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""

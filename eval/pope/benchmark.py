@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Records, Scoring
+from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, TableBenchmark
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
 from damro.eval.pope.groups import score_group
@@ -68,7 +68,7 @@ class PopeScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class Pope(Benchmark):
+class Pope(TableBenchmark):
     """POPE: yes/no questions about objects that are there and objects that are not (Li et al., EMNLP 2023).
 
     Attributes:
@@ -97,22 +97,6 @@ class Pope(Benchmark):
     data: str | None = None
     columns: tuple[str, ...] = ()
     read: Literal["text", "logits"] = "text"
-
-    def __post_init__(self) -> None:
-        """Check the parameters, and that columns are those of a table."""
-        super().__post_init__()
-        if self.columns and self.data is None:
-            raise EvalError(f"--columns must come with --data, got {' '.join(self.columns)!r}: give the table")
-
-    @property
-    def has_images(self) -> bool:
-        """Whether its data say what the images are."""
-        return self.data is not None
-
-    @property
-    def reads_logits(self) -> bool:
-        """Whether P(yes) is read from logits."""
-        return self.read == "logits"
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
