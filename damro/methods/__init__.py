@@ -9,6 +9,7 @@ Importing this package imports no torch.
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
+from damro.methods.dola import DoLa
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
@@ -23,6 +24,7 @@ __all__ = [
     "VCD",
     "Cost",
     "Damro",
+    "DoLa",
     "Greedy",
     "LeastK",
     "Method",
