@@ -163,3 +163,24 @@ def layers_of(decoder: Any) -> nn.ModuleList:
             f"{type(decoder.get_decoder()).__name__} without; use a method that leaves the inside alone"
         )
     return layers
+
+
+_MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+
+def mlps_of(decoder: Any) -> list[nn.Module]:
+    """The part of each layer that works on every column by itself.
+
+    Raises:
+        UnsupportedModelError: as :func:`layers_of`; or if a layer has no such module.
+    """
+    found = []
+    for layer in layers_of(decoder):
+        mlp = next((getattr(layer, name) for name in _MLPS if isinstance(getattr(layer, name, None), nn.Module)), None)
+        if mlp is None:
+            raise UnsupportedModelError(
+                f"language model must have an MLP module in each layer for its output to be changed, got none in "
+                f"{type(layer).__name__}; use a method that leaves the inside alone"
+            )
+        found.append(mlp)
+    return found

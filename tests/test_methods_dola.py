@@ -102,7 +102,7 @@ def test_the_two_divergences_may_choose_differently() -> None:
         ("low", 2, False, [0]),
         ("high", 2, True, [1]),
         ("low", 32, True, [2, 4, 6, 8, 10, 12, 14]),
-        ("5,1,5", 6, True, [1, 5]),
+        ("5,1-3,5", 6, True, [1, 2, 3, 5]),
     ],
 )
 def test_which_layers_are_candidates(layers: str, depth: int, tied: bool, expected: list[int]) -> None:
@@ -122,7 +122,7 @@ def test_what_is_refused() -> None:
     for wrong in ("middle", "1;2", "-1", "1,", ""):
         with pytest.raises(ParameterError, match="layers must be"):
             DoLa(layers=wrong)
-    with pytest.raises(ParameterError, match="layers must be numbers from 0 to 1, .* got 2; 0 is the embeddings"):
+    with pytest.raises(ParameterError, match="layers must be numbers from 0 to 1, .* got '0,2'; 0 is the embeddings"):
         damro.generate(llava_of(), llava_inputs(), 'dola:layers="0,2"', **OPTIONS)
     with pytest.raises(ParameterError, match="divergence must be one of released, jensen-shannon"):
         damro.generate(llava_of(), llava_inputs(), "dola:divergence=own", **OPTIONS)

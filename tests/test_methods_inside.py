@@ -23,7 +23,7 @@ from tests.golden_cases import inputs_of, model_of
 from tests.llava_models import llava_inputs, llava_of
 from tests.told import request
 
-METHODS = ["dola", 'dola:layers="0,1,3",divergence=jensen-shannon']
+METHODS = ["dola", "vista:strength=0.3", "deco:alpha=4"]
 DEPTH = 4
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 EVERY = pytest.mark.parametrize("method", METHODS)
@@ -75,7 +75,6 @@ def test_other_families(method: str, family: str) -> None:
     model, inputs = (model_of(family), inputs_of(f"{family}_batch2")) if golden else (
         family_model(family), family_inputs(family)
     )  # fmt: skip
-    method = "dola" if method.startswith("dola") else method  # layers that all of them have
     plain = damro.generate(model, inputs, "greedy", **OPTIONS)
     hooks = hooks_of(model)
     found = damro.generate(model, inputs, method, **OPTIONS)

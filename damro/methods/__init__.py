@@ -9,6 +9,7 @@ Importing this package imports no torch.
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
+from damro.methods.deco import DeCo
 from damro.methods.dola import DoLa
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
@@ -16,6 +17,7 @@ from damro.methods.m3id import M3ID
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
+from damro.methods.vista import Vista
 
 __all__ = [
     "ICD",
@@ -24,6 +26,7 @@ __all__ = [
     "VCD",
     "Cost",
     "Damro",
+    "DeCo",
     "DoLa",
     "Greedy",
     "LeastK",
@@ -32,6 +35,7 @@ __all__ = [
     "RandomK",
     "Recipe",
     "Scene",
+    "Vista",
     "as_recipe",
     "labels",
     "parse",

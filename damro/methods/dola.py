@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.decoding.errors import ParameterError
 from damro.methods.base import INSIDE, Cost, Method, Scene
+from damro.methods.layers import check_layers, layer_numbers
 from damro.parameters import Cutoff
 
 if TYPE_CHECKING:
@@ -37,9 +36,10 @@ class DoLa(Method):
 
     Attributes:
         layers: the candidates: low or high for every second layer of that half (of models with more than 40 layers
-            the first or last 20), or numbers with commas between, 0 for the embeddings and i for the output of the
-            i-th layer, such as "0,2,4". The authors take low for long answers (FACTOR, StrategyQA, GSM8K), high for
-            TruthfulQA. Where the output layer is the embeddings' own, low begins at 2, as in transformers.
+            the first or last 20), or numbers and ranges with commas between, 0 for the embeddings and i for the
+            output of the i-th layer, such as "0,2,4". The authors take low for long answers (FACTOR, StrategyQA,
+            GSM8K), high for TruthfulQA. Where the output layer is the embeddings' own, low begins at 2, as in
+            transformers.
         beta: plausibility cutoff, which the authors call relative_top.
         divergence: released is the mean of the divergences of the two layers' average from either, which is what the
             authors' code computes; jensen-shannon that of either from the average, as the paper says.
@@ -62,11 +62,7 @@ class DoLa(Method):
             ParameterError: one is out of its range, or the layers are neither a half nor numbers.
         """
         super().__post_init__()
-        if self.layers not in ("low", "high") and not re.fullmatch(r"\d+(,\d+)*", self.layers):
-            raise ParameterError(
-                f"layers must be low, high or numbers with commas between, got {self.layers!r}; such as "
-                'dola:layers="0,2,4"'
-            )
+        check_layers(self.layers, "low", "high")
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the logits of its chosen layers."""
@@ -94,7 +90,7 @@ def candidate_layers(layers: str, depth: int, *, tied: bool) -> list[int]:
     """The numbers of the candidate layers, as transformers counts `hidden_states`.
 
     Args:
-        layers: low, high, or numbers with commas between.
+        layers: low, high, or numbers.
         depth: layers of the model.
         tied: whether its output layer is that of its embeddings, which then say nothing of the next token.
 
@@ -113,13 +109,7 @@ def candidate_layers(layers: str, depth: int, *, tied: bool) -> list[int]:
         return list(range(first, _SPAN if half is None else half, 2)) or [first]
     if layers == "high":
         return list(range(depth - _SPAN if half is None else half, depth, 2))
-    numbers = sorted({int(number) for number in layers.split(",")})
-    if numbers[-1] >= depth:
-        raise ParameterError(
-            f"layers must be numbers from 0 to {depth - 1}, those of the model's layers before its last, got "
-            f"{numbers[-1]}; 0 is the embeddings"
-        )
-    return numbers
+    return layer_numbers(layers, depth)
 
 
 def most_different(full: Tensor, early: Tensor, divergence: Divergence = "released") -> Tensor:

@@ -20,6 +20,8 @@ METHODS: Registry[type[Method]] = Registry(
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
         "dola": "damro.methods.dola:DoLa",
+        "vista": "damro.methods.vista:Vista",
+        "deco": "damro.methods.deco:DeCo",
     },
     Method,
 )
