@@ -11,19 +11,21 @@ import pytest
 import torch
 
 import damro
+from damro.decoding.families import family_of
 from damro.decoding.generate import decode
 from damro.eval.runs.engine import make_engine
 from damro.eval.runs.loop import Answered, Loop
 from damro.eval.samples import Sample, open_scene
 from damro.loading import Loaded
 from damro.methods import Scene, parse
+from damro.methods.directions import Directions, model_digest, save_directions
 from damro.tiny.model import build_model, build_processor
 from tests.family_models import family_inputs, family_model
 from tests.golden_cases import inputs_of, model_of
 from tests.llava_models import llava_inputs, llava_of
 from tests.told import request
 
-METHODS = ["dola", "vista:strength=0.3", "deco:alpha=4"]
+METHODS = ["dola", "vista:strength=0.3", "deco:alpha=4", "vti:alpha_text=4"]
 DEPTH = 4
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 EVERY = pytest.mark.parametrize("method", METHODS)
@@ -33,10 +35,21 @@ def hooks_of(model: Any) -> list[tuple[int, int]]:
     return [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()]
 
 
+def told(method: str, model: Any, folder: Path) -> str:
+    """The method's text; VTI's with a file of directions of the model, of both of its parts where those are plain."""
+    if not method.startswith("vti"):
+        return method
+    random, text = torch.Generator().manual_seed(0), family_of(model).decoder(model).config.get_text_config()
+    layers = torch.randn(text.num_hidden_layers, text.hidden_size, generator=random)
+    save_directions(Directions(layers, None, model_digest(model), {}), folder / "directions.safetensors")
+    return f"{method},alpha_image=0,directions={folder / 'directions.safetensors'}"
+
+
 @EVERY
-def test_batches_samples_and_beams(method: str) -> None:
+def test_batches_samples_and_beams(method: str, tmp_path: Path) -> None:
     """A row is the same alone, unpadded and in one pass, as beside another; nothing stays in the model."""
     model, inputs = llava_of(text={"num_hidden_layers": DEPTH}), llava_inputs(rows=2)
+    method = told(method, model, tmp_path)
     plain = damro.generate(model, inputs, "greedy", **OPTIONS)
     hooks = hooks_of(model)
     width = inputs["input_ids"].shape[1]
@@ -57,8 +70,9 @@ def test_batches_samples_and_beams(method: str) -> None:
 
 
 @EVERY
-def test_an_image_that_is_shared_and_a_pruned_prompt(method: str) -> None:
+def test_an_image_that_is_shared_and_a_pruned_prompt(method: str, tmp_path: Path) -> None:
     model, inputs = llava_of(text={"num_hidden_layers": DEPTH}), llava_inputs(rows=2)
+    method = told(method, model, tmp_path)
     inputs["pixel_values"] = inputs["pixel_values"][:1].repeat(2, 1, 1, 1)
     apart = damro.generate(model, inputs, method, **OPTIONS)
     shared = parse(method).method.prepare(model, inputs, Scene(shared_image=True))
@@ -70,11 +84,12 @@ def test_an_image_that_is_shared_and_a_pruned_prompt(method: str) -> None:
 
 @EVERY
 @pytest.mark.parametrize("family", ["llava_next", "instructblip", "llava_onevision", "paligemma"])
-def test_other_families(method: str, family: str) -> None:
+def test_other_families(method: str, family: str, tmp_path: Path) -> None:
     golden = family in ("llava_next", "instructblip")
     model, inputs = (model_of(family), inputs_of(f"{family}_batch2")) if golden else (
         family_model(family), family_inputs(family)
     )  # fmt: skip
+    method = told(method, model, tmp_path)
     plain = damro.generate(model, inputs, "greedy", **OPTIONS)
     hooks = hooks_of(model)
     found = damro.generate(model, inputs, method, **OPTIONS)
@@ -101,6 +116,7 @@ def loaded() -> Loaded:
 def test_a_run_that_is_cut_short_ends_with_the_same_records(loaded: Loaded, method: str, tmp_path: Path) -> None:
     questions = ["Is there a cat in the image?", "Is there an orange on the left in the image?", "Is there a dog?"]
     asked = [Sample(f"s/{n}", f"test_{n // 2:06d}.png", questions[n % 3], {}) for n in range(6)]
+    method = told(method, loaded.model, tmp_path)
     engine = make_engine(request("pope", "untrained", method=method, max_new_tokens=5), loaded, open_scene)
 
     def records(folder: str) -> list[dict[str, Any]]:

@@ -18,12 +18,14 @@ from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
 from damro.methods.vista import Vista
+from damro.methods.vti import VTI
 
 __all__ = [
     "ICD",
     "M3ID",
     "METHODS",
     "VCD",
+    "VTI",
     "Cost",
     "Damro",
     "DeCo",

@@ -22,6 +22,7 @@ METHODS: Registry[type[Method]] = Registry(
         "dola": "damro.methods.dola:DoLa",
         "vista": "damro.methods.vista:Vista",
         "deco": "damro.methods.deco:DeCo",
+        "vti": "damro.methods.vti:VTI",
     },
     Method,
 )
