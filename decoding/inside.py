@@ -93,9 +93,9 @@ def check_decoder(decoder: Any) -> None:
 
 
 def changes_attention(contrast: Contrast | Prompt) -> bool:
-    """Whether attention of the language model is changed."""
+    """Whether attention of the language model is changed or seen."""
     altered = (prompt.altered for prompt in prompts_of(contrast))
-    return any(one is not None and one.attention is not None for one in altered)
+    return any(one is not None and one.of_attention for one in altered)
 
 
 def check_settings(decoder: Any, contrast: Contrast | Prompt, strategy: str, call: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from tests.golden_cases import inputs_of, model_of
 from tests.llava_models import llava_inputs, llava_of
 from tests.told import request
 
-METHODS = ["dola", "vista:strength=0.3", "deco:alpha=4", "vti:alpha_text=4"]
+METHODS = ["dola", "vista:strength=0.3", "deco:alpha=4", "vti:alpha_text=4", "only:gamma=0.8"]
 DEPTH = 4
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 EVERY = pytest.mark.parametrize("method", METHODS)

@@ -14,6 +14,7 @@ from damro.methods.dola import DoLa
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
+from damro.methods.only import Only
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
@@ -34,6 +35,7 @@ __all__ = [
     "LeastK",
     "Method",
     "NoImage",
+    "Only",
     "RandomK",
     "Recipe",
     "Scene",

@@ -23,6 +23,7 @@ METHODS: Registry[type[Method]] = Registry(
         "vista": "damro.methods.vista:Vista",
         "deco": "damro.methods.deco:DeCo",
         "vti": "damro.methods.vti:VTI",
+        "only": "damro.methods.only:Only",
     },
     Method,
 )

@@ -88,9 +88,14 @@ class LayerHead:
     def __call__(self, states: Tensor, *, norm: bool = True) -> Tensor:
         """Logits `(..., V)`, float32, of states `(..., D)`; without `norm` the output layer reads them as they are."""
         weight: Any = self._output.weight
-        ended: Tensor = self._norm(states) if norm else states
+        ended = self.normed(states) if norm else states
         logits: Tensor = self._output(ended.to(weight.device)).float() * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def normed(self, states: Tensor) -> Tensor:
+        """States `(..., D)` behind the model's last norm."""
+        ended: Tensor = self._norm(states)
+        return ended
 
     def check(self, last: Tensor, full: Tensor) -> None:
         """Checks the head on what the last layer put out, `(R, D)`, by the model's own logits, `(R, V)`.
