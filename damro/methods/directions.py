@@ -234,7 +234,7 @@ def _masked_less_whole(
     tower: Any = family.vision_tower(model, inputs)
     sums = [
         torch.stack(tower(some, output_hidden_states=True).hidden_states).float().sum(dim=1)
-        for some in masked.split(_AT_ONCE)
+        for some in torch.split(masked, _AT_ONCE)
     ]
     whole = torch.stack(tower(image[None], output_hidden_states=True).hidden_states).float()[:, 0]
     return (torch.stack(sums).sum(dim=0) / trials - whole).cpu()
@@ -256,7 +256,8 @@ def _mean_and_component(samples: Tensor) -> Tensor:
     of_samples, _, components = torch.linalg.svd(samples - mean, full_matrices=False)
     weights = of_samples[:, :, 0]  # (blocks, n)
     sign = weights.gather(1, weights.abs().argmax(dim=1, keepdim=True)).sign()
-    return mean[:, 0] + sign * components[:, 0]
+    found: Tensor = mean[:, 0] + sign * components[:, 0]
+    return found
 
 
 def _digest_of(demonstrations: Sequence[Demonstration]) -> str:

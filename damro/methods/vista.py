@@ -127,4 +127,5 @@ def steer(states: Tensor, vector: Tensor, strength: float) -> Tensor:
     states, vector = states.float(), vector.float()
     away = 1 + cosine_similarity(states, -vector, dim=-1).clamp(min=0).unsqueeze(-1)
     turned = normalize(states, dim=-1) + strength * away * normalize(vector, dim=-1)
-    return normalize(turned, dim=-1) * states.norm(dim=-1, keepdim=True)
+    steered: Tensor = normalize(turned, dim=-1) * states.norm(dim=-1, keepdim=True)
+    return steered

@@ -121,7 +121,7 @@ class VTI(Method):
         with ExitStack() as stack:
             if self.alpha_image and directions.vision is not None:
                 family: Any = family_of(model)
-                layers = tower_layers(model, family, family.vision_tower(model, inputs))
+                layers: Any = tower_layers(model, family, family.vision_tower(model, inputs))
                 for layer, one in zip(layers, directions.vision, strict=True):
                     stack.enter_context(replaced_output(layer.mlp, _turning_tiles(one, self.alpha_image)))
             yield
@@ -137,9 +137,12 @@ def _load(path: Path, changed: int) -> Directions:
 
 def _turning(direction: Tensor, alpha: float) -> Any:
     """The change of what an MLP of the language model puts out."""
+    placed: dict[Any, Tensor] = {}  # a copy at every token would have a GPU wait
 
     def change(states: Tensor, columns: Columns) -> Tensor:
-        return turn(states, direction.to(states.device), _STEP * alpha)
+        if states.device not in placed:
+            placed[states.device] = direction.to(states.device)
+        return turn(states, placed[states.device], _STEP * alpha)
 
     return change
 
@@ -178,4 +181,5 @@ def turn(states: Tensor, direction: Tensor, step: float) -> Tensor:
 
     states = states.float()
     turned = normalize(states, dim=-1) + step * normalize(direction.float(), dim=-1)
-    return normalize(turned, dim=-1) * states.norm(dim=-1, keepdim=True)
+    steered: Tensor = normalize(turned, dim=-1) * states.norm(dim=-1, keepdim=True)
+    return steered
