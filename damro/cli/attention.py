@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from damro.cli.options import add_max_pixels, add_model_options
-from damro.cli.outputs import check_file
+from damro.cli.outputs import check_file, tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 
 _NEUTRAL_PROMPT = "Describe the image."
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     about = "where a model's vision tower looks, and which patches stick out"
     also = "--model also takes a ViT on its own: a folder, a Hub name, or 'dinov2-small' (extra vit)"
     parser = subparsers.add_parser("attention", help=about, description=f"{about}; {also}")
-    parser.add_argument("image", help="an image file")
+    parser.add_argument("image", help="an image file, or tiny:N for embedded scene N")
     parser.add_argument(
         "--prompt", type=filled_text, help="also answer this, and show where each word of the answer looks"
     )
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = [args.prompt or _NEUTRAL_PROMPT]
     if is_bare_vit(model) and args.prompt is None:
         prompts = []
+    if args.prompt is not None:
+        tell_unknown_words(processor, args.prompt)
     inputs = prepare_inputs(processor, [image], prompts, model)
     seen = inspect_vit(model, inputs, layers=[-1], layer=args.layer, heads=args.heads, top_k=args.top_k, rule=args.rule)
     words = _answer_maps(args, model, processor, inputs) if args.prompt is not None else None
