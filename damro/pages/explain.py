@@ -113,7 +113,7 @@ class Explanation:
     def gone(self) -> tuple[GoneWord, ...]:
         """The words of the greedy answer that are nowhere in DAMRO's, each once, in their order."""
         left = {bare(word.text) for word in self.damro.words} | {""}
-        first = {}
+        first: dict[str, GoneWord] = {}
         for word, there in zip(self.greedy.words, self.greedy.in_picture, strict=True):
             if bare(word.text) not in left:
                 first.setdefault(bare(word.text), GoneWord(word.text.strip(_PUNCTUATION), word.tokens[0], there))
