@@ -40,6 +40,7 @@ _COMMANDS = (
     "benchmarks",
     "families",
     "steer",
+    "scene",
     "setup_nltk",
 )
 
