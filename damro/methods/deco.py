@@ -44,7 +44,7 @@ class DeCo(Method):
     name: ClassVar = "deco"
     source: ClassVar = "DeCo, ICLR 2025, arXiv 2410.11779; github.com/zjunlp/Deco, generation/utils.py"
     cost: ClassVar = Cost(memory="logits of the candidate layers")
-    limits: ClassVar = (*INSIDE, "layers behind the last but one")
+    limits: ClassVar = (*INSIDE, "the last layer as a candidate")
     code: ClassVar = "github.com/zjunlp/Deco"
 
     alpha: Strength = 0.6

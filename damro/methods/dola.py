@@ -48,7 +48,7 @@ class DoLa(Method):
     name: ClassVar = "dola"
     source: ClassVar = "DoLa, ICLR 2024, arXiv 2309.03883, eq. 1 to 5; github.com/voidism/DoLa"
     cost: ClassVar = Cost(memory="logits of the candidate layers")
-    limits: ClassVar = (*INSIDE, "layers behind the last but one")
+    limits: ClassVar = (*INSIDE, "the last layer as a candidate")
     code: ClassVar = "github.com/voidism/DoLa"
 
     layers: str = "low"
