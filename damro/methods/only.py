@@ -116,7 +116,7 @@ def _layers_like_llama(decoder: Any) -> Any:
         if named != _PARTS or not hasattr(parts.self_attn, "o_proj") or hasattr(layer, "residual_multiplier"):
             raise UnsupportedModelError(
                 f"language model must have layers of {', '.join(sorted(_PARTS))} for only, got {type(layer).__name__} "
-                f"of {', '.join(sorted(named))}; use another method, such as pai or vcd"
+                f"of {', '.join(sorted(named))}; use another method, such as vcd or m3id"
             )
     return layers
 
