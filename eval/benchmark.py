@@ -283,6 +283,7 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "crpe": "damro.eval.crpe.benchmark:Crpe",
         "mmvp": "damro.eval.mmvp.benchmark:Mmvp",
         "mmhal": "damro.eval.mmhal.benchmark:Mmhal",
+        "objhal": "damro.eval.objhal.benchmark:Objhal",
     },
     Benchmark,
 )

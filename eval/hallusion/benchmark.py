@@ -23,7 +23,7 @@ class Hallusion(Benchmark):
     """HallusionBench: yes/no questions about figures and altered ones (Guan et al., CVPR 2024). Needs its folder.
 
     Attributes:
-        questions: the official file of questions; none for the one in the folder of images or beside it.
+        questions: the official file, HallusionBench.json; none for that in the folder of images or beside it.
     """
 
     name: ClassVar = "hallusion"

@@ -28,7 +28,7 @@ class Mmhal(Benchmark):
     """MMHal-Bench: 96 questions of eight types, answers rated 0 to 6 by a judge (Sun et al. 2023). Needs its folder.
 
     Attributes:
-        questions: the official file of questions; none for the one in the folder of images or beside it.
+        questions: the official file, response_template.json; none for that in the folder of images or beside it.
     """
 
     name: ClassVar = "mmhal"

@@ -121,9 +121,9 @@ def unjudged_group(answers: Sequence[MmhalAnswer]) -> Group:
     """
     if not answers:
         raise EvalError("answers must hold at least one answer, got none")
-    counts = {one.identifier: (1.0, float(len(one.text.split()))) for one in answers}
+    counts: dict[str, tuple[float, ...]] = {one.identifier: (1.0, float(len(one.text.split()))) for one in answers}
     told = "have no rating: damro score mmhal --judge asks for them, --judgements takes them from its file"
-    scores = {"words": sum(words for _, words in counts.values()) / len(counts), "n": len(counts)}
+    scores = {"words": sum(row[1] for row in counts.values()) / len(counts), "n": len(counts)}
     return Group(UNJUDGED, scores, counts, _WORDS, notes=(Note("not judged", len(counts), told, doubtful=True),))
 
 
