@@ -54,6 +54,10 @@ class Judge(NamedTuple):
     name: str
     prompt: str
 
+    def __str__(self) -> str:
+        """Return both, for messages."""
+        return f"{self.name!r} with prompt {self.prompt!r}"
+
 
 class Judgement(NamedTuple):
     """What came of asking once.
@@ -127,8 +131,7 @@ def read_judgements(paths: Sequence[Path | str]) -> Judgements:
     if len(judges) > 1:
         (one, _), (other, where) = list(judges.items())[:2]
         raise EvalError(
-            f"--judgements must be of one judge and one prompt, got {one.name!r} with prompt {one.prompt!r} and, at "
-            f"{where}, {other.name!r} with prompt {other.prompt!r}: keep a file for each"
+            f"--judgements must be of one judge and one prompt, got {one} and, at {where}, {other}: keep a file each"
         )
     return Judgements(found, next(iter(judges), None), ", ".join(map(str, paths)))
 
@@ -166,8 +169,7 @@ def collect(
         done = read_judgements([path])
         if done.judge not in (None, judge):
             raise EvalError(
-                f"--judgements must be of judge {judge.name!r} with prompt {judge.prompt!r}, {path} is of "
-                f"{done.judge!r}: give another file"
+                f"--judgements must be a file of judge {judge}, got {str(path)!r} of {done.judge}: give another file"
             )
         by_key = dict(done.by_key)
         todo = {one.key: one for one in asked}

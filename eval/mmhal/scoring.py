@@ -33,7 +33,9 @@ MEASURES: dict[str, Measure] = {
     "informativeness": Measure(share(lambda m: m[..., 3], lambda m: m[..., 0]), "informativeness"),
 }
 """Of the columns `COLUMNS`."""
-_WORDS = {"words": Measure(share(lambda m: m[..., 1], lambda m: m[..., 0]), "words", unit="", better=None)}
+_WORDS = {
+    "words": Measure(share(lambda m: m[..., 1], lambda m: m[..., 0]), "words", unit="", better=None, plotted=True)
+}
 ALL = "all questions"
 """Name of the group of all types."""
 UNJUDGED = "answers"
@@ -147,6 +149,7 @@ def _group(
     scores: dict[str, Any] = {metric: value / n if n else None for metric, value in zip(MEASURES, sums, strict=True)}
     scores |= {"n": int(n), "unparsed": unparsed, "failed": failed}
     told = [
+        Note("questions", len(answers)),
         Note("unparsed", unparsed, "replies without one rating, and counted as 0", unparsed > 0),
         Note("not judged", failed, "answers of which the judge gave no reply, and left out", failed > 0),
     ]

@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     notes = _failed(len(records) - len(whole))
     if any(_NAMED in record.fields for record in whole):
         _refuse_unheeded(args)
+        notes.insert(0, Note("judge", "that of the official script's file"))
         show_groups("Object HalBench", score_groups(_of_official(whole), notes), as_json=args.json)
         return 0
     answers = [to_answer(fields, where) for where, fields in whole]

@@ -65,8 +65,9 @@ def score_groups(read: Sequence[ReadAnswer], notes: Iterable[Note] = ()) -> list
     sums = [sum(column) for column in zip(*counts.values(), strict=True)]
     scores = _values(sums)
     scores |= dict(zip(("n", "n_with_object", "n_hallucinated", "n_mentions"), map(int, sums), strict=False))
+    size = Note(DESCRIPTIONS, len(read))
     told = Note("not judged", failed, "descriptions of which no list of objects came, and left out", failed > 0)
-    return [Group(DESCRIPTIONS, scores, counts, MEASURES, notes=(*notes, told))]
+    return [Group(DESCRIPTIONS, scores, counts, MEASURES, notes=(*notes, size, told))]
 
 
 def _count(one: ReadAnswer) -> tuple[float, ...]:
