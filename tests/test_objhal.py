@@ -337,6 +337,9 @@ def test_spacy_tells_lemmas_and_nouns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_answers_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = made()[0]
+    objects = tmp_path / "objects.json"
+    objects.write_text('{"42": ["dog"]}')
+    options = ["--objects", str(objects), "--matcher", "builtin"]
     for rows, told in (
         ([good, good], "a further one for 1001"),
         ([good], "images of the ground truth, which lacks 1001"),
@@ -344,7 +347,7 @@ def test_answers_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([{"image_id": 42, "text": "A dog."}], "what was asked as text under 'prompt'"),
         ([{"id": "1", "error": "no such file"}], "at least one description"),
     ):
-        assert main(["score", "objhal", "--answers", written(tmp_path / "a.jsonl", rows)]) == 2
+        assert main(["score", "objhal", "--answers", written(tmp_path / "a.jsonl", rows), *options]) == 2
         assert told in capsys.readouterr().err
     with pytest.raises(AlignmentError):
         score_run(
