@@ -92,7 +92,7 @@ class Objhal(Benchmark):
         """The one group of all descriptions."""
         answers = [to_answer(fields, f"record {key!r}") for key, fields in records.items()]
         judgements = read_judgements(scoring.judgements) if scoring.judgements else None
-        objects: dict[ImageId, Collection[str]] = dict(scoring.truth)
+        objects: dict[ImageId, Collection[str]] = {**scoring.truth}
         read, notes = read_answers(answers, objects, judgements, scoring)
         if self.objects is not None:
             notes.append(Note("objects", Path(self.objects).name))

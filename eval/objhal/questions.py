@@ -106,7 +106,9 @@ def find_images(questions: list[ObjhalQuestion], folder: Path | None) -> tuple[l
     if folder is not None:
         opener = folder_opener(folder)
         wanted = {one.key for one in questions}
-        there = {image_key(path.name): path.name for path in sorted(folder.iterdir()) if path.suffix in _ENDINGS}
+        there = {
+            image_key(path.name): path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in _ENDINGS
+        }
         names = {key: there.get(key, _coco_name(key)) for key in wanted}
         return [names[one.key] for one in questions], opener
     without = [one.key for one in questions if one.content is None]
