@@ -92,8 +92,7 @@ class Objhal(Benchmark):
         """The one group of all descriptions."""
         answers = [to_answer(fields, f"record {key!r}") for key, fields in records.items()]
         judgements = read_judgements(scoring.judgements) if scoring.judgements else None
-        objects: dict[ImageId, Collection[str]] = {**scoring.truth}
-        read, notes = read_answers(answers, objects, judgements, scoring)
+        read, notes = read_answers(answers, scoring.truth, judgements, scoring)
         if self.objects is not None:
             notes.append(Note("objects", Path(self.objects).name))
         return score_groups(read, notes)
@@ -130,7 +129,7 @@ def to_answer(fields: Mapping[str, Any], where: str) -> ObjhalAnswer:
 
 def read_answers(
     answers: Sequence[ObjhalAnswer],
-    objects: Mapping[ImageId, Collection[str]],
+    objects: Mapping[str, Collection[str]] | Mapping[ImageId, Collection[str]],
     judgements: Judgements | None,
     scoring: ObjhalScoring,
 ) -> tuple[list[ReadAnswer], list[Note]]:
@@ -151,7 +150,7 @@ def read_answers(
     double = [key for key, count in Counter(keys).items() if count > 1]
     if double:
         raise AlignmentError(f"answers must be one an image, got a further one for {name_few(double)}: give each once")
-    truth = normalize_objects(objects, set(keys), load_words())
+    truth = normalize_objects({image: names for image, names in objects.items()}, set(keys), load_words())
     unknown = [key for key in keys if key not in truth]
     if unknown:
         raise AlignmentError(
