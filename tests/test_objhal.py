@@ -301,6 +301,16 @@ def test_names_become_objects(names: list[str], objects: list[str], nltk_data: N
     assert read_names(names, load_tagger("nltk")) == objects
 
 
+def test_every_word_and_its_plural_is_an_object(nltk_data: None) -> None:
+    words, tag = load_words(), load_tagger("nltk")
+    alone = {form: lemma for form, (lemma, *_) in words.forms.items() if lemma in words.name_of}
+    assert {form: read_names([form], tag) for form in alone} == {
+        form: [words.name_of[lemma]] for form, lemma in alone.items()
+    }
+    pairs = [word for word in words.name_of if len(word.split()) == 2]
+    assert [read_names([pair.upper()], tag) for pair in pairs] == [[words.name_of[pair]] for pair in pairs]
+
+
 def test_forms_are_those_of_wordnet(wordnet_data: None) -> None:
     from nltk.stem import WordNetLemmatizer
 

@@ -139,8 +139,8 @@ def load_tagger(name: Literal["nltk", "spacy"]) -> Tagger:
     """Return what finds lemmas and nouns in a name.
 
     Args:
-        name: ``nltk`` for NLTK's tagger and the table of forms, in lower case; ``spacy`` for `PIPELINE`, as in the
-            official script.
+        name: ``nltk`` for NLTK's tagger and the table of forms, in lower case, where a name's last word is a noun in
+            any case if it stands for an object; ``spacy`` for `PIPELINE`, as in the official script.
 
     Raises:
         EvalError: NLTK's data, or spaCy or its model, is not installed.
@@ -161,13 +161,19 @@ def _nltk_tagger() -> Tagger:
     import nltk
 
     tagger: Any = nltk.tag.PerceptronTagger()
-    forms = load_words().forms
+    words = load_words()
 
     def tag(text: str) -> list[tuple[str, bool]]:
         tagged = tagger.tag(nltk.word_tokenize(text.lower()))
-        return [((forms[word].noun if word in forms else None) or word, kind in _NOUNS) for word, kind in tagged]
+        *found, (last, is_noun) = [(_lemma(word, words), kind in _NOUNS) for word, kind in tagged]
+        # The tagger takes "a puppy" and "a pedestrian" for adjectives; what a name ends with is what it names.
+        return [*found, (last, is_noun or last in words.name_of)]
 
     return tag
+
+
+def _lemma(word: str, words: Vocabulary) -> str:
+    return (words.forms[word].noun if word in words.forms else None) or word
 
 
 @functools.cache

@@ -60,6 +60,8 @@ def is_clear(difference: Interval, unit: str = "%", digits: int = 1) -> bool:
         (True, False)
         >>> is_clear(Interval(-1.0, -1.0, -1.0, 0.95, 2000, samples=2))
         False
+        >>> is_clear(Interval(0.2, 0.04, 0.3, 0.95, 2000), ""), is_clear(Interval(0.2, 0.04, 0.3, 0.95, 2000), "", 2)
+        (False, True)
     """
     if difference.ends is None or (difference.samples is not None and difference.samples < FEWEST):
         return False
