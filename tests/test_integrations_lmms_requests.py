@@ -16,7 +16,7 @@ from damro.integrations.lmms_eval.requests import (
     read_messages,
     read_recipe,
 )
-from damro.integrations.turns import to_chat
+from damro.turns import to_chat
 
 DOT, DASH = Image.new("RGB", (4, 4)), Image.new("RGB", (9, 3))
 
@@ -62,7 +62,7 @@ def test_sampling_is_what_temperature_and_do_sample_agree_on(told: Any, temperat
 def test_other_keywords_are_passed_on_or_told_of(caplog: pytest.LogCaptureFixture) -> None:
     told = {"num_beams": 3, "top_p": 0, "max_new_tokens": 7, "repetition_penalty": 1.0, "image_aspect_ratio": "pad"}
     found = read_generation(told)
-    assert (found.settings, found.top_p, found.max_new_tokens) == ({"num_beams": 3}, 1.0, 7)
+    assert (found.settings, found.top_p, found.max_new_tokens) == ({"num_beams": 3}, 0.0, 7)
     assert not caplog.records
     assert read_generation({"top_k": 5, "colour": "red"}).settings == {}
     assert [record.getMessage() for record in caplog.records] == [
@@ -90,6 +90,8 @@ def test_images_stand_in_front_or_where_the_text_has_them() -> None:
     assert parts_of(to_chat([("user", [""])])) == [""]
     with pytest.raises(InputsError, match="a mark <image> for every image or none, got 1 for 2"):
         to_chat([("user", [DOT, DASH, "<image>\nWhat?"])])
+    chat = to_chat([("user", [DOT, "What?"]), ("assistant", ["A dot"]), ("user", ["And <image>?", DASH])])
+    assert parts_of(chat) == ["IMAGE", "What?", "A dot", "And ", "IMAGE", "?"]
     with pytest.raises(InputsError, match="got 1 for 0"):
         to_chat([("user", ["<image>\nWhat?"])])
 

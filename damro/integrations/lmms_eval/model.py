@@ -23,7 +23,7 @@ from damro.integrations.lmms_eval.requests import (
     read_messages,
     read_recipe,
 )
-from damro.integrations.turns import to_chat
+from damro.turns import to_chat
 from damro.loading import load_model
 from damro.methods import Scene
 from damro.methods.base import seed_of

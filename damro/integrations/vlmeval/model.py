@@ -12,7 +12,7 @@ from damro.answering import Answer, answer_chats
 from damro.decoding.families import family_of
 from damro.errors import InputsError, ParameterError
 from damro.images import load_image
-from damro.integrations.turns import Part, to_chat
+from damro.turns import Part, to_chat
 from damro.loading import load_model
 from damro.methods import parse
 from damro.methods.base import seed_of
