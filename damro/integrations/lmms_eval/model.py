@@ -23,10 +23,10 @@ from damro.integrations.lmms_eval.requests import (
     read_messages,
     read_recipe,
 )
-from damro.turns import to_chat
 from damro.loading import load_model
 from damro.methods import Scene
 from damro.methods.base import seed_of
+from damro.turns import to_chat
 
 try:
     from lmms_eval.api.instance import GenerationResult, TokenCounts

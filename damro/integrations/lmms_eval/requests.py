@@ -12,9 +12,9 @@ from transformers import GenerationConfig
 
 from damro.errors import InputsError, ParameterError
 from damro.images import load_image
-from damro.turns import Part, Turn
 from damro.methods import Recipe, parse
 from damro.parameters import build, given
+from damro.turns import Part, Turn
 
 _USUAL_LENGTH = 1024  # of lmms-eval's own models of transformers
 _PARAGRAPH = "\n\n"
