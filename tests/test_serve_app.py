@@ -205,6 +205,7 @@ def put(url: Any, kind: str = "image_url") -> list[Any]:
 
 
 GOOD = ask(CAPTION, scene("test", 0).image)
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("http image", {"messages": put("http://example.com/a.png")}, "since this server fetches nothing, got"),
     ("file image", {"messages": put("file:///etc/passwd")}, r"image_url.url must be a data URL .*'file:///etc/passwd'"),
@@ -228,6 +229,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("much", {"messages": ask("?", *[Image.new("L", (4000, 4000))] * 2)}, "at most 25000000 pixels together, got 32"),
     ("temperature", {"temperature": -1}, "temperature must be a number"),
     ("top_p", {"top_p": 1.5}, r"top_p must be a number in \[0, 1\], got 1.5"),
+    ("tools", {"tools": [TOOL], "tool_choice": "required"}, 'tool_choice must be "none" or "auto", as nothing else'),
     ("penalty", {"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty must be 1, as nothing else is done"),
     ("n", {"n": 2}, "n must be 1, as nothing else is done here, got 2"),
     ("stop", {"stop": [""]}, "stop must be a text that is not empty"),

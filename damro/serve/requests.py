@@ -35,14 +35,16 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 """Fields of OpenAI's that ask for something which is not done here, and the values that ask for nothing."""
-_UNREAD = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
-"""Fields that no answer depends on."""
+_UNREAD = (
+    "user", "metadata", "store", "service_tier", "tools", "parallel_tool_calls", "safety_identifier",
+    "prompt_cache_key",
+)  # fmt: skip
+"""Fields that no answer depends on. Tools are an offer, which some clients make with every request: none is called."""
 _USUAL_LENGTH = 1024
 _MOST_STOPS = 16
 _HOTTEST = 100.0
