@@ -48,7 +48,8 @@ $(VENV)-oldest/.installed: pyproject.toml
 	touch $@
 
 # damro inside lmms-eval, which needs an older filelock, in an environment of its own. Of what lmms-eval names, only what
-# these tasks import.
+# these tasks import. No part of .ci/run, like test-vlmeval: an environment and the tests take five minutes on two cores,
+# for interfaces that move with others' releases and not with this code. What both need of damro is tested without them.
 test-lmms: $(VENV)-lmms/.installed
 	OMP_NUM_THREADS=1 $(VENV)-lmms/bin/python -m pytest -q tests/test_integrations_lmms_installed.py
 
