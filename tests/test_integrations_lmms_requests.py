@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from damro.errors import InputsError, ParameterError
-from damro.integrations import lmms_eval
+from damro.integrations import lmms_eval, versions
 from damro.integrations.lmms_eval.requests import (
     as_images,
     read_generation,
@@ -123,9 +123,19 @@ def test_an_interface_that_has_moved_is_told_with_the_version_that_works(monkeyp
     monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", None)
     monkeypatch.setitem(sys.modules, "lmms_eval.models", type(sys)("lmms_eval.models"))
     monkeypatch.setitem(sys.modules, "lmms_eval", type(sys)("lmms_eval"))
-    with pytest.raises(ImportError, match=r"the interface of 0\.7\.3, got .*; pip install 'lmms-eval==0\.7\.3'"):
+    with pytest.raises(
+        ImportError, match=r"the interface of 0\.7\.3 with .*, got .*; pip install 'lmms-eval==0\.7\.3'"
+    ):
         lmms_eval.manifest()
     monkeypatch.setitem(sys.modules, "lmms_eval.api.instance", None)
     monkeypatch.delitem(sys.modules, "damro.integrations.lmms_eval.model", raising=False)
     with pytest.raises(ImportError, match=r"lmms-eval must have the interface of 0\.7\.3"):
         import damro.integrations.lmms_eval.model  # noqa: F401
+
+
+def test_a_version_that_no_test_has_seen_is_told_with_the_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", {"lmms-eval": "0.8.0", "ms-vlmeval": "0.0.20"}.__getitem__)
+    assert versions.untested("ms-vlmeval", "0.0.20") is None
+    assert versions.untested(lmms_eval.PACKAGE, lmms_eval.WORKS_WITH) == (
+        "lmms-eval is tested in version 0.7.3, got 0.8.0; if it fails, pip install 'lmms-eval==0.7.3'"
+    )
