@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import damro
 from damro.errors import ParameterError
@@ -139,26 +140,31 @@ def test_vlmevalkit_asks_the_endpoint(tmp_path: Path) -> None:
     csv.field_size_limit(10**9)
     asked = write_data(tmp_path)
     model, processor = load_model("tiny")
-    shown = [np.asarray(scene("test", number).image.convert("RGB"), float) for number, _ in asked]
-    heard: dict[tuple[int, str], str] = {}
+    chats: list[Any] = []
     with serving(model, processor) as (address, endpoint):
         answer = endpoint._batcher._answer_together
 
         def recording(batch: Any) -> None:
+            chats.extend(job.asked.chat for job in batch)
             answer(batch)
-            for job in batch:  # VLMEvalKit sends images as JPEG, so what is to be answered is what has come
-                [message] = job.asked.chat.messages
-                [question] = [part["text"] for part in message["content"] if part["type"] == "text"]
-                [image] = job.asked.chat.images
-                apart = [np.abs(np.asarray(image.convert("RGB"), float) - one).mean() for one in shown]
-                inputs = prepare_inputs(processor, [image], [question], model)
-                ids = damro.generate(model, inputs, "damro:alpha=3", max_new_tokens=64, do_sample=False)
-                text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-                heard[int(np.argmin(apart)), question] = text
 
         endpoint._batcher._answer_together = recording  # type: ignore[method-assign]
         arguments = ["--model", "tiny", "--base-url", f"{address}/v1", "--max-tokens", "64", "--data", "scenes"]
         method = json.dumps({"method": "damro", "alpha": 3})
         done = run(tmp_path, *arguments, "--mode", "infer", "--extra-body", method, module="vlmeval.run")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len(chats) == SCENES
+    shown = [small(scene("test", number).image) for number, _ in asked]
+    heard: dict[tuple[int, str], str] = {}
+    for chat in chats:  # VLMEvalKit sends images as JPEG, so what is to be answered is what has come
+        [question] = [part["text"] for part in chat.messages[0]["content"] if part["type"] == "text"]
+        inputs = prepare_inputs(processor, chat.images, [question], model)
+        ids = damro.generate(model, inputs, "damro:alpha=3", max_new_tokens=64, do_sample=False)
+        number = int(np.argmin([np.abs(small(chat.images[0]) - one).mean() for one in shown]))
+        heard[number, question] = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert predictions(tmp_path, "tiny") == [heard[one] for one in asked]
+
+
+def small(image: Image.Image) -> np.ndarray:
+    """An image in few pixels, which tell it from others after JPEG too."""
+    return np.asarray(image.convert("RGB").resize((16, 16)), float)
