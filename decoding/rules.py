@@ -101,8 +101,9 @@ class MixRule:
     Example:
         >>> import torch
         >>> full, other = torch.tensor([[2.0, 1.9, -5.0]]), torch.tensor([[0.0, 2.0, 9.0]])
-        >>> MixRule(of_full=1.0, of_other=1.0, beta=0.5)(full, other, step=0).exp().round(decimals=3).tolist()
-        [[0.13, 0.87, 0.0]]
+        >>> scores = MixRule(of_full=1.0, of_other=1.0, beta=0.5)(full, other, step=0)
+        >>> [round(p, 2) for p in scores[0].exp().tolist()]
+        [0.13, 0.87, 0.0]
     """
 
     of_full: float

@@ -214,10 +214,10 @@ class OnlyRule:
     Example:
         >>> import torch
         >>> rule, full = OnlyRule(3.0, 1.0, 0.1, 0.1), torch.tensor([[1.0, 0.0]])
-        >>> rule(full, full, 0).exp().round(decimals=2).tolist()
-        [[0.98, 0.02]]
-        >>> rule(full, -full, 0).exp().round(decimals=2).tolist()
-        [[0.95, 0.05]]
+        >>> [round(p, 2) for p in rule(full, full, 0)[0].exp().tolist()]
+        [0.98, 0.02]
+        >>> [round(p, 2) for p in rule(full, -full, 0)[0].exp().tolist()]
+        [0.95, 0.05]
     """
 
     alpha_pos: Strength = 3.0

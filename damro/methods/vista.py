@@ -119,8 +119,8 @@ def steer(states: Tensor, vector: Tensor, strength: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> steer(torch.tensor([[0.0, 2.0]]), torch.tensor([3.0, 0.0]), 1.0).round(decimals=3).tolist()
-        [[1.414, 1.414]]
+        >>> [round(x, 3) for x in steer(torch.tensor([0.0, 2.0]), torch.tensor([3.0, 0.0]), 1.0).tolist()]
+        [1.414, 1.414]
     """
     from torch.nn.functional import cosine_similarity, normalize
 

@@ -174,8 +174,8 @@ def turn(states: Tensor, direction: Tensor, step: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> turn(torch.tensor([[0.0, 2.0]]), torch.tensor([3.0, 0.0]), 1.0).round(decimals=3).tolist()
-        [[1.414, 1.414]]
+        >>> [round(x, 3) for x in turn(torch.tensor([0.0, 2.0]), torch.tensor([3.0, 0.0]), 1.0).tolist()]
+        [1.414, 1.414]
     """
     from torch.nn.functional import normalize
 
