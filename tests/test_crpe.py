@@ -8,8 +8,8 @@ import pytest
 
 from damro.cli import main
 from damro.eval.benchmark import DataRequest, score_run
-from damro.eval.choices import ChoiceScoring, read_choice
-from damro.eval.crpe.benchmark import Crpe
+from damro.eval.choices import read_choice
+from damro.eval.crpe.benchmark import Crpe, CrpeScoring
 from damro.eval.crpe.questions import load_questions
 from damro.eval.crpe.scoring import ALL
 from damro.eval.errors import DataFormatError, EvalError
@@ -60,8 +60,9 @@ def scored(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> d
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_exact_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = scored(tmp_path, capsys, "--choice", "exact")
+def test_the_default_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = scored(tmp_path, capsys)
+    assert found == scored(tmp_path, capsys, "--choice", "exact")
     assert {name: (one["n"], round(100 * one["accuracy"], 2)) for name, one in found.items() if name != ALL} == OFFICIAL
     assert list(found) == [*OFFICIAL, ALL]
     right = sum(n * share / 100 for n, share in OFFICIAL.values())
@@ -69,8 +70,8 @@ def test_exact_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_letter_reads_marks_and_tells_what_chose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exact = scored(tmp_path, capsys, "--choice", "exact")[ALL]
-    letter = scored(tmp_path, capsys)[ALL]
+    exact = scored(tmp_path, capsys)[ALL]
+    letter = scored(tmp_path, capsys, "--choice", "letter")[ALL]
     texts = [one["text"] for one in made()[1]]
     assert exact["unparsed"] == sum(len(text) > 1 for text in texts)
     assert letter["unparsed"] == texts.count("none of them") > 0
@@ -90,11 +91,11 @@ def test_a_run_scores_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str
     records: dict[str, dict[str, Any]] = {
         one.sample_id: {**one.fields, "image": one.image, "answer": said[one.sample_id]} for one in dataset.samples
     }
-    groups = score_run(Crpe(), records, ChoiceScoring())
+    groups = score_run(Crpe(), records, CrpeScoring())
     assert [group.name for group in groups] == list(expected)
     assert [group.scores["accuracy"] for group in groups] == [one["accuracy"] for one in expected.values()]
     records["relation/2"] = {"error": "no such file"}
-    short = score_run(Crpe(), records, ChoiceScoring())[-1]
+    short = score_run(Crpe(), records, CrpeScoring())[-1]
     assert short.scores["n"] == 38 and [note.value for note in short.notes if note.name == "left out"] == [1]
     path = write(tmp_path / "records.jsonl", [one for one in records.values() if "answer" in one])
     assert main(["score", "crpe", "--answers", path]) == 0

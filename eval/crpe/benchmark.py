@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from damro.eval.benchmark import Benchmark, DataRequest, Group, Records
 from damro.eval.choices import ChoiceScoring
@@ -17,6 +17,13 @@ from damro.eval.samples import Dataset, Sample, check_samples, folder_opener
 
 FIELDS = ("category", "circle", "image", "question", "correct_option", "answer")
 """What of a record is scored, in the order of `CrpeAnswer`."""
+
+
+@dataclass(frozen=True)
+class CrpeScoring(ChoiceScoring):
+    """How CRPE's answers are read: by default as its own script does."""
+
+    choice: Literal["letter", "first", "exact"] = "exact"
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Crpe(Benchmark):
     source: ClassVar = "CRPE of The All-Seeing Project V2, ECCV 2024, arXiv 2402.19474"
     prompt: ClassVar = "{question}"  # the questions say themselves how to answer
     max_new_tokens: ClassVar = 64
-    scoring: ClassVar = ChoiceScoring
+    scoring: ClassVar = CrpeScoring
     recorded: ClassVar = FIELDS
     command: ClassVar = "damro.eval.crpe.command"
 
@@ -62,7 +69,7 @@ class Crpe(Benchmark):
         data = {split: {"file": path.name, "sha256": digest_of_file(path)} for split, path in files.items()}
         return Dataset(samples, folder_opener(request.images), {"questions": data})
 
-    def score(self, records: Records, scoring: ChoiceScoring) -> list[Group]:
+    def score(self, records: Records, scoring: CrpeScoring) -> list[Group]:
         """A group a category and one of all."""
         return score_groups((to_answer(fields, f"record {key!r}") for key, fields in records.items()), scoring.choice)
 

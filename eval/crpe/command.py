@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from damro.eval.choices import CHOICE_RULES
-from damro.eval.crpe.benchmark import to_answer
+from damro.eval.choices import add_choice_flag
+from damro.eval.crpe.benchmark import CrpeScoring, to_answer
 from damro.eval.crpe.questions import load_questions
 from damro.eval.crpe.scoring import CrpeAnswer, score_groups
 from damro.eval.errors import AlignmentError, DataFormatError
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--questions", nargs="+", metavar="FILE", help="crpe_exist.jsonl, crpe_relation.jsonl, in the order of answers"
     )
-    parser.add_argument("--choice", choices=CHOICE_RULES, default="letter", help="the rule that reads the letter")
+    add_choice_flag(parser, CrpeScoring)
     return parser
 
 

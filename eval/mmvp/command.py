@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from damro.eval.choices import CHOICE_RULES
+from damro.eval.choices import ChoiceScoring, add_choice_flag
 from damro.eval.mmvp.benchmark import to_answer
 from damro.eval.mmvp.scoring import score_groups
 from damro.eval.records import read_records
@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "of damro run mmvp.",
         run,
     )
-    parser.add_argument("--choice", choices=CHOICE_RULES, default="letter", help="the rule that reads the letter")
+    add_choice_flag(parser, ChoiceScoring)
     return parser
 
 
