@@ -1,5 +1,8 @@
 """Tables of questions with their images, and `damro run` on them: in the schemas of lmms-lab/POPE and lmms-lab/MME."""
 
+import base64
+import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -280,3 +283,73 @@ def test_files_of_other_columns_are_no_table(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b.parquet", [{"image": "a", "text": "b", "answer": "yes"}])
     with pytest.raises(DataFormatError, match=r"b\.parquet: must have the columns of a\.parquet"):
         Pope(data=str(tmp_path)).load(DataRequest())
+
+
+def write_tsv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """As VLMEvalKit writes its tables: every cell in quotes."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def text_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_base64_in_a_tsv_of_vlmevalkit(tmp_path: Path) -> None:
+    """An image is base64 or the index of a row that has it; a question may stand in several splits."""
+    told = [("0", text_of(picture(0))), ("1", "0"), ("2", text_of(picture(1))), ("3", "9"), ("4", text_of(50 * b"no image"))]
+    rows = [
+        {
+            "index": index,
+            "image": image,
+            "image_path": f"COCO_val2014_{'00134'[int(index)]:0>12}.jpg",
+            "question": f"Is there a {index} in the image?",
+            "answer": ("Yes", "No")[int(index) % 2],
+            "category": "popular,random" if index == "0" else "random",
+        }
+        for index, image in told
+    ]
+    dataset = Pope(data=str(write_tsv(tmp_path / "POPE.tsv", rows))).load(DataRequest())
+    assert [sample.sample_id for sample in dataset.samples] == [
+        *("popular/1", "random/1", "random/2", "random/3", "random/4", "random/5")
+    ]
+    images = [str(sample.image) for sample in dataset.samples]
+    assert images[:4] == ["COCO_val2014_000000000000.jpg"] * 3 + ["COCO_val2014_000000000001.jpg"]
+    assert dataset.open_image(images[0]).tobytes() == scene("test", 0).image.convert("RGB").tobytes()
+    assert dataset.digest_image(images[3]) == hashlib.sha256(picture(1)).hexdigest()
+    with pytest.raises(EvalError, match="'index' of a row that has it, got '9'"):
+        dataset.open_image(images[4])
+    with pytest.raises(ImageError):
+        dataset.open_image(images[5])
+
+
+def test_base64_in_parquet_and_with_the_mark_of_a_url(tmp_path: Path) -> None:
+    rows = pope_rows([picture(0)], ["random"])
+    for row in rows:
+        row["image"] = "data:image/png;base64," + text_of(picture(0))
+    dataset = Pope(data=str(write_parquet(tmp_path / "a.parquet", rows))).load(DataRequest())
+    assert {sample.image for sample in dataset.samples} == {"COCO_val2014_000000000000.jpg"}
+    assert dataset.open_image("COCO_val2014_000000000000.jpg").size == scene("test", 0).image.size
+    with pytest.raises(EvalError, match="must be left out where the images are in the table"):
+        Pope(data=str(tmp_path / "a.parquet")).load(DataRequest(images=tmp_path))
+
+
+def test_base64_of_mme(tmp_path: Path) -> None:
+    rows = [
+        {
+            "index": n,
+            "image": text_of(picture(7)) if n == 0 else "0",
+            "image_path": "existence/0001.png",
+            "question": f"Is it {n}?",
+            "answer": ("Yes", "No")[n],
+            "category": "existence",
+        }
+        for n in (0, 1)
+    ]
+    dataset = Mme(data=str(write_tsv(tmp_path / "MME.tsv", rows))).load(DataRequest())
+    assert [sample.sample_id for sample in dataset.samples] == ["existence/0001.png/1", "existence/0001.png/2"]
+    assert {sample.image for sample in dataset.samples} == {"existence/0001.png"}
+    assert dataset.open_image("existence/0001.png").size == scene("test", 7).image.size
