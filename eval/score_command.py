@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from damro.eval.statistics import Interval
 
+_IN_A_LINE = 3
+"""So many metrics fit 80 characters with intervals beside the values; with more they stand below."""
+
 
 def add_answers_parser(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
@@ -64,23 +67,25 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
 def _table(title: str, groups: Sequence[Group]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     from damro.eval.report.text import to_rich
 
     measures = groups[0].measures
+    between = " " if len(measures) <= _IN_A_LINE else "\n"
     table = Table(title=title)
     table.add_column("")
     for measure in measures.values():
         table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
-        table.add_row(to_rich(group.name), *(to_rich(_cell(found[name])) for name in measures))
+        table.add_row(to_rich(group.name), *(Text(_cell(found[name], between)) for name in measures))
     return table
 
 
-def _cell(value: Interval | None) -> str:
+def _cell(value: Interval | None, between: str) -> str:
     """A share in percent with its interval."""
     if value is None:
         return "-"
-    ends = "" if value.ends is None else f" [{100 * value.ends[0]:.1f}, {100 * value.ends[1]:.1f}]"
+    ends = "" if value.ends is None else f"{between}[{100 * value.ends[0]:.1f}, {100 * value.ends[1]:.1f}]"
     return f"{100 * value.estimate:.2f}{ends}"

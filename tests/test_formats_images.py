@@ -300,7 +300,13 @@ def text_of(content: bytes) -> str:
 
 def test_base64_in_a_tsv_of_vlmevalkit(tmp_path: Path) -> None:
     """An image is base64 or the index of a row that has it; a question may stand in several splits."""
-    told = [("0", text_of(picture(0))), ("1", "0"), ("2", text_of(picture(1))), ("3", "9"), ("4", text_of(50 * b"no image"))]
+    told = [
+        ("0", text_of(picture(0))),
+        ("1", "0"),
+        ("2", text_of(picture(1))),
+        ("3", "9"),
+        ("4", text_of(50 * b"no image")),
+    ]
     rows = [
         {
             "index": index,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, TableBenchmark, share
+from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, YesNoBenchmark, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
@@ -31,17 +31,13 @@ ALL = "all categories"
 
 
 @dataclass(frozen=True)
-class Mme(TableBenchmark):
+class Mme(YesNoBenchmark):
     """MME: two yes/no questions an image, by category (Fu et al. 2023). Needs the benchmark's folder.
 
     Attributes:
         split: categories, such as existence; none for every one that is there.
-        data: a table instead of the folder, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/MME or
-            another data set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
         read: text for the answers that are generated; logits for the likelier of yes and no by the scores of the first
             token.
-        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
-            id=n category=kind.
     """
 
     name: ClassVar = "mme"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, TableBenchmark
+from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, YesNoBenchmark
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
 from damro.eval.pope.groups import score_group
@@ -68,19 +68,15 @@ class PopeScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class Pope(TableBenchmark):
+class Pope(YesNoBenchmark):
     """POPE: yes/no questions about objects that are there and objects that are not (Li et al., EMNLP 2023).
 
     Attributes:
         split: the shipped questions, such as coco/random; all for the nine splits. Embedded scenes have random,
             popular and adversarial.
         questions: a file of questions instead, about any folder of images.
-        data: a table instead, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/POPE or another data
-            set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
         read: text for the answers that are generated and read by a rule; logits for P(yes) from the scores of the first
             token, which needs no rule.
-        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
-            id=n category=kind name=file.
     """
 
     name: ClassVar = "pope"
