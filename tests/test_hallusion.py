@@ -302,19 +302,8 @@ def test_questions_without_a_figure_are_answered_plainly(tmp_path: Path, capsys:
     images = official(tmp_path)
     for path in images.rglob("*.png"):
         scene("test", 1).image.save(path)
-    options = [
-        "--images",
-        str(images),
-        "--max-new-tokens",
-        "5",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "out"),
-        "--limit",
-        "6",
-        "--json",
-    ]
+    out = ["--out", str(tmp_path / "out"), "--limit", "6", "--json"]
+    options = ["--images", str(images), "--max-new-tokens", "5", "--device", "cpu", *out]
     assert main(["run", "hallusion", "--split", "non_image", "--methods", "greedy", "damro", *options]) == 0
     scores = json.loads(capsys.readouterr().out)["methods"]
     assert scores["damro"]["scores"]["VS"]["without_figure"] == 6 and scores["damro"]["failed"] == 0

@@ -130,7 +130,9 @@ def to_question(fields: Mapping[str, Any], where: str) -> HallusionQuestion:
         raise DataFormatError(f"{where}: filename must be a path or null, got {ascii(file)[:60]}")
     image = PurePosixPath(file).as_posix() if file else None  # "./VD/..." is written there
     label: Literal["yes", "no"] = "yes" if gold == "1" else "no"
-    return HallusionQuestion(*place, label, image, _visual(fields.get("visual_input"), where))
+    visual = _visual(fields.get("visual_input"), where)
+    category, subcategory, set_id, figure_id, question_id, question = place
+    return HallusionQuestion(category, subcategory, set_id, figure_id, question_id, question, label, image, visual)
 
 
 def official_form(fields: Mapping[str, Any]) -> dict[str, Any]:
