@@ -6,7 +6,6 @@ As with yes and no, the rules agree on a bare letter and on little else. An answ
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Literal
 
 from damro.eval.benchmark import Scoring
 from damro.eval.errors import EvalError
-from damro.parameters import parameters
 
 _LEAD = (
     r"(?:the\s++)?(?:correct\s++|best\s++|final\s++)?(?:answer|option|choice)(?:\s++is)?\s*+[:=]?\s*+(?:option\s++)?"
@@ -36,17 +34,6 @@ class ChoiceScoring(Scoring):
     """
 
     choice: Literal["letter", "first", "exact"] = "letter"
-
-
-def add_choice_flag(parser: argparse.ArgumentParser, scoring: type[ChoiceScoring]) -> None:
-    """Add ``--choice`` to a ``score`` command.
-
-    Args:
-        parser: Of the command.
-        scoring: Of its benchmark, whose default it has.
-    """
-    (one,) = (one for one in parameters(scoring) if one.name == "choice")
-    parser.add_argument(one.flag, choices=one.choices, default=one.default, help=f"{one.help} (default: {one.default})")
 
 
 def read_choice(text: str, options: Mapping[str, str], rule: str = "letter") -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
-from damro.eval.benchmark import Group
+from damro.eval.benchmark import Group, Scoring
+from damro.parameters import parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +25,8 @@ def add_answers_parser(
     about: str,
     description: str,
     run: Callable[[argparse.Namespace], int],
+    *,
+    answers: str = "answer files",
 ) -> argparse.ArgumentParser:
     """Add a benchmark to the ``score`` commands, with ``--answers`` and ``--json``.
 
@@ -33,12 +36,36 @@ def add_answers_parser(
         about: A line of help.
         description: What files are read.
         run: What the command does.
+        answers: Help of ``--answers``.
     """
     parser = subparsers.add_parser(name, help=about, description=description)
-    parser.add_argument("--answers", nargs="+", metavar="FILE", required=True, help="answer files")
+    parser.add_argument("--answers", nargs="+", metavar="FILE", required=True, help=answers)
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions unrounded")
     parser.set_defaults(run=run)
     return parser
+
+
+def add_scoring_flags(
+    parser: argparse.ArgumentParser, scoring: type[Scoring], names: Collection[str] | None = None
+) -> None:
+    """Add a flag for every parameter of a benchmark's scoring, as ``damro run`` has them.
+
+    Args:
+        parser: Of the command.
+        scoring: The class.
+        names: Those to add; None adds all.
+    """
+    for one in parameters(scoring):
+        if names is not None and one.name not in names:
+            continue
+        default = "" if one.default in (None, False) else f" (default: {one.default})"
+        options: dict[str, Any] = {"help": f"{one.help.rstrip('.')}{default}", "default": one.default}
+        if one.kind is bool:
+            parser.add_argument(one.flag, action="store_true", **options)
+        elif one.choices:
+            parser.add_argument(one.flag, choices=one.choices, **options)
+        else:
+            parser.add_argument(one.flag, metavar="FILE", **options)
 
 
 def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from damro.eval.choices import add_choice_flag
 from damro.eval.crpe.benchmark import CrpeScoring
 from damro.eval.crpe.files import load_answers
 from damro.eval.crpe.scoring import score_groups
 from damro.eval.errors import AlignmentError
-from damro.eval.score_command import add_answers_parser, show_groups
+from damro.eval.score_command import add_answers_parser, add_scoring_flags, show_groups
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -34,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--questions", nargs="+", metavar="FILE", help="crpe_exist.jsonl, crpe_relation.jsonl, in the order of answers"
     )
-    add_choice_flag(parser, CrpeScoring)
+    add_scoring_flags(parser, CrpeScoring)
     return parser
 
 

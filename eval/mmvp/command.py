@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from damro.eval.choices import ChoiceScoring, add_choice_flag
+from damro.eval.choices import ChoiceScoring
 from damro.eval.mmvp.files import load_answers
 from damro.eval.mmvp.scoring import score_groups
-from damro.eval.score_command import add_answers_parser, show_groups
+from damro.eval.score_command import add_answers_parser, add_scoring_flags, show_groups
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "damro run mmvp, the samples of lmms-eval (mmvp) or the predictions of VLMEvalKit (MODEL_MMVP.xlsx).",
         run,
     )
-    add_choice_flag(parser, ChoiceScoring)
+    add_scoring_flags(parser, ChoiceScoring)
     return parser
 
 
