@@ -15,6 +15,7 @@ from test_formats_tables import write_excel, write_parquet
 
 from damro.cli import main
 from damro.eval.benchmark import DataRequest
+from damro.eval.chair.benchmark import Chair
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.formats.images import Role, choose_columns
 from damro.eval.mme.benchmark import Mme
@@ -359,3 +360,51 @@ def test_base64_of_mme(tmp_path: Path) -> None:
     assert [sample.sample_id for sample in dataset.samples] == ["existence/0001.png/1", "existence/0001.png/2"]
     assert {sample.image for sample in dataset.samples} == {"existence/0001.png"}
     assert dataset.open_image("existence/0001.png").size == scene("test", 7).image.size
+
+
+def caption_rows(*identifiers: Any, column: str = "image_id") -> list[dict[str, Any]]:
+    return [{column: name, "image": {"bytes": picture(n), "path": None}} for n, name in enumerate(identifiers)]
+
+
+def test_images_of_a_table_are_captioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each once, by number or COCO's name, if the ground truth has it; and a run scores them."""
+    objects = tmp_path / "objects.json"
+    objects.write_text(json.dumps({"42": ["dog"], "73": ["cat", "dog"], "cats.png": ["cat"]}))
+    rows = [*caption_rows(42, 73, 74), *caption_rows(42)]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    dataset = Chair(data=str(path), objects=str(objects)).load(DataRequest())
+    assert {sample.sample_id: sample.fields["image_id"] for sample in dataset.samples} == {"42": 42, "73": 73}
+    assert {sample.prompt for sample in dataset.samples} == {"Generate a short caption of this image."}
+    image = {sample.sample_id: str(sample.image) for sample in dataset.samples}["73"]
+    assert dataset.digest_image(image) == hashlib.sha256(picture(1)).hexdigest()
+    assert dataset.truth == {"42": ["dog"], "73": ["cat", "dog"]} and dataset.data["table"]["rows"] == 4
+    named = write_tsv(
+        tmp_path / "b.tsv", [{"pic": text_of(picture(n)), "file": f"COCO_val2014_{n:012d}"} for n in (42, 73)]
+    )
+    columns = ("image=pic", "image_id=file")
+    other = Chair(data=str(named), columns=columns, objects=str(objects)).load(DataRequest(seed=1))
+    assert {sample.sample_id for sample in other.samples} == {"42", "73"}
+    out = tmp_path / "out"
+    options = ["--objects", str(objects), "--matcher", "builtin", "--max-new-tokens", "4", "--device", "cpu"]
+    assert main(["run", "chair", "--data", str(path), *options, "--out", str(out), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["captions"]
+    assert scores["n_captions"] == 2
+
+
+def test_which_images_of_a_table_are_captioned(tmp_path: Path) -> None:
+    objects, ids = tmp_path / "objects.json", tmp_path / "ids.txt"
+    objects.write_text(json.dumps({str(n): ["dog"] for n in range(9)}))
+    path = str(write_parquet(tmp_path / "a.parquet", caption_rows(*range(8))))
+    ids.write_text("5, 3")
+    asked = Chair(data=path, objects=str(objects), image_ids=str(ids)).load(DataRequest())
+    assert [sample.sample_id for sample in asked.samples] == ["5", "3"]
+    two = [Chair(data=path, objects=str(objects)).load(DataRequest(limit=2, seed=seed)).samples for seed in (1, 1, 2)]
+    assert len(two[0]) == 2 and two[0] == two[1] != two[2]
+    ids.write_text("5, 8")
+    with pytest.raises(EvalError, match=r"must hold the images of --image-ids, lacks 1 of 2 \(8\)"):
+        Chair(data=path, objects=str(objects), image_ids=str(ids)).load(DataRequest())
+    objects.write_text(json.dumps({"a.png": ["dog"]}))
+    with pytest.raises(EvalError, match=r"its ids \(0, 1, 2, ...\) are none of the ground truth's: name their column"):
+        Chair(data=path, objects=str(objects)).load(DataRequest())
+    with pytest.raises(DataFormatError, match=r"a column for image_id \(image_id or .*has 'n', 'image'"):
+        Chair(data=str(write_parquet(tmp_path / "b.parquet", caption_rows(1, column="n")))).load(DataRequest())

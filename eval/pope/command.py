@@ -36,8 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "pope",
         "score yes/no answers to POPE questions",
         "Score recorded yes/no answers to POPE questions: of this program, of lmms-eval (*_samples_*.jsonl), "
-        "VLMEvalKit (.xlsx, .tsv, .json), LLaVA's and DAMRO's scripts. Files are .json, .jsonl, .csv, .tsv, .gz of them, "
-        ".xlsx or .parquet. With --json, several splits come with their mean, and --rule all gives a list.",
+        "VLMEvalKit (.xlsx, .tsv, .json), LLaVA's and DAMRO's scripts. Files are .json, .jsonl, .csv, .tsv, .gz of "
+        "them, .xlsx or .parquet. With --json, several splits come with their mean, and --rule all gives a list.",
         run,
         answers="answers under 'answer', 'text', 'output' or 'response': a file a split, or one with all of them",
     )
