@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, YesNoBenchmark
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
-from damro.eval.pope.groups import score_group
+from damro.eval.pope.groups import mean_group, score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
-from damro.eval.pope.probability import p_yes_of, score_shares
+from damro.eval.pope.probability import score_shares
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
 from damro.eval.pope.table import load_table
@@ -28,6 +28,7 @@ from damro.eval.samples import (
     open_scene,
     scene_objects,
 )
+from damro.eval.thresholds import p_yes_of
 
 T = TypeVar("T")
 ALL = "all"
@@ -122,17 +123,16 @@ class Pope(YesNoBenchmark):
         return Dataset(self._samples(request, questions), opener, data)
 
     def score(self, records: Records, scoring: PopeScoring) -> list[Group]:
-        """A group a split and, of several, all together; for every rule, or by P(yes)."""
+        """A group a split and, of several, the mean over them and all together; for every rule, or by P(yes)."""
         if self.reads_logits:
             if scoring.rules != PopeScoring.rules:
                 raise EvalError(f"--rules must be left out where logits are read, got {' '.join(scoring.rules)!r}")
-            return [score_shares(*one) for one in _split_up(records, scoring, p_yes_of)]
+            return _with_mean([score_shares(*one) for one in _split_up(records, scoring, p_yes_of)])
         parts = _split_up(records, scoring, lambda fields, key: str(fields["answer"]))
-        return [
-            score_group(split, pairs, rule, changes, beside=rule != scoring.named_rules[0])
-            for rule in scoring.named_rules
-            for split, pairs, changes in parts
-        ]
+        first, groups = scoring.named_rules[0], []
+        for rule in scoring.named_rules:
+            groups += _with_mean([score_group(*part[:2], rule, part[2], beside=rule != first) for part in parts])
+        return groups
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
@@ -198,6 +198,11 @@ class Pope(YesNoBenchmark):
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}
         return Dataset(self._samples(request, questions), open_scene, data)
+
+
+def _with_mean(groups: list[Group]) -> list[Group]:
+    """Of several splits, their mean before the group of all questions, which stays the last."""
+    return [*groups[:-1], mean_group(groups[:-1]), groups[-1]] if len(groups) > 1 else groups
 
 
 def _split_up(
