@@ -83,7 +83,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
     console = Console()
     console.print(_table(title, groups))
-    console.print("Brackets: 95 % bootstrap interval.", markup=False, highlight=False)
+    console.print("Beside or below a value: its 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
         console.print(f"{group.name}: {told}", markup=False, highlight=False)
@@ -99,20 +99,22 @@ def _table(title: str, groups: Sequence[Group]) -> Table:
     from damro.eval.report.text import to_rich
 
     measures = groups[0].measures
-    between = " " if len(measures) <= _IN_A_LINE else "\n"
+    below = len(measures) > _IN_A_LINE
     table = Table(title=title)
     table.add_column("")
     for measure in measures.values():
         table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
-        table.add_row(to_rich(group.name), *(Text(_cell(found[name], between)) for name in measures))
+        table.add_row(to_rich(group.name), *(Text(_cell(found[name], below=below)) for name in measures))
     return table
 
 
-def _cell(value: Interval | None, between: str) -> str:
+def _cell(value: Interval | None, *, below: bool) -> str:
     """A share in percent with its interval."""
     if value is None:
         return "-"
-    ends = "" if value.ends is None else f"{between}[{100 * value.ends[0]:.1f}, {100 * value.ends[1]:.1f}]"
-    return f"{100 * value.estimate:.2f}{ends}"
+    if value.ends is None:
+        return f"{100 * value.estimate:.2f}"
+    low, high = (f"{100 * end:.1f}" for end in value.ends)
+    return f"{100 * value.estimate:.2f}" + (f"\n{low}-{high}" if below else f" [{low}, {high}]")

@@ -47,7 +47,10 @@ def load_table(
         fields = row.fields
         options = fields.get("options") or lettered_options({one: fields[one] for one in "AB" if one in fields})
         if not options:
-            raise DataFormatError(f"{row.where}: a question of MMVP must have its options, or 'A' and 'B', has neither")
+            raise DataFormatError(
+                f"{row.where}: a question of MMVP must have its options, or 'A' and 'B', has neither: name their "
+                "columns with --columns options=COLUMN, or A=COLUMN B=COLUMN"
+            )
         told = {"Question": fields["question"], "Options": options, "Correct Answer": in_brackets(fields["answer"])}
         records.append(Record(row.where, {**told, **({"Index": fields["id"]} if "id" in fields else {})}))
     rows = list(table.rows)
