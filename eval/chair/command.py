@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _ROWS = (
     ("CHAIRs  captions with a hallucinated object", "chair_s"),
     ("CHAIRi  mentions that are hallucinated", "chair_i"),
-    ("CHAIRi  each object once per caption", "chair_i_unique"),
+    ("CHAIRi unique  each object once per caption", "chair_i_unique"),
     ("Recall  objects in the images that are named", "recall"),
     ("Precision  objects named that are in the images", "precision"),
     ("F1  of precision and recall", "f1"),
