@@ -14,6 +14,7 @@ from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 from damro.decoding.compat import CACHE
 from damro.decoding.families import family_of
+from damro.decoding.inside import negative_prompt
 from damro.decoding.prompts import embedded
 from damro.decoding.rules import contrast_scores
 from damro.methods.patches import outlier_view
@@ -33,7 +34,7 @@ class NaiveProcessor(LogitsProcessor):
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> None:
         view = outlier_view(model, inputs, **options)
         self._rule: Any = view.contrast.rule
-        self._prompt = embedded(view.contrast.negative)
+        self._prompt = embedded(negative_prompt(view.contrast))
         self._decoder: Any = family_of(model).decoder(model)
         self._cache = DynamicCache()
         self._mask = self._prompt.attention_mask

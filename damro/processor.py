@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import negative_branch, returned_prompt
 from damro.decoding.families import family_of
+from damro.decoding.inside import negative_prompt, works_inside
 from damro.decoding.origin import record_origin
 from damro.decoding.processor import ContrastiveProcessor, RuleProcessor
 from damro.decoding.rules import Contrast, ContrastRule
@@ -85,7 +86,7 @@ class DAMROProcessor(ContrastiveProcessor):
         self.outliers: Tensor = view.outliers
         rule, (ends, pad) = view.contrast.rule, end_tokens(family_of(model).decoder(model), {})
         assert isinstance(rule, ContrastRule)
-        branch = negative_branch(model, view.contrast.negative)
+        branch = negative_branch(model, negative_prompt(view.contrast))
         super().__init__(
             branch, returned_prompt(model, inputs), rule.alpha, rule.beta, ends, pad, assumed=True, origin=origin
         )
@@ -130,7 +131,12 @@ def contrast_processor(
         contrast = chosen.prepare(model, inputs, Scene(processor=processor))
     if not isinstance(contrast, Contrast):
         raise ParameterError(f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor")
+    if works_inside(contrast):
+        raise ParameterError(
+            "method must leave the passes of model.generate alone to be a logits processor, "
+            f"got {recipe.text!r}, which works inside of the language model; use damro.generate"
+        )
     origin.expect_text(contrast.full)
-    branch, prompt = negative_branch(model, contrast.negative), returned_prompt(model, inputs)
+    branch, prompt = negative_branch(model, negative_prompt(contrast)), returned_prompt(model, inputs)
     ends, pad = end_tokens(family_of(model).decoder(model), {})
     return RuleProcessor(branch, prompt, contrast.rule, ends, pad, assumed=True, origin=origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from damro.decoding.branches.encoder_decoder import EncodedBranches, negative_branch, returned_prompt
+from damro.decoding.altering import reading
+from damro.decoding.branches.encoder_decoder import EncodedBranches, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
 from damro.decoding.context import check_lengths
@@ -23,6 +26,7 @@ from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
 from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.finite import FiniteScores
+from damro.decoding.inside import check_model, check_settings, prompts_of, second_branch, works_inside
 from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
 from damro.decoding.prompts import Prompt, VisualPrompt
@@ -60,7 +64,8 @@ def decode(
     rule can do without. Both give the same tokens, up to the rounding of sums that batch size changes.
     "auto" takes :func:`choose_strategy`'s choice. Beam search, assisted and prompt-lookup decoding, returned
     attentions or hidden states, stop strings, a loop or a cache of the caller's own are the stock loops' business: they
-    are always "lazy", and so are language models whose attention does not suit several prompts in one batch.
+    are always "lazy", and so are language models whose attention does not suit several prompts in one batch, and
+    methods that change or read the inside of the language model (:mod:`damro.decoding.altering`).
 
     Args:
         model: the LVLM.
@@ -69,7 +74,8 @@ def decode(
         contrast: the method's two prompts and rule; a prompt alone is decoded plainly.
         strategy: "auto", "fused" or "lazy".
         shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
-            at the whole prompt from everywhere, reads each. Implies "fused".
+            at the whole prompt from everywhere, reads each, and so do methods that work inside of the model. Implies
+            "fused" otherwise.
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
             `logits_processor`s stand behind the contrast. `interpolate_pos_encoding` is of no further use: vision
             towers that can do so have interpolated where the image asks for it.
@@ -95,6 +101,10 @@ def decode(
     decoder: Any = family_of(model).decoder(model)
     contrasts = isinstance(contrast, Contrast)
     full = contrast.full if isinstance(contrast, Contrast) else contrast
+    if works_inside(contrast):
+        check_model(decoder, contrast)
+        check_settings(decoder, contrast, strategy, generate_kwargs)
+        strategy, shared_prefix = "lazy", False
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
     if decoder is not model:
@@ -116,12 +126,19 @@ def decode(
         if serves and not seen and not is_encoder_decoder(decoder):
             # The stock cache copies all it holds at every token; which one it is nobody gets to see here.
             call[CACHE] = roomy_cache()
-    return _run(decoder, call, rule)
+    with reading(decoder, full), _looking(rule):
+        return _run(decoder, call, rule)
+
+
+def _looking(rule: LogitsProcessor | None) -> AbstractContextManager[None]:
+    """What lets a rule see the passes of ``generate``, if it reads them."""
+    branch = rule.branch if isinstance(rule, RuleProcessor) else None
+    return branch.looking() if isinstance(branch, ReadoutBranch) else nullcontext()
 
 
 def _check_context(decoder: Any, contrast: Contrast | Prompt, call: Mapping[str, Any]) -> None:
     """Refuses prompts, and answers behind them, for which the model has no room."""
-    prompts = [contrast.full, contrast.negative] if isinstance(contrast, Contrast) else [contrast]
+    prompts = prompts_of(contrast)
     columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)
     new, total = (setting(decoder, call, name) for name in ("max_new_tokens", "max_length"))
     check_lengths(decoder, columns, (total or 0) - columns if new is None else new)
@@ -147,11 +164,9 @@ def _loop_arguments(
 ) -> dict[str, Any]:
     """What has ``generate`` run the loop over the prompts of a method."""
     step: ContrastStep | None = None
-    prompts: list[Any]
+    prompts: list[Any] = prompts_of(contrast)
     if isinstance(contrast, Contrast):
-        prompts, step = [contrast.full, contrast.negative], ContrastStep(contrast.rule, prompt_length)
-    else:
-        prompts = [contrast]
+        step = ContrastStep(contrast.rule, prompt_length)
     if is_encoder_decoder(decoder):
         loop = BranchLoop(lambda model, start: EncodedBranches(model, prompts, start), step, streamer)
         # The loop runs the encoder over all prompts at once. Given any output of it, generate does not run it too.
@@ -226,7 +241,8 @@ def _lazy_processor(
     model: PreTrainedModel, decoder: Any, prompt_ids: Tensor, contrast: Contrast, generate_kwargs: Mapping[str, Any]
 ) -> RuleProcessor:
     """The processor that runs the negative pass where it is needed."""
-    branch = negative_branch(model, contrast.negative, setting(decoder, generate_kwargs, "decoder_start_token_id"))
+    start = setting(decoder, generate_kwargs, "decoder_start_token_id")
+    branch = second_branch(model, contrast, start)
     beams = setting(decoder, generate_kwargs, "num_beams") or 1
     if isinstance(branch, RecurrentBranch) and beams > 1:
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from damro.decoding.altering import Alteration
 from damro.decoding.errors import InputsError, UnsupportedModelError
 
 
@@ -25,6 +26,10 @@ class Prompt(Protocol):
     @property
     def image_mask(self) -> Tensor:
         """`(B, L)`, True for columns that come from an image."""
+
+    @property
+    def altered(self) -> Alteration | None:
+        """How the language model is changed while it reads the prompt and what follows; None if not at all."""
 
     @property
     def bidirectional(self) -> bool:
@@ -72,6 +77,8 @@ class VisualPrompt:
         bidirectional: whether every column is read with all columns of its row in view, as a prefix language model
             (PaliGemma) reads its prompt, and not only with those before it. What is generated sees what is before it
             in either case.
+        altered: how the language model is changed while it reads the prompt and what follows. What is made of some of
+            the columns is read as the model reads it.
 
     Example:
         >>> import torch
@@ -90,6 +97,7 @@ class VisualPrompt:
     attention_mask: Tensor
     image_mask: Tensor
     bidirectional: bool = False
+    altered: Alteration | None = None
 
     @property
     def position_ids(self) -> Tensor:
@@ -176,11 +184,11 @@ class VisualPrompt:
 
     def repeat(self, copies: int) -> VisualPrompt:
         """Every row so many times, one copy behind the other."""
-        return VisualPrompt(
-            self.inputs_embeds.repeat_interleave(copies, dim=0),
-            self.attention_mask.repeat_interleave(copies, dim=0),
-            self.image_mask.repeat_interleave(copies, dim=0),
-            self.bidirectional,
+        return replace(
+            self,
+            inputs_embeds=self.inputs_embeds.repeat_interleave(copies, dim=0),
+            attention_mask=self.attention_mask.repeat_interleave(copies, dim=0),
+            image_mask=self.image_mask.repeat_interleave(copies, dim=0),
         )
 
     def replace_image(self, features: Tensor) -> VisualPrompt:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from damro.decoding.branches.readout import Readout
 from damro.decoding.errors import ParameterError
 from damro.decoding.prompts import Prompt
 from damro.parameters import Cutoff, Strength, check_value
@@ -87,17 +88,58 @@ class ContrastRule:
 
 
 @dataclass(frozen=True)
+class MixRule:
+    """`log_softmax(a f + b n)` over the plausible tokens, the same at every step.
+
+    :class:`ContrastRule` is the case `a = 1 + alpha, b = -alpha`.
+
+    Attributes:
+        of_full: a.
+        of_other: b; below 0 the other prompt is subtracted, above 0 it is added.
+        beta: plausibility cutoff in (0, 1].
+
+    Example:
+        >>> import torch
+        >>> full, other = torch.tensor([[2.0, 1.9, -5.0]]), torch.tensor([[0.0, 2.0, 9.0]])
+        >>> MixRule(of_full=1.0, of_other=1.0, beta=0.5)(full, other, step=0).exp().round(decimals=3).tolist()
+        [[0.13, 0.87, 0.0]]
+    """
+
+    of_full: float
+    of_other: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        """Checks the parameters."""
+        check_value("beta", self.beta, Cutoff, ParameterError)
+
+    def needed(self, full: Tensor, step: int) -> Tensor:
+        """Plausible tokens, where there is more than one; none without the other."""
+        if self.of_other == 0:
+            return torch.zeros_like(full, dtype=torch.bool)
+        return unless_alone(plausible_tokens(full, self.beta))
+
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+        """See the equation above."""
+        mixed = self.of_full * full.float()
+        if negative is not None:
+            mixed = mixed + self.of_other * negative.float()
+        return torch.log_softmax(mixed.masked_fill(~plausible_tokens(full, self.beta), float("-inf")), dim=-1)
+
+
+@dataclass(frozen=True)
 class Contrast:
     """Everything decoding needs of a method, for one batch of prompts.
 
     Attributes:
         full: the prompts as the model itself would read them.
-        negative: what is subtracted, row by row.
+        negative: what is subtracted (or whatever the rule does with it), row by row: a second prompt, or what is read
+            inside of the full prompt's own pass.
         rule: how.
     """
 
     full: Prompt
-    negative: Prompt
+    negative: Prompt | Readout
     rule: ScoreRule
 
 

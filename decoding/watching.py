@@ -55,15 +55,24 @@ def _attend(
     """Attention as usual, and a look at queries and keys."""
     watcher = (_WATCHING.watchers or {}).get(id(module))
     if watcher is not None:
-        changed = [name for name in _CHANGES if kwargs.get(name) is not None]
-        if changed:
-            raise UnsupportedModelError(
-                f"{_WATCHING.name} must attend by queries and keys alone, got {changed[0]} in {type(module).__name__}"
-            )
+        check_plain(module, kwargs, _WATCHING.name)
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
         watcher.see(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, causal)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def check_plain(module: nn.Module, kwargs: Mapping[str, Any], name: str) -> None:
+    """Checks what an attention function is given beside queries, keys, values and mask.
+
+    Raises:
+        UnsupportedModelError: if something of it changes weights.
+    """
+    changed = [one for one in _CHANGES if kwargs.get(one) is not None]
+    if changed:
+        raise UnsupportedModelError(
+            f"{name} must attend by queries and keys alone, got {changed[0]} in {type(module).__name__}"
+        )
 
 
 AttentionInterface.register(_ATTENTION, _attend)

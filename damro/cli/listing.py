@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from damro.parameters import Parameter, parameters, plain, show
 
 
-def print_listing(kind: str, owners: Mapping[str, Any], *, as_json: bool) -> None:
+def print_listing(
+    kind: str,
+    owners: Mapping[str, Any],
+    *,
+    as_json: bool,
+    more: Callable[[Any], Mapping[str, str]] = lambda owner: {},
+) -> None:
     """Prints names, what each is, its parameters with rules and defaults, and its source.
 
     Args:
         kind: what one of them is called.
         owners: dataclasses by name, each with a `source`.
         as_json: whether to print one JSON object.
+        more: what else there is to tell of each, by its heading.
     """
     if as_json:
-        print(json.dumps({name: _to_dict(owner) for name, owner in owners.items()}, indent=2))
+        print(json.dumps({name: {**_to_dict(owner), **more(owner)} for name, owner in owners.items()}, indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -28,7 +35,9 @@ def print_listing(kind: str, owners: Mapping[str, Any], *, as_json: bool) -> Non
     table.add_column(kind, no_wrap=True)
     table.add_column("what it is; its parameters, what they must be and their defaults; its source")
     for name, owner in owners.items():
-        lines = [escape(_summary(owner)), *(_line(one) for one in parameters(owner)), f"[dim]{escape(owner.source)}[/]"]
+        told = [f"  [dim]{escape(heading)}: {escape(text)}[/]" for heading, text in more(owner).items()]
+        source = f"[dim]{escape(owner.source)}[/]"
+        lines = [escape(_summary(owner)), *(_line(one) for one in parameters(owner)), *told, source]
         table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     Console().print(table)
 

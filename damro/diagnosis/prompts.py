@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from damro.decoding.families.generic.prompt import TokenPrompt
+from damro.decoding.inside import negative_prompt
 from damro.decoding.prompts import Prompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.diagnosis.settings import PROMPTS
@@ -60,4 +61,4 @@ class SecondPrompts:
 
 def _negative(contrast: Contrast | Prompt) -> Prompt:
     assert isinstance(contrast, Contrast)  # all four methods contrast
-    return contrast.negative
+    return negative_prompt(contrast)

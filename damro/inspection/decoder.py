@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from damro.decoding.altering import reading
 from damro.decoding.branches.encoder_decoder import start_tokens
 from damro.decoding.branches.kv import keeps_columns, roomy_cache
 from damro.decoding.compat import CACHE
@@ -159,9 +160,14 @@ def replay(model: PreTrainedModel, prompt: Prompt, tokens: Tensor, layers: Seque
     if isinstance(prompt, VisualPrompt) and is_encoder_decoder(decoder) and not layers:
         columns = torch.empty(0, len(tokens), int(prompt.image_mask.sum()))
         return Replay(_answer_logits(decoder, prompt, tokens), columns)
+    if layers and prompt.altered is not None:
+        raise UnsupportedModelError(
+            "method must leave the language model's attention alone for it to be looked at, got one that works inside; "
+            "look at another method, or at the model itself"
+        )
     image = prompt.image_mask[0].nonzero().flatten()
     modules = [decoder_layers(model)[number].self_attn for number in layers]
-    with recording_rows(_language_model(model), modules, image) as recorded:
+    with recording_rows(_language_model(model), modules, image) as recorded, reading(decoder, prompt):
         logits = _causal_logits(model, decoder, prompt, tokens, recorded)
     empty = torch.empty(0, len(tokens), len(image))
     return Replay(logits, torch.stack(recorded.joined()) if layers else empty)

@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
+from damro.decoding.inside import negative_prompt
 from damro.decoding.rules import Contrast
 from damro.errors import InputsError
 from damro.inputs import Chat, prepare_chats
@@ -62,7 +63,7 @@ def answer_likelihood(
     contrast = method.prepare(model, inputs, scene)
     if not isinstance(contrast, Contrast):
         return _of(replay(model, contrast, tokens).logits.log_softmax(dim=-1), None, tokens)
-    full, negative = (replay(model, prompt, tokens).logits for prompt in (contrast.full, contrast.negative))
+    full, negative = (replay(model, prompt, tokens).logits for prompt in (contrast.full, negative_prompt(contrast)))
     rule: Any = contrast.rule
     whole = replace(rule, beta=_NO_CUTOFF) if getattr(rule, "beta", None) is not None else rule
     scores, searched = (

@@ -6,7 +6,7 @@
 Importing this package imports no torch.
 """
 
-from damro.methods.base import Method, Scene
+from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
 from damro.methods.greedy import Greedy
@@ -21,6 +21,7 @@ __all__ = [
     "M3ID",
     "METHODS",
     "VCD",
+    "Cost",
     "Damro",
     "Greedy",
     "LeastK",

@@ -96,6 +96,28 @@ class Scene:
         return full_prompt(model, inputs, run.encoding, self.pruning, run.ranked)
 
 
+class Cost(NamedTuple):
+    """What a method takes beside plain decoding.
+
+    Attributes:
+        passes: of the language model more, for each token; a part of one where it can be put off or is a part of one.
+        looks: runs of the vision tower more, for each image.
+        memory: what is held beside the full prompt's keys and values.
+    """
+
+    passes: float = 0
+    looks: float = 0
+    memory: str = "nothing"
+
+
+INSIDE = ("encoder-decoders", "language models that keep states", "drafts of several tokens", "a logits processor")
+"""The limits of methods that change or read the inside of the language model, see `damro.decoding.inside`."""
+ATTENTION = (*INSIDE, "sliding windows, and attention that cannot be exchanged by name")
+"""The limits of those among them that change its attention."""
+SECOND = "keys and values of a second prompt"
+"""The memory of a second prompt."""
+
+
 @dataclass(frozen=True)
 class Method:
     """Base of all methods. The fields of a subclass are its parameters; their docstring is their help.
@@ -105,10 +127,16 @@ class Method:
     Attributes of the class:
         name: how it is called everywhere.
         source: paper, and equation or file of the released code.
+        cost: what it takes beside plain decoding.
+        limits: models and settings that it refuses, a clause each; they are checked, and told in one sentence.
+        code: where its authors' code is, which it was compared with; None if there is none.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
+    cost: ClassVar[Cost] = Cost()
+    limits: ClassVar[tuple[str, ...]] = ()
+    code: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         """Checks types and ranges.
@@ -158,12 +186,15 @@ class Method:
         import torch
 
         from damro.decoding.families import family_of
+        from damro.decoding.inside import check_model
 
         family: Any = family_of(model)  # before a preset is missed, a family that there is none of
         if scene.shared_image and hasattr(family, "each_its_image"):
             inputs = family.each_its_image(model, inputs)  # where images stand is asked of every prompt
         with torch.no_grad():
-            return self.settle(model.config.model_type, scene.task, scene.seed).contrast(model, inputs, scene)
+            contrast = self.settle(model.config.model_type, scene.task, scene.seed).contrast(model, inputs, scene)
+        check_model(family.decoder(model), contrast)
+        return contrast
 
     def to_record(self) -> dict[str, Any]:
         """The parameters that have a value, for ``run.json``."""

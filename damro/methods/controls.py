@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from damro.methods.base import Scene, seed_of
+from damro.methods.base import SECOND, Cost, Scene, seed_of
 from damro.methods.damro import Damro, PresetMethod
 from damro.parameters import Seed
 
@@ -65,6 +65,7 @@ class NoImage(PresetMethod):
 
     name: ClassVar = "no-image"
     source: ClassVar = "control"
+    cost: ClassVar = Cost(passes=1, memory=SECOND)
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the one without its image columns."""

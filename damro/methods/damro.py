@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from damro.decoding.errors import UnsupportedModelError
-from damro.methods.base import Method, Scene
+from damro.methods.base import SECOND, Cost, Method, Scene
 from damro.methods.presets import Task, has_preset, preset
 from damro.parameters import Cutoff, Range, Strength, given, show
 
@@ -78,6 +78,8 @@ class Damro(PresetMethod):
 
     name: ClassVar = "damro"
     source: ClassVar = "DAMRO, EMNLP 2024, arXiv 2410.04514, eq. 7 to 9; github.com/coder-gx/DAMRO"
+    cost: ClassVar = Cost(passes=1, memory=SECOND)
+    code: ClassVar = "github.com/coder-gx/DAMRO"
 
     top_k: Patches | None = None
     variant: Variant = "reference"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from damro.decoding.errors import ParameterError
-from damro.methods.base import Method, Scene
+from damro.methods.base import SECOND, Cost, Method, Scene
 from damro.parameters import Cutoff, Strength
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class ICD(Method):
 
     name: ClassVar = "icd"
     source: ClassVar = "ICD, arXiv 2403.18715; github.com/p1k0pan/ICD, blip2_vicuna_instruct.py"
+    cost: ClassVar = Cost(passes=1, memory=SECOND)
+    limits: ClassVar = ("a call without the model's processor",)
+    code: ClassVar = "github.com/p1k0pan/ICD"
 
     alpha: Strength = 1.0
     beta: Cutoff = 0.1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from damro.decoding.errors import ParameterError
-from damro.methods.base import Method, Scene
+from damro.methods.base import SECOND, Cost, Method, Scene
 from damro.parameters import Cutoff, Range, check_fields
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class M3ID(Method):
 
     name: ClassVar = "m3id"
     source: ClassVar = "M3ID, CVPR 2024, arXiv 2403.14003; constants as reimplementations state them"
+    cost: ClassVar = Cost(passes=1, memory=SECOND)
 
     forgetting: Rate = 0.02
     confidence: Confidence = 0.3

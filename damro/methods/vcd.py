@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from damro.decoding.errors import ParameterError
-from damro.methods.base import Method, Scene
+from damro.methods.base import SECOND, Cost, Method, Scene
 from damro.parameters import Cutoff, Range, Seed, Strength, check_value
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class VCD(Method):
 
     name: ClassVar = "vcd"
     source: ClassVar = "VCD, CVPR 2024, arXiv 2311.16922, eq. 3; github.com/DAMO-NLP-SG/VCD"
+    cost: ClassVar = Cost(passes=1, looks=1, memory=SECOND)
+    code: ClassVar = "github.com/DAMO-NLP-SG/VCD"
 
     alpha: Strength = 1.0
     beta: Cutoff = 0.1

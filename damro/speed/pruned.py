@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from damro.decoding.families import family_of
 from damro.decoding.hooks import hooked
+from damro.decoding.inside import prompts_of
 from damro.decoding.prompts import VisualPrompt, embedded
-from damro.decoding.rules import Contrast
 from damro.generation import generate
 from damro.methods import Scene, as_recipe
 from damro.pruning import Pruning
@@ -113,8 +113,7 @@ def _prompts(model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, kept: 
     """The prompts that the language model reads in such a call."""
     scene = Scene(pruning=None if kept is None else Pruning(kept))
     found = as_recipe(_METHODS[way]).method.prepare(model, inputs, scene)
-    prompts = [found.full, found.negative] if isinstance(found, Contrast) else [found]
-    return [embedded(prompt) for prompt in prompts]
+    return [embedded(prompt) for prompt in prompts_of(found)]
 
 
 def kv_bytes(model: PreTrainedModel, prompts: Sequence[VisualPrompt], new_tokens: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from damro.decoding.altering import reading
 from damro.decoding.attending import attending
 from damro.decoding.branches.kv import keeps_columns, roomy_cache
 from damro.decoding.branches.rope import ropes_of_longest
@@ -32,7 +33,8 @@ class Prefill(NamedTuple):
 def prefill(decoder: nn.Module, prompt: Prompt) -> Prefill:
     """Runs the decoder over a whole prompt."""
     cache = roomy_cache()
-    output: Any = decoder(**prompt.first_inputs(), use_cache=True, logits_to_keep=1, **{CACHE: cache})
+    with reading(decoder, prompt):
+        output: Any = decoder(**prompt.first_inputs(), use_cache=True, logits_to_keep=1, **{CACHE: cache})
     return Prefill(cache, prompt.attention_mask, output.logits[:, -1], prompt.next_position)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from damro.decoding.altering import reading
 from damro.decoding.branches.head import PartialHead
 from damro.decoding.branches.kv import roomy_cache
 from damro.decoding.branches.rope import forget_longest, ropes_of_longest
@@ -74,6 +75,7 @@ class NegativeBranch:
     may_wait = True
 
     def __init__(self, decoder: nn.Module, embed: nn.Module, prompt: Prompt) -> None:
+        self._decoder = decoder
         self._head = PartialHead(decoder)
         self._embed = embed
         self.prompt = prompt
@@ -155,7 +157,8 @@ class NegativeBranch:
 
     def _run(self, cache: Cache, inputs: dict[str, Any], tokens: Tensor | None = None) -> Tensor:
         forget_longest(self._ropes)  # what the model has read of the other prompt
-        logits = self._head.logits(tokens, **inputs, use_cache=True, **{CACHE: cache})
+        with reading(self._decoder, self.prompt):
+            logits = self._head.logits(tokens, **inputs, use_cache=True, **{CACHE: cache})
         forget_longest(self._ropes)
         with self._counting:
             self.passes += 1

@@ -120,10 +120,11 @@ def prefill_shared(decoder: nn.Module, prompt: Prompt) -> Prefill:
 
     Returns:
         What :func:`damro.decoding.branches.fused.prefill` returns, up to the place of padding, which stands behind the
-        common columns instead of before them. Prompts that must be read as a whole are read as one batch.
+        common columns instead of before them. Prompts that must be read as a whole,
+        and those that are read otherwise than the model reads them, are read as one batch.
     """
     rows = len(prompt.attention_mask)
-    if rows == 1 or prompt.in_one_pass or not isinstance(prompt, VisualPrompt):
+    if rows == 1 or prompt.in_one_pass or prompt.altered is not None or not isinstance(prompt, VisualPrompt):
         return prefill(decoder, prompt)
     common = shared_columns(prompt)
     if common == 0:

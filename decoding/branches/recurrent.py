@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from damro.decoding.altering import reading
 from damro.decoding.branches.head import PartialHead
 from damro.decoding.compat import CACHE
 from damro.decoding.errors import InputsError, UnsupportedModelError
@@ -114,7 +115,8 @@ class RecurrentBranch:
         return _Read(read.cache, history.clone(), logits)
 
     def _run(self, cache: Cache, inputs: dict[str, Any]) -> Tensor:
-        logits = self._head.logits(None, **inputs, use_cache=True, **{CACHE: cache})
+        with reading(self._decoder, self.prompt):
+            logits = self._head.logits(None, **inputs, use_cache=True, **{CACHE: cache})
         with self._counting:
             self.passes += 1
         return logits

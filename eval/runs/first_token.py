@@ -8,6 +8,7 @@ share the full prompt, and the contrasts share the vision tower's run. Answers a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from damro.decoding.altering import reading
 from damro.decoding.branches.encoder_decoder import negative_branch
 from damro.decoding.branches.fused import prefill
 from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.families.generic.prompt import TokenPrompt
+from damro.decoding.inside import negative_prompt, prompts_of, second_branch, works_inside
 from damro.decoding.prompts import Prompt, VisualPrompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.eval.errors import EvalError
@@ -118,8 +122,17 @@ class FirstToken:
         # Those that rank patches come first: the run that is recorded serves all.
         ordered = sorted(dict.fromkeys(methods), key=lambda method: not isinstance(method, Damro))
         found = {method: method.contrast(model, inputs, scene) for method in ordered}
-        self._logits = first_logits(model, scene.kept["full"], shared=True)
+        # Methods that change the full prompt, or how it is read, read their own.
+        self._alone = {
+            method: _own_scores(model, one)
+            for method, one in found.items()
+            if works_inside(one) or prompts_of(one)[0] is not scene.kept.get("full")
+        }
+        found = {method: one for method, one in found.items() if method not in self._alone}
         self._contrasts = {method: one for method, one in found.items() if isinstance(one, Contrast)}
+        if not found:
+            return
+        self._logits = first_logits(model, scene.kept["full"], shared=True)
         # Where the full prompt leaves one plausible token, no contrast can change it.
         self._open = torch.zeros(len(self._logits), dtype=torch.bool, device=self._logits.device)
         for contrast in self._contrasts.values():
@@ -127,7 +140,7 @@ class FirstToken:
         self._negative: dict[Method, Tensor] = {}
         if not (self._contrasts and bool(self._open.any())):
             return
-        negatives = [contrast.negative for contrast in self._contrasts.values()]
+        negatives = [negative_prompt(contrast) for contrast in self._contrasts.values()]
         if any(isinstance(prompt, TokenPrompt) for prompt in negatives):  # read as the model's own inputs
             read = [first_logits(model, prompt, shared=False)[self._open] for prompt in negatives]
         else:
@@ -137,6 +150,8 @@ class FirstToken:
 
     def scores(self, method: Method) -> Tensor:
         """`(questions, V)`, log-probabilities of the first token under a method."""
+        if method in self._alone:
+            return self._alone[method]
         if method not in self._contrasts:
             return torch.log_softmax(self._logits, dim=-1)
         rule, scores = self._contrasts[method].rule, torch.empty_like(self._logits)
@@ -149,6 +164,19 @@ class FirstToken:
         """By question, the patches that a method chose; None if it chooses none."""
         contrast = self._contrasts.get(method)
         return contrast.by_row() if isinstance(contrast, PatchContrast) else None
+
+
+def _own_scores(model: Any, found: Contrast | Prompt) -> Tensor:
+    """`(questions, V)`, log-probabilities of the first token under a method that shares nothing with others."""
+    if not isinstance(found, Contrast):
+        return torch.log_softmax(first_logits(model, found, shared=True), dim=-1)
+    branch = second_branch(model, found)
+    with branch.looking() if isinstance(branch, ReadoutBranch) else nullcontext():
+        full = first_logits(model, found.full, shared=True)
+        if not bool(found.rule.needed(full, 0).any()):
+            return found.rule(full, None, 0)
+        nothing = torch.empty(len(full), 0, dtype=torch.long, device=full.device)
+        return found.rule(full, branch.logits(nothing).float(), 0)
 
 
 def first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
@@ -167,7 +195,8 @@ def first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
         nothing = torch.empty(len(prompt.attention_mask), 0, dtype=torch.long, device=prompt.attention_mask.device)
         return negative_branch(model, prompt).logits(nothing).float()
     if isinstance(prompt, TokenPrompt):  # language models that keep states have caches of their own
-        output: Any = decoder(**prompt.first_inputs(), use_cache=False, logits_to_keep=1)
+        with reading(decoder, prompt):
+            output: Any = decoder(**prompt.first_inputs(), use_cache=False, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1].float()
         return logits
     return (prefill_shared if shared else prefill)(decoder, prompt).logits.float()

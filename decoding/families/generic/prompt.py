@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from damro.decoding.altering import Alteration
 from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.prompts import columns_to_keep, positions_of, take_columns
 
@@ -125,6 +126,7 @@ class TokenPrompt:
         coordinates: `(axes, B, L)`, where columns stand in models with several positions for each (M-RoPE): text one
             behind the other, patches in time, height and width. None if a column's position is its number.
         extra: what ``generate`` is given beside, to make out where columns stand.
+        altered: as of a visual prompt.
     """
 
     tokens: Tensor
@@ -134,6 +136,7 @@ class TokenPrompt:
     types: Mapping[str, Tensor] = field(default_factory=dict)
     coordinates: Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    altered: Alteration | None = None
 
     bidirectional = False
     in_one_pass = True
