@@ -298,7 +298,7 @@ def test_a_table_of_vlmevalkit(tmp_path: Path) -> None:
 
 
 def test_questions_without_a_figure_are_answered_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By every method with the answer of the language model alone, as `damro.answering` gives it; with logits not."""
+    """By every method with the answer of the language model alone, as stock `generate` gives it."""
     images = official(tmp_path)
     for path in images.rglob("*.png"):
         scene("test", 1).image.save(path)
@@ -311,6 +311,9 @@ def test_questions_without_a_figure_are_answered_plainly(tmp_path: Path, capsys:
         method: [json.loads(line) for line in (tmp_path / "out" / method / "records.jsonl").read_text().splitlines()]
         for method in ("greedy", "damro")
     }
+    files = {method: (tmp_path / "out" / method / "records.jsonl").read_text() for method in records}
+    assert main(["run", "hallusion", "--split", "non_image", "--methods", "greedy", "damro", *options]) == 0  # goes on
+    assert files == {method: (tmp_path / "out" / method / "records.jsonl").read_text() for method in records}
     answers = {method: [one["answer"] for one in of] for method, of in records.items()}
     assert answers["greedy"] == answers["damro"] and all(answers["greedy"])
     assert all(one["image"] is None and "image_digest" not in one for one in records["damro"])
