@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from damro.eval.benchmark import Group, Scoring
+from damro.eval.benchmark import Group, Measure, Scoring
 from damro.parameters import parameters
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
     Args:
         title: What the benchmark is called.
-        groups: What was scored; all have the same metrics, which are shares.
+        groups: What was scored; all have the same metrics.
         as_json: Print one JSON object, a key a group, in place of a table.
     """
     if as_json:
@@ -81,12 +81,15 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from damro.eval.report.text import to_line
+
     console = Console()
     console.print(_table(title, groups))
     console.print("Beside or below a value: its 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
-        console.print(f"{group.name}: {told}", markup=False, highlight=False)
+        if told:
+            console.print(to_line(f"{group.name}: {told}"), markup=False, highlight=False)
     doubtful = {note.name: note.meaning for group in groups for note in group.notes if note.doubtful}
     for name, meaning in doubtful.items():
         console.print(f"WARNING: {name}: {meaning}", markup=False, highlight=False)
@@ -106,15 +109,18 @@ def _table(title: str, groups: Sequence[Group]) -> Table:
         table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
-        table.add_row(to_rich(group.name), *(Text(_cell(found[name], below=below)) for name in measures))
+        shown = (_cell(found[name], measure, below=below) for name, measure in measures.items())
+        table.add_row(to_rich(group.name), *map(Text, shown))
     return table
 
 
-def _cell(value: Interval | None, *, below: bool) -> str:
-    """A share in percent with its interval."""
+def _cell(value: Interval | None, measure: Measure, *, below: bool) -> str:
+    """A value with its interval, shares in percent."""
     if value is None:
         return "-"
+    scale, digits = (100 if measure.unit else 1), measure.digits
+    shown = f"{scale * value.estimate:.2f}"
     if value.ends is None:
-        return f"{100 * value.estimate:.2f}"
-    low, high = (f"{100 * end:.1f}" for end in value.ends)
-    return f"{100 * value.estimate:.2f}" + (f"\n{low}-{high}" if below else f" [{low}, {high}]")
+        return shown
+    low, high = (f"{scale * end:.{digits}f}" for end in value.ends)
+    return shown + (f"\n{low}-{high}" if below else f" [{low}, {high}]")
