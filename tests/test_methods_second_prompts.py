@@ -16,13 +16,17 @@ from damro.eval.runs.engine import Engine, make_engine
 from damro.eval.runs.loop import Answered, Loop
 from damro.eval.samples import Sample
 from damro.loading import Loaded
-from damro.methods import PAI, Method, Recipe
+from damro.methods import PAI, AvisC, Method, Recipe
 from tests.golden_cases import FAMILIES, Inputs, fresh_model, inputs_of, model_of, prompt_length, row_alone
 from tests.golden_models import make_processor
 from tests.test_decoding_altering import hooks_of
 from tests.told import request
 
-CASES: list[Method] = [PAI(alpha=1.0, from_layer=1), PAI(alpha=1.0, gamma=1.0, from_layer=0, to_layer=2)]
+CASES: list[Method] = [
+    PAI(alpha=1.0, from_layer=1),
+    PAI(alpha=1.0, gamma=1.0, from_layer=0, to_layer=2),
+    AvisC(),
+]
 EVERY_METHOD = pytest.mark.parametrize("method", CASES, ids=str)
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

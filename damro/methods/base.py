@@ -112,8 +112,11 @@ class Cost(NamedTuple):
 
 INSIDE = ("encoder-decoders", "language models that keep states", "drafts of several tokens", "a logits processor")
 """The limits of methods that change or read the inside of the language model, see `damro.decoding.inside`."""
-ATTENTION = (*INSIDE, "sliding windows, and attention that cannot be exchanged by name")
+_BY_NAME = "sliding windows, and attention that cannot be exchanged by name"
+ATTENTION = (*INSIDE, _BY_NAME)
 """The limits of those among them that change its attention."""
+READ_ATTENTION = ("encoder-decoders", "language models that keep states", _BY_NAME)
+"""The limits of methods that look at the attention of the language model before it answers."""
 SECOND = "keys and values of a second prompt"
 """The memory of a second prompt."""
 
