@@ -16,7 +16,7 @@ from damro.eval.runs.engine import Engine, make_engine
 from damro.eval.runs.loop import Answered, Loop
 from damro.eval.samples import Sample
 from damro.loading import Loaded
-from damro.methods import PAI, AvisC, Method, Recipe
+from damro.methods import PAI, SID, AvisC, Method, Recipe
 from tests.golden_cases import FAMILIES, Inputs, fresh_model, inputs_of, model_of, prompt_length, row_alone
 from tests.golden_models import make_processor
 from tests.test_decoding_altering import hooks_of
@@ -26,6 +26,7 @@ CASES: list[Method] = [
     PAI(alpha=1.0, from_layer=1),
     PAI(alpha=1.0, gamma=1.0, from_layer=0, to_layer=2),
     AvisC(),
+    SID(layer=1, share=0.3),
 ]
 EVERY_METHOD = pytest.mark.parametrize("method", CASES, ids=str)
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)

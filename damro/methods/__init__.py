@@ -6,23 +6,31 @@
 Importing this package imports no torch.
 """
 
+from damro.methods.avisc import AvisC
 from damro.methods.base import Cost, Method, Scene
+from damro.methods.code import CODE
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
+from damro.methods.lcd import LCD
 from damro.methods.m3id import M3ID
 from damro.methods.pai import PAI
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
+from damro.methods.sid import SID
 from damro.methods.vcd import VCD
 
 __all__ = [
+    "CODE",
     "ICD",
+    "LCD",
     "M3ID",
     "METHODS",
     "PAI",
+    "SID",
     "VCD",
+    "AvisC",
     "Cost",
     "Damro",
     "Greedy",

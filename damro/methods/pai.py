@@ -72,7 +72,7 @@ class PAI(Method):
                 f"from_layer must be below to_layer and the number of the language model's layers, got "
                 f"{self.from_layer} for {self.to_layer}; 0 takes the first"
             )
-        boosted = replace(full, altered=Alteration(attention=image_boost(self.alpha, layers, self.boost_first)))
+        boosted: Prompt = replace(full, altered=Alteration(attention=image_boost(self.alpha, layers, self.boost_first)))
         if self.gamma == 1:
             return boosted
         return Contrast(boosted, full.drop_image(), ContrastRule(self.gamma - 1, self.beta))

@@ -20,6 +20,10 @@ METHODS: Registry[type[Method]] = Registry(
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
         "pai": "damro.methods.pai:PAI",
+        "avisc": "damro.methods.avisc:AvisC",
+        "sid": "damro.methods.sid:SID",
+        "lcd": "damro.methods.lcd:LCD",
+        "code": "damro.methods.code:CODE",
     },
     Method,
 )
