@@ -16,7 +16,7 @@ from damro.eval.runs.engine import Engine, make_engine
 from damro.eval.runs.loop import Answered, Loop
 from damro.eval.samples import Sample
 from damro.loading import Loaded
-from damro.methods import PAI, SID, AvisC, Method, Recipe
+from damro.methods import CODE, ICD, LCD, M3ID, PAI, SID, VCD, AvisC, Method, Recipe, Ritual
 from tests.golden_cases import FAMILIES, Inputs, fresh_model, inputs_of, model_of, prompt_length, row_alone
 from tests.golden_models import make_processor
 from tests.test_decoding_altering import hooks_of
@@ -27,6 +27,11 @@ CASES: list[Method] = [
     PAI(alpha=1.0, gamma=1.0, from_layer=0, to_layer=2),
     AvisC(),
     SID(layer=1, share=0.3),
+    ICD(disturbance="What is a cat.", form="paper", alpha=0.5, place="instruction"),
+    VCD(rate=0.01, noise_step=300, seed=3),
+    M3ID(forgetting=0.5, confidence=1.0, beta=0.1),
+    CODE(instruction="What is a cat.", description_tokens=5),
+    LCD(),
 ]
 EVERY_METHOD = pytest.mark.parametrize("method", CASES, ids=str)
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -111,7 +116,7 @@ def _engine(method: Method) -> Engine:
     return make_engine(asked, Loaded(model_of("llava"), make_processor("llava")), _open)
 
 
-@EVERY_METHOD
+@pytest.mark.parametrize("method", [*CASES, Ritual()], ids=str)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_records(method: Method, tmp_path: Path) -> None:
     def run(folder: str, answer: Callable[[Any], list[Answered]]) -> list[dict[str, Any]]:
         records = Loop(batch_size=2).run(tmp_path / folder, _samples(), answer)

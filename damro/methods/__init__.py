@@ -18,6 +18,7 @@ from damro.methods.m3id import M3ID
 from damro.methods.pai import PAI
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
+from damro.methods.ritual import Ritual
 from damro.methods.sid import SID
 from damro.methods.vcd import VCD
 
@@ -39,6 +40,7 @@ __all__ = [
     "NoImage",
     "RandomK",
     "Recipe",
+    "Ritual",
     "Scene",
     "as_recipe",
     "labels",

@@ -24,6 +24,7 @@ METHODS: Registry[type[Method]] = Registry(
         "sid": "damro.methods.sid:SID",
         "lcd": "damro.methods.lcd:LCD",
         "code": "damro.methods.code:CODE",
+        "ritual": "damro.methods.ritual:Ritual",
     },
     Method,
 )
