@@ -88,8 +88,8 @@ class CODE(Method):
                 prompt.inputs_embeds[:1], prompt.attention_mask[:1], prompt.image_mask[:1], prompt.bidirectional
             )
             asked = {key: value[:1] if isinstance(value, Tensor) else value for key, value in asked.items()}
-        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.description_tokens}
-        ids = decode(model, asked, prompt, **greedy)
+        length = self.description_tokens
+        ids = decode(model, asked, prompt, do_sample=False, num_beams=1, max_new_tokens=length)
         new = ids[:, returned_prompt(model, asked).shape[1] :]
         texts = scene.processor.batch_decode(new, skip_special_tokens=True)
         return [tensor(scene.processor.tokenizer(text.strip())["input_ids"], dtype=ids.dtype) for text in texts]
