@@ -62,8 +62,8 @@ class LCDRule:
     Example:
         >>> import torch
         >>> full, text = torch.tensor([[1.0, 1.0, -9.0]]), torch.tensor([[2.0, 1.0, 1.0]])
-        >>> LCDRule(alpha=1.0)(full, text, step=0).exp().round(decimals=3).tolist()
-        [[0.264, 0.736, 0.0]]
+        >>> [round(p, 3) for p in LCDRule(alpha=1.0)(full, text, step=0).exp()[0].tolist()]
+        [0.264, 0.736, 0.0]
     """
 
     alpha: Strength = 2.0
