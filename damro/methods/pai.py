@@ -26,7 +26,7 @@ ToLayer = Annotated[int, Range(1, hint="none goes to the last")]
 
 @dataclass(frozen=True)
 class PAI(Method):
-    """More attention to the image, and a contrast with the text alone (PAI, ECCV 2024, eq. 3 to 5).
+    """More attention to the image, and a contrast with the text alone (PAI, ECCV 2024).
 
     The query of the last column of the prompt, and of every token behind it, has its logits of attention to image
     columns raised, `w + alpha |w|`. The scores are `gamma lc - (gamma - 1) lu` over the plausible tokens, lu being the
