@@ -100,8 +100,8 @@ class CODERule:
     """`log_softmax((1 + a_t) f - a_t n)` where `p_f >= D max p_f`, with `a_t = 1 - D`.
 
     `D = sum(log2(|p_f - p_n| ** exponent + 1) (p_f + p_n)) / 2` is how far apart the probabilities with the image and
-    with the description are, from 0 to 1 (the authors' `cd_utils.py`). Where both say the same, the contrast is strongest and
-    every token is plausible; so the other logits are always needed.
+    with the description are, from 0 to 1 (the authors' `cd_utils.py`). Where both say the same, the contrast is
+    strongest and every token is plausible; so the other logits are always needed.
 
     Attributes:
         exponent: of the difference, > 0.
