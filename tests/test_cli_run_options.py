@@ -69,7 +69,7 @@ def test_options_are_recorded_with_the_methods_that_have_them(world: Path, tmp_p
     expected: dict[str, dict[str, Any]] = {
         "greedy": {},
         "vcd": {"noise_step": 300},
-        "icd": {"disturbance": "What is a cat.", "question_only": False, "form": "released", "place": "front"},
+        "icd": {"disturbance": "What is a cat.", "question_only": False},
         "m3id": {"forgetting": 0.5, "confidence": 0.9},
     }
     texts = {
