@@ -162,12 +162,12 @@ class Engine:
             for sample, text, outliers in zip(batch, texts, found, strict=True)
         }
 
-    def scene(self, images: Sequence[str], pictures: Sequence[Image.Image], *, shared: bool) -> Scene:
+    def scene(self, images: Sequence[str], pictures: Sequence[Image.Image] | None = None, *, shared: bool) -> Scene:
         """Return what a method is shown of a batch.
 
         Args:
             images: Their names, one a prompt or one for all.
-            pictures: The images themselves, likewise.
+            pictures: The images themselves, likewise, for methods that change them.
             shared: Whether all prompts are about one image.
         """
         return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images), pictures=pictures)
