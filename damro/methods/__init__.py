@@ -9,6 +9,7 @@ Importing this package imports no torch.
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
+from damro.methods.drop_outliers import DropOutliers, DropRandom
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
@@ -23,6 +24,8 @@ __all__ = [
     "VCD",
     "Cost",
     "Damro",
+    "DropOutliers",
+    "DropRandom",
     "Greedy",
     "LeastK",
     "Method",

@@ -16,6 +16,8 @@ METHODS: Registry[type[Method]] = Registry(
         "random-k": "damro.methods.controls:RandomK",
         "least-k": "damro.methods.controls:LeastK",
         "no-image": "damro.methods.controls:NoImage",
+        "drop-outliers": "damro.methods.drop_outliers:DropOutliers",
+        "drop-random": "damro.methods.drop_outliers:DropRandom",
         "vcd": "damro.methods.vcd:VCD",
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
