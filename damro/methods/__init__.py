@@ -14,6 +14,7 @@ from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
+from damro.methods.registers import Registers
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
 
@@ -32,6 +33,7 @@ __all__ = [
     "NoImage",
     "RandomK",
     "Recipe",
+    "Registers",
     "Scene",
     "as_recipe",
     "labels",

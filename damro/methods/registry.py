@@ -18,6 +18,7 @@ METHODS: Registry[type[Method]] = Registry(
         "no-image": "damro.methods.controls:NoImage",
         "drop-outliers": "damro.methods.drop_outliers:DropOutliers",
         "drop-random": "damro.methods.drop_outliers:DropRandom",
+        "registers": "damro.methods.registers:Registers",
         "vcd": "damro.methods.vcd:VCD",
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
