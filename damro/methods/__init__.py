@@ -8,6 +8,7 @@ Importing this package imports no torch.
 
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
+from damro.methods.crop import Crop
 from damro.methods.damro import Damro
 from damro.methods.drop_outliers import DropOutliers, DropRandom
 from damro.methods.greedy import Greedy
@@ -24,6 +25,7 @@ __all__ = [
     "METHODS",
     "VCD",
     "Cost",
+    "Crop",
     "Damro",
     "DropOutliers",
     "DropRandom",

@@ -16,6 +16,7 @@ METHODS: Registry[type[Method]] = Registry(
         "random-k": "damro.methods.controls:RandomK",
         "least-k": "damro.methods.controls:LeastK",
         "no-image": "damro.methods.controls:NoImage",
+        "crop": "damro.methods.crop:Crop",
         "drop-outliers": "damro.methods.drop_outliers:DropOutliers",
         "drop-random": "damro.methods.drop_outliers:DropRandom",
         "registers": "damro.methods.registers:Registers",

@@ -134,8 +134,11 @@ class Pruning:
 
         Raises:
             ParameterError: if `start_layer` is none of the ViT's, or lies behind the layer of the features.
+            UnsupportedModelError: if the family's prompts are not pruned.
         """
-        family = family_of(model)
+        family: Any = family_of(model)
+        if hasattr(family, "column_weights"):
+            family.column_patches(model, inputs, None)  # refuses, before its ViT is taken for one of CLIP's kind
         last = family.feature_layer(model, reference=False)
         first = last if self.start_layer is None else resolve_layer(model, family, self.start_layer)
         if first > last:
