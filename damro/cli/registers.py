@@ -95,10 +95,9 @@ def _tell(args: argparse.Namespace, found: Any, effects: list[Any]) -> None:
     """The neurons, and by layer the mean over tiles of the longest and of the median patch, before and after."""
     import torch
 
-    longest, median = (
-        [torch.cat([measure(getattr(one, side)) for one in effects], dim=1).mean(dim=1) for side in ("before", "after")]
-        for measure in (lambda norms: norms.amax(dim=-1), lambda norms: norms.median(dim=-1).values)
-    )
+    sides = {side: torch.cat([getattr(one, side) for one in effects], dim=1) for side in ("before", "after")}
+    longest = [norms.amax(dim=-1).mean(dim=1) for norms in sides.values()]
+    median = [norms.median(dim=-1).values.mean(dim=1) for norms in sides.values()]
     register = torch.cat([one.register for one in effects], dim=1).mean(dim=1)
     if args.json:
         norms = {"longest": longest, "median": median}
