@@ -39,7 +39,7 @@ class DropOutliers(FromPreset):
     source: ClassVar = "the project's own; ranked as DAMRO, EMNLP 2024, arXiv 2410.04514"
     limits: ClassVar = (
         "image columns that hold parts of several patches (LLaVA-OneVision)",
-        "beams and other stock loops with models of prompts of tokens (Qwen-VL, InternVL, ...)",
+        "beams and other stock loops, sliding windows and states with prompts of tokens (Qwen-VL, InternVL, ...)",
     )
 
     top_k: Patches | None = None
