@@ -130,7 +130,10 @@ def contrast_processor(
     with record_origin(model, inputs) as origin:
         contrast = chosen.prepare(model, inputs, Scene(processor=processor))
     if not isinstance(contrast, Contrast):
-        raise ParameterError(f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor")
+        raise ParameterError(
+            f"method must be a contrast, got {recipe.text!r}; plain decoding needs no processor, and other prompts "
+            "than the model's own need damro.generate"
+        )
     if works_inside(contrast):
         raise ParameterError(
             "method must leave the passes of model.generate alone to be a logits processor, "

@@ -36,6 +36,7 @@ from damro.decoding.settings import (
     OF_TOKENS,
     asks,
     check_call,
+    check_cut,
     check_mask,
     check_prompt,
     end_tokens,
@@ -105,6 +106,10 @@ def decode(
         check_model(decoder, contrast)
         check_settings(decoder, contrast, strategy, generate_kwargs)
         strategy, shared_prefix = "lazy", False
+    cut = _is_cut(decoder, full, inputs["input_ids"])
+    if cut:
+        check_cut(decoder, strategy, own_loop_serves(decoder, generate_kwargs))
+        strategy = "fused"
     if strategy == "auto":
         strategy = "fused" if shared_prefix else choose_strategy(full)
     if decoder is not model:
@@ -116,7 +121,7 @@ def decode(
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
     rule: LogitsProcessor | None = None
-    if serves and strategy == "fused" and (shared_prefix or contrasts):
+    if serves and strategy == "fused" and (shared_prefix or contrasts or cut):
         call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
@@ -197,6 +202,8 @@ def _prompt_arguments(
     model: PreTrainedModel, decoder: Any, input_ids: Tensor, full: Prompt, generate_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What tells ``generate`` the prompt: its columns, and the tokens that stand in front of what it returns."""
+    if _is_cut(decoder, full, input_ids):  # the loop reads the prompt itself; these stand in front of what it returns
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if isinstance(full, TokenPrompt):
         return full.generate_inputs()
     assert isinstance(full, VisualPrompt)
@@ -216,6 +223,14 @@ def _prompt_arguments(
         # cannot be helped.
         return arguments | encoder_outputs(model, input_ids, full, as_list=family_of(model).POOLED_AS_LIST)
     return arguments | {"inputs_embeds": full.inputs_embeds}
+
+
+def _is_cut(decoder: Any, full: Prompt, input_ids: Tensor) -> bool:
+    """Whether a prompt has another number of columns than of tokens, and ``generate`` cannot be given columns."""
+    columns = full.attention_mask.shape[1]
+    if is_encoder_decoder(decoder) or columns == input_ids.shape[1]:
+        return False
+    return isinstance(full, TokenPrompt) or not _takes_columns(decoder)
 
 
 def _takes_columns(decoder: Any) -> bool:

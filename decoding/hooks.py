@@ -114,6 +114,33 @@ def replaced_output(module: nn.Module, change: Callable[[Any], Any]) -> Iterator
         module._forward_hooks.pop(key, None)
 
 
+@contextmanager
+def replaced_input(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """While open, the first argument that a module is given in this thread is replaced, behind all other hooks' looks.
+
+    Args:
+        module: whose argument it is.
+        change: from the argument to what takes its place.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Identity()
+        >>> with replaced_input(layer, lambda states: states + 1):
+        ...     layer(torch.zeros(1))
+        tensor([1.])
+    """
+    thread, key = get_ident(), next(_KEYS)
+
+    def call(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (change(args[0]), *args[1:]) if get_ident() == thread else None
+
+    try:
+        module._forward_pre_hooks[key] = call
+        yield
+    finally:
+        module._forward_pre_hooks.pop(key, None)
+
+
 def _remove(hooks: Sequence[_Hook]) -> None:
     for hook in hooks:
         hook.remove()

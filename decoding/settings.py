@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from damro.decoding.branches.fused import can_branch
+from damro.decoding.branches.fused import can_branch, why_alone
 from damro.decoding.compat import older_than
-from damro.decoding.errors import InputsError, ParameterError
+from damro.decoding.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import inferred_mask, is_encoder_decoder
 from damro.decoding.processor import RuleProcessor
@@ -215,6 +215,34 @@ def check_prompt(decoder: Any, call: Mapping[str, Any], full: Prompt, *, pruned:
         _refuse(decoder, call, ("prefill_chunk_size",), why, "decode without it, or pip install 'transformers>=5.23'")
     if not tokens:
         _refuse(decoder, call, OF_TOKENS, "given as columns, as this model's language model is", "decode without it")
+
+
+def check_cut(decoder: Any, strategy: str = "auto", serves: bool = True) -> None:
+    """Refuses the stock loop for a prompt with other image columns than tokens, which it cannot be given.
+
+    It takes such a prompt as columns, which not all models can be given there, and would number those of Qwen-VL anew;
+    damro's own loop reads it with the places that its columns had.
+
+    Args:
+        decoder: the language model.
+        strategy: that was asked for.
+        serves: whether damro's own loop can run this call, see :func:`own_loop_serves`.
+
+    Raises:
+        UnsupportedModelError: the model's own attention cannot be run in that loop.
+        ParameterError: another loop is asked for.
+    """
+    if (why := why_alone(decoder)) is not None:
+        raise UnsupportedModelError(
+            f"model must be one whose prompts can be read with fewer image columns, got {decoder.config.model_type}: "
+            f"{why}; use a method that leaves no image column out"
+        )
+    if strategy == "lazy" or not serves:
+        raise ParameterError(
+            "strategy must be 'auto' or 'fused', and decoding greedy or sampling, where image columns of "
+            f"{decoder.config.model_type} are left out, got strategy {strategy!r} or beams, drafts or another loop; "
+            "leave that out, or use a method that leaves no image column out"
+        )
 
 
 def _refuse(decoder: Any, call: Mapping[str, Any], names: tuple[str, ...], prompt: str, remedy: str) -> None:

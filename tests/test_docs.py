@@ -60,7 +60,8 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["result"].n == 8  # what the text says of the questions
 
 
-def test_the_page_on_attention_runs() -> None:
+def test_the_page_on_attention_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a file
     model, processor = load_model("tiny")
     inputs = prepare_inputs(processor, [tiny.scene("test", 0).image], ["Describe this image."], model)
     text = (DOCS / "attention.md").read_text()
@@ -69,7 +70,8 @@ def test_the_page_on_attention_runs() -> None:
     for code in ran:
         # The embedded model has 64 patches, and an answer of 4 tokens tells as much as one of 256.
         exec(code.replace("192", "32").replace("=256", "=4"), names)
-    assert len(ran) == 4
+    assert len(ran) == 5
+    assert names["effect"].before.shape == (6, 1, 64)
     assert names["attention"].weights.shape == (1, 64)
     assert names["found"].indices.shape == (1, 10)
 

@@ -27,6 +27,7 @@ _COMMANDS = (
     "demo",
     "answer",
     "attention",
+    "registers",
     "explain",
     "app",
     "serve",

@@ -10,9 +10,11 @@ from damro.methods.avisc import AvisC
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.code import CODE
 from damro.methods.controls import LeastK, NoImage, RandomK
+from damro.methods.crop import Crop
 from damro.methods.damro import Damro
 from damro.methods.deco import DeCo
 from damro.methods.dola import DoLa
+from damro.methods.drop_outliers import DropOutliers, DropRandom
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.lcd import LCD
@@ -20,6 +22,7 @@ from damro.methods.m3id import M3ID
 from damro.methods.only import Only
 from damro.methods.pai import PAI
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
+from damro.methods.registers import Registers
 from damro.methods.registry import METHODS
 from damro.methods.ritual import Ritual
 from damro.methods.sid import SID
@@ -39,9 +42,12 @@ __all__ = [
     "VTI",
     "AvisC",
     "Cost",
+    "Crop",
     "Damro",
     "DeCo",
     "DoLa",
+    "DropOutliers",
+    "DropRandom",
     "Greedy",
     "LeastK",
     "Method",
@@ -50,6 +56,7 @@ __all__ = [
     "RandomK",
     "Recipe",
     "Ritual",
+    "Registers",
     "Scene",
     "Vista",
     "as_recipe",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from damro.methods.base import SECOND, Cost, Scene, seed_of
+from damro.methods.base import SECOND, Cost, Scene
 from damro.methods.damro import Damro, PresetMethod
 from damro.parameters import Seed
 
@@ -35,14 +35,9 @@ class RandomK(Damro):
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the one with patches drawn without replacement."""
-        from damro.methods.patches import patch_contrast, random_patches, tiles_of_images
+        from damro.methods.patches import patch_contrast, random_choice
 
-        seed = self.seed or 0
-        if scene.images is None:
-            return patch_contrast(model, inputs, scene, self, random_patches(seed))
-        tiles = zip(scene.images, tiles_of_images(model, inputs), strict=False)
-        seeds = [seed_of(seed, f"{name}#{tile}", "patches") for name, count in tiles for tile in range(count)]
-        return patch_contrast(model, inputs, scene, self, random_patches(seeds))
+        return patch_contrast(model, inputs, scene, self, random_choice(model, inputs, scene, self.seed or 0))
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,11 @@ Patches = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
-class PresetMethod(Method):
-    """Base of DAMRO and its controls, whose parameters depend on the model's family and the task.
+class FromPreset(Method):
+    """Base of methods with parameters that depend on the model's family and the task.
 
-    Attributes:
-        alpha: strength of the contrast; none takes the preset of the family and task.
-        beta: plausibility cutoff; none takes the preset.
-        task: whose preset to take; none takes the benchmark's of a run, else the general one.
+    A subclass has a `task` and some of `alpha`, `beta` and `top_k`; none of them takes the preset.
     """
-
-    alpha: Strength | None = None
-    beta: Cutoff | None = None
-    task: Task | None = None
 
     def settle(self, family: str, task: Task | None = None, seed: int = 0) -> Self:
         """See :meth:`damro.methods.base.Method.settle`."""
@@ -45,8 +38,24 @@ class PresetMethod(Method):
                 f"{family!r}; pass {', '.join(missing)}, such as {self.name}:{missing[0]}=..., or try several: "
                 f"{_sweep(self.name, given(self), missing)}"
             )
-        values: dict[str, Any] = {name: getattr(preset(family, self.task or task), name) for name in missing}
-        return replace(settled, task=None, **values)
+        told: Task | None = getattr(self, "task", None) or task
+        values: dict[str, Any] = {name: getattr(preset(family, told), name) for name in missing}
+        return replace(settled, **{"task": None, **values})
+
+
+@dataclass(frozen=True)
+class PresetMethod(FromPreset):
+    """Base of DAMRO and its controls.
+
+    Attributes:
+        alpha: strength of the contrast; none takes the preset of the family and task.
+        beta: plausibility cutoff; none takes the preset.
+        task: whose preset to take; none takes the benchmark's of a run, else the general one.
+    """
+
+    alpha: Strength | None = None
+    beta: Cutoff | None = None
+    task: Task | None = None
 
 
 _TRIED: dict[str, tuple[str, ...]] = {"alpha": ("0.5", "1", "2"), "beta": ("0.1",), "top_k": ("10",)}

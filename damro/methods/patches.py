@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from damro.decoding.families import check_inputs, family_of
 from damro.decoding.rules import Contrast, ContrastRule
-from damro.methods.base import Scene
+from damro.methods.base import Scene, VisionRun, seed_of
 from damro.methods.damro import Damro, Variant
 from damro.methods.presets import Task
 from damro.pruning import Pruning
@@ -124,20 +124,56 @@ def patch_contrast(
     assert method.alpha is not None and method.beta is not None and method.top_k is not None  # settled
     family = family_of(model)
     reference = method.variant == "reference"
-    layer = family.feature_layer(model, reference=reference)
-    run = scene.look(model, inputs, [layer])
-    attention = read_layer(family, model, inputs, run.recorded, run.encoding, layer, family_heads(family))
-    outliers = choose_patches(attention, method.top_k, choose)
-    # Of an image that all prompts share the tower saw one copy.
-    copies = len(attention.row) // len(outliers)
-    outliers = outliers.repeat(copies, 1)
-    attention = replace(attention, weights=attention.weights.repeat(copies, 1))
+    run, attention, outliers = rank_image(model, inputs, scene, method.top_k, choose, reference=reference)
     # Where the released code takes features from a tensor with [CLS] in front, by indices that do not count it, patch
     # i - 1 stands for patch i.
     shift = getattr(family, "REFERENCE_SHIFT", 0) if reference else 0
     full = scene.full_prompt(model, inputs, run)
     negative = family.prompt_of_patches(model, inputs, run.encoding, outliers - shift)
     return PatchContrast(full, negative, ContrastRule(method.alpha, method.beta), attention, outliers)
+
+
+class Ranked(NamedTuple):
+    """One run of the vision tower, and what was chosen by its attention.
+
+    Attributes:
+        run: of the tower.
+        attention: by which patches were chosen.
+        outliers: `(tiles, k)`, the chosen patches of every tile of every image.
+    """
+
+    run: VisionRun
+    attention: CLSAttention
+    outliers: Tensor
+
+
+def rank_image(
+    model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene, top_k: int, choose: Choose, *, reference: bool
+) -> Ranked:
+    """Runs the vision tower once and chooses patches of each tile.
+
+    Args:
+        model: the LVLM.
+        inputs: what its processor returned.
+        scene: see :class:`damro.methods.base.Scene`.
+        top_k: how many.
+        choose: which.
+        reference: rank by the layer that the released code reads, see :meth:`Family.feature_layer`.
+
+    Raises:
+        ParameterError: more patches than there are.
+        InputsError: as :meth:`damro.methods.base.Scene.look`.
+        UnsupportedModelError: a ViT whose attention cannot be read.
+    """
+    family = family_of(model)
+    layer = family.feature_layer(model, reference=reference)
+    run = scene.look(model, inputs, [layer])
+    attention = read_layer(family, model, inputs, run.recorded, run.encoding, layer, family_heads(family))
+    outliers = choose_patches(attention, top_k, choose)
+    # Of an image that all prompts share the tower saw one copy.
+    copies = len(attention.row) // len(outliers)
+    attention = replace(attention, weights=attention.weights.repeat(copies, 1))
+    return Ranked(run, attention, outliers.repeat(copies, 1))
 
 
 def choose_patches(attention: CLSAttention, top_k: int, choose: Choose) -> Tensor:
@@ -180,6 +216,16 @@ def random_patches(seeds: int | list[int]) -> Choose:
         return order[:, :top_k].to(weights.device)
 
     return choose
+
+
+def random_choice(model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene, seed: int) -> Choose:
+    """Patches drawn by the seed and, where images have names, by theirs alone."""
+    if scene.images is None:
+        return random_patches(seed)
+    tiles = zip(scene.images, tiles_of_images(model, inputs), strict=False)
+    return random_patches(
+        [seed_of(seed, f"{name}#{tile}", "patches") for name, count in tiles for tile in range(count)]
+    )
 
 
 def least_patches(weights: Tensor, top_k: int) -> Tensor:

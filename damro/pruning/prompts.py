@@ -6,7 +6,7 @@ prefill, decoding and the KV cache all get cheaper. Kept columns stay in image o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from damro.decoding.families import Encoding, check_inputs, family_of
+from damro.decoding.families import ColumnPatches, Encoding, check_inputs, family_of
 from damro.decoding.prompts import Prompt, VisualPrompt, embedded
 from damro.errors import ParameterError
 from damro.pruning.rules import (
@@ -134,8 +134,11 @@ class Pruning:
 
         Raises:
             ParameterError: if `start_layer` is none of the ViT's, or lies behind the layer of the features.
+            UnsupportedModelError: if the family's prompts are not pruned.
         """
-        family = family_of(model)
+        family: Any = family_of(model)
+        if hasattr(family, "column_weights"):
+            family.column_patches(model, inputs, None)  # refuses, before its ViT is taken for one of CLIP's kind
         last = family.feature_layer(model, reference=False)
         first = last if self.start_layer is None else resolve_layer(model, family, self.start_layer)
         if first > last:
@@ -150,6 +153,7 @@ class Pruning:
         inputs: Mapping[str, Any],
         encoding: Encoding,
         recorded: Mapping[int, ClsQueryKeys],
+        without: Tensor | None = None,
     ) -> VisualPrompt:
         """The full prompt, pruned.
 
@@ -158,6 +162,7 @@ class Pruning:
             inputs: what its processor returned.
             encoding: the vision tower's run over them.
             recorded: what :meth:`record` kept of that run.
+            without: boolean `(tiles of all images, patches)`, patches that are no candidates; None if all are.
         """
         family = family_of(model)
         columns = family.column_patches(model, inputs, encoding)
@@ -166,11 +171,12 @@ class Pruning:
             raise ParameterError(f"keep_tokens must not exceed the {patches} patches of a tile, got {self.keep_tokens}")
         tiles = len(recorded[max(recorded)].keys)
         present = present_patches(columns, encoding.tiles, patches)
+        if without is not None:
+            present &= ~without
         kept = self.choose(recorded, encoding.grid, present[:tiles])
         # Of an image that all prompts share the tower saw one copy.
         kept = kept.repeat(len(present) // tiles, 1)
-        prompt = embedded(family.full_prompt(model, inputs, encoding))
-        return prompt.keep(kept_columns(columns, kept, encoding, len(prompt.image_mask)))
+        return keep_patches(model, inputs, encoding, columns, kept)
 
     def choose(self, recorded: Mapping[int, ClsQueryKeys], grid: tuple[int, int], present: Tensor) -> Tensor:
         """Boolean `(tiles, patches)`: the patches that stay.
@@ -194,6 +200,18 @@ class Pruning:
             count = iqr_counts(scores, present)
             count = (present.sum(dim=-1) - count if self.by == "unattended" else count).clamp(min=1)
         return keep_top(-scores if self.by == "unattended" else scores, count, present)
+
+
+def keep_patches(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    encoding: Encoding,
+    columns: Sequence[ColumnPatches],
+    kept: Tensor,
+) -> VisualPrompt:
+    """The full prompt with the columns of some patches only, boolean `(tiles of all images, patches)`."""
+    prompt = embedded(family_of(model).full_prompt(model, inputs, encoding))
+    return prompt.keep(kept_columns(columns, kept, encoding, len(prompt.image_mask)))
 
 
 def record_for(

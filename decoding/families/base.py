@@ -56,6 +56,8 @@ class Family(Protocol):
     A family whose patches the released DAMRO code takes beside the ranked ones also has a `REFERENCE_SHIFT`. One whose
     ViT has no [CLS] has `RANKED = "received"`. One that ranks columns rather than patches also has `layers`, `record`,
     `column_weights`, `images_of`, `each_its_image` and `encode_once`, as :mod:`damro.decoding.families.generic` does.
+    One whose columns hold several patches each has `prompt_without`, which is like `prompt_of_patches` with the patches
+    to leave out; of others their columns are left out.
     One that leaves some models of its type to that module has a function `serves(model)`. One whose processor reads
     videos and no images has `VIDEOS_ALONE = True`.
     """
@@ -152,6 +154,27 @@ def encoder_outputs(model: LVLM, ids: Tensor, prompt: VisualPrompt, *, as_list: 
     pooled: Any = rows if as_list else features.unsqueeze(1)
     modality = next(kind for kind, token in visual_tokens(model).items() if bool((ids == token).any()))
     return {"mm_encoder_outputs": {modality: BaseModelOutputWithPooling(pooler_output=pooled)}}
+
+
+def other_patches(patches: Tensor, encoding: Encoding) -> Tensor:
+    """All tokens of each tile but some of its patches, in their order, [CLS] as -1 in front.
+
+    Args:
+        patches: `(tiles, k)`, those to leave out, each once.
+        encoding: of the tiles.
+
+    Returns:
+        `(tiles, 1 + P - k)`.
+
+    Example:
+        >>> import torch
+        >>> other_patches(torch.tensor([[3, 0]]), Encoding(None, (), (), (), (2, 2))).tolist()
+        [[-1, 1, 2]]
+    """
+    count = encoding.grid[0] * encoding.grid[1]
+    tokens = torch.arange(-1, count, device=patches.device).expand(len(patches), -1)
+    stays = torch.ones_like(tokens, dtype=torch.bool).scatter(1, patches + 1, False)
+    return tokens[stays].view(len(patches), -1)
 
 
 def leading_columns(columns: int, grid: tuple[int, int]) -> int:

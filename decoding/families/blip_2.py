@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from damro.decoding.families.base import LVLM, Encoding, patch_grid, rows_of_images
+from damro.decoding.families.base import LVLM, Encoding, other_patches, patch_grid, rows_of_images
 from damro.decoding.families.instructblip import (
     DEFAULT_HEADS,
     PIXELS,
@@ -32,6 +32,7 @@ __all__ = [
     "feature_layer",
     "full_prompt",
     "prompt_of_patches",
+    "prompt_without",
     "vision_tower",
 ]
 
@@ -66,3 +67,8 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     ).last_hidden_state
     features = model.language_projection(queries.to(chosen.dtype))
     return full_prompt(model, inputs, encoding).replace_image(features)
+
+
+def prompt_without(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
+    """Lets the Q-Former read all tokens of the ViT but some patches."""
+    return prompt_of_patches(model, inputs, encoding, other_patches(patches, encoding))

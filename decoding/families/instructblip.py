@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from damro.decoding.errors import UnsupportedModelError
-from damro.decoding.families.base import LVLM, ColumnPatches, Encoding, embed_prompt, patch_grid, rows_of_images
+from damro.decoding.families.base import (
+    LVLM,
+    ColumnPatches,
+    Encoding,
+    embed_prompt,
+    other_patches,
+    patch_grid,
+    rows_of_images,
+)
 from damro.decoding.prompts import VisualPrompt
 
 REQUIRED_INPUTS: tuple[str, ...] = ("qformer_input_ids",)
@@ -72,6 +80,11 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
     index = (patches.to(tokens.device) + 1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     features = query_features(model, inputs, tokens.gather(1, index))
     return full_prompt(model, inputs, encoding).replace_image(features)
+
+
+def prompt_without(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> VisualPrompt:
+    """Lets the Q-Former read all tokens of the ViT but some patches."""
+    return prompt_of_patches(model, inputs, encoding, other_patches(patches, encoding))
 
 
 def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:

@@ -23,6 +23,7 @@ from damro.decoding.families.instructblip import (
     full_prompt,
     is_resized,
     prompt_of_patches,
+    prompt_without,
     vision_tower,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "feature_layer",
     "full_prompt",
     "prompt_of_patches",
+    "prompt_without",
     "vision_tower",
 ]
 

@@ -51,6 +51,7 @@ __all__ = [
     "images_of",
     "layers",
     "prompt_of_patches",
+    "prompt_without",
     "record",
     "vision_tower",
 ]
@@ -169,6 +170,22 @@ def prompt_of_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding
         rows[image.row].append(chosen.cpu() + image.first)
     none = torch.empty(0, dtype=torch.long)
     return full_prompt(model, inputs, encoding).keep([torch.cat([none, *row]) for row in rows])
+
+
+def prompt_without(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding, patches: Tensor) -> TokenPrompt:
+    """Leaves out some columns of the base tile of each image; all others stay.
+
+    Args:
+        model: the model.
+        inputs: what its processor returned.
+        encoding: the vision tower's run over them.
+        patches: `(images, k)`, columns of each image's base tile.
+    """
+    full = full_prompt(model, inputs, encoding)
+    stays = [torch.ones(int(columns), dtype=torch.bool) for columns in full.image_mask.sum(dim=-1)]
+    for image, dropped in zip(images_of(model, inputs), patches, strict=True):
+        stays[image.row][dropped.cpu() + image.first] = False
+    return full.keep([row.nonzero().flatten() for row in stays])
 
 
 def column_patches(model: LVLM, inputs: Mapping[str, Any], encoding: Encoding) -> list[ColumnPatches]:
