@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.groups import Difference, Group, Measure, Note, share
+from damro.eval.judging import Judged
 from damro.parameters import build, check_fields, parameters
 from damro.registry import Registry
 
@@ -26,6 +27,7 @@ __all__ = [
     "DataRequest",
     "Difference",
     "Group",
+    "Judged",
     "Measure",
     "Note",
     "Records",
@@ -149,6 +151,16 @@ class Benchmark:
             EvalError: The records cannot be scored.
         """
         raise NotImplementedError
+
+    def judge(self, records: Records, scoring: Any, groups: Sequence[Group]) -> Mapping[str, Judged]:
+        """Say of single answers what they are worth, by sample id; those that cannot be judged alone are left out.
+
+        Args:
+            records: As `score` takes them.
+            scoring: Likewise.
+            groups: What `score` returned for them.
+        """
+        return {}
 
     def truth(self, request: DataRequest) -> Mapping[str, Sequence[str]]:
         """Return what answers are scored with beside the records, without opening an image."""

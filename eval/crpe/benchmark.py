@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Records
-from damro.eval.choices import ChoiceScoring
+from damro.eval.benchmark import Benchmark, DataRequest, Group, Judged, Records
+from damro.eval.choices import ChoiceScoring, parse_options, read_choice
 from damro.eval.crpe.questions import FILES, load_questions
 from damro.eval.crpe.scoring import CrpeAnswer, score_groups
 from damro.eval.errors import DataFormatError, EvalError
@@ -65,6 +65,15 @@ class Crpe(Benchmark):
     def score(self, records: Records, scoring: ChoiceScoring) -> list[Group]:
         """A group a category and one of all."""
         return score_groups((to_answer(fields, f"record {key!r}") for key, fields in records.items()), scoring.choice)
+
+    def judge(self, records: Records, scoring: ChoiceScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        found = {}
+        for key, fields in records.items():
+            one = to_answer(fields, f"record {key!r}")
+            letter = read_choice(one.text, parse_options(one.prompt), scoring.choice)
+            found[key] = Judged(float(letter == one.gold), one.gold, read=letter or "no option")
+        return found
 
     def _files(self, folder: Path) -> dict[str, Path]:
         if self.questions:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, TableBenchmark, share
+from damro.eval.benchmark import DataRequest, Group, Judged, Measure, Note, Records, Scoring, TableBenchmark, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
@@ -92,6 +92,14 @@ class Mme(TableBenchmark):
             MMEAnswer(*(fields[name] for name in ("category", "name", "question", "label", "answer")))
             for fields in records.values()
         )
+
+    def judge(self, records: Records, scoring: Scoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        read = {key: parse_answer(fields["answer"]) for key, fields in records.items()}
+        return {
+            key: Judged(float(read[key] == fields["label"]), fields["label"], read=read[key])
+            for key, fields in records.items()
+        }
 
 
 def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from damro.decoding.errors import ParameterError
 from damro.eval.benchmark import (
     Benchmark,
     Group,
+    Judged,
     Measure,
     Records,
     Scoring,
@@ -40,6 +41,8 @@ class Entry:
         failed: The reasons of those without an answer, by sample id.
         seconds: What the answers took together.
         planned: How many samples the run has; None where that is not known.
+        records: What was scored.
+        judged: What single answers are worth, as far as the benchmark says.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Entry:
     failed: Mapping[str, str]
     seconds: float
     planned: int | None = None
+    records: Records = field(default_factory=dict, repr=False)
+    judged: Mapping[str, Judged] = field(default_factory=dict, repr=False)
 
     @property
     def whole(self) -> Group:
@@ -218,8 +223,12 @@ def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, 
     """A run with its scores on some samples; None scores nothing."""
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
     seconds = sum(_seconds(key, fields) for key, fields in records.items())
-    groups = () if keep is None else tuple(score_run(benchmark, records, scoring, keep))
-    return Entry(name, groups, len(records), failed, seconds)
+    if keep is None:
+        return Entry(name, (), len(records), failed, seconds)
+    groups = tuple(score_run(benchmark, records, scoring, keep))
+    scored = {key: fields for key, fields in records.items() if key in keep}
+    judged = benchmark.judge(scored, scoring, groups)
+    return Entry(name, groups, len(records), failed, seconds, records=scored, judged=judged)
 
 
 def _seconds(key: str, fields: Mapping[str, Any]) -> float:
