@@ -12,6 +12,8 @@ from damro.cli.results import (
     add_scoring_flags,
     add_truth_flags,
     compare_loaded,
+    find_images,
+    origin_of,
     print_comparison,
     tell_unscored,
     write_tables,
@@ -40,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         check_folder(args.out)
-    comparison = compare_loaded(args, load_runs(args.runs, partial=args.partial), args.runs[0])
+    loaded = load_runs(args.runs, partial=args.partial)
+    comparison = compare_loaded(args, loaded, args.runs[0])
     if args.out:
-        write_tables(comparison, Path(args.out))
+        images = find_images(next(iter(loaded.records.values())))
+        write_tables(comparison, Path(args.out), origin_of(args, comparison, loaded.records, images))
     print_comparison(comparison, as_json=args.json)
     return tell_unscored(comparison)

@@ -16,6 +16,7 @@ from damro.cli.results import (
     add_partial_flag,
     add_scoring_flags,
     make_scoring,
+    origin_of,
     print_comparison,
     tell_unscored,
     write_tables,
@@ -164,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
             runs[label] = _run_one(request, out / folder, run_benchmark, options)
     if workers.leads:
         _tell_failed(runs)
-        comparison = _compare(args, out, planned, runs, prepared)
-        write_tables(comparison, out)
+        comparison, found = _compare(args, out, planned, runs, prepared)
+        write_tables(comparison, out, origin_of(args, comparison, found, prepared.dataset.open_image))
         print_comparison(comparison, as_json=args.json)
         print(f"written to {out}", file=sys.stderr)
         return tell_unscored(comparison)
@@ -188,8 +189,8 @@ def _tell_failed(runs: Mapping[str, Records]) -> None:
 
 def _compare(
     args: argparse.Namespace, out: Path, planned: Sequence[Planned], runs: Mapping[str, Records], prepared: Prepared
-) -> Comparison:
-    """Scores the runs together with those that were in the folder before."""
+) -> tuple[Comparison, dict[str, dict[str, Any]]]:
+    """Scores the runs together with those that were in the folder before; returns the run.json of each, too."""
     from damro.eval.report.comparison import check_whole, compare
     from damro.eval.report.others import find_others
 
@@ -209,7 +210,8 @@ def _compare(
     names = [f"{name} ({of})" if names.count(name) > 1 else name for name, of in zip(names, folders, strict=True)]
     records = dict(zip(names, [*own.values(), *(other.records for other in others)], strict=True))
     scoring = make_scoring(args, first.asked, dataset.truth)
-    return compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    comparison = compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    return comparison, {name: load_run(out / of) for name, of in zip(names, folders, strict=True)}
 
 
 def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:

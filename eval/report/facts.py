@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ def facts_of(comparison: Comparison, origin: Origin) -> dict[str, list[str]]:
     found = {
         "Command": [origin.command or ""],
         "Written": [f"{datetime.now(UTC).isoformat(' ', 'minutes')[:16]} UTC, by damro {__version__}"],
-        "Begun": _each(str(run.get("created", "")) for run in runs),
+        "Runs begun": [_span([str(run["created"]) for run in runs if run.get("created")])],
         "Compared": [
             f"{comparison.compared} samples that all runs answered"
             + (f", with {comparison.baseline.name}" if len(comparison.entries) > 1 else "")
@@ -48,6 +48,12 @@ def facts_of(comparison: Comparison, origin: Origin) -> dict[str, list[str]]:
         "Versions": _each(_named(_at(run, "resolved", "packages")) for run in runs),
     }
     return {name: lines for name, lines in found.items() if any(lines)}
+
+
+def _span(times: Sequence[str]) -> str:
+    """The first and the last of times, to the minute."""
+    first, *others = (time[:16].replace("T", " ") for time in sorted(times)) if times else ("",)
+    return f"{first} to {others[-1]} UTC" if others and others[-1] != first else first and f"{first} UTC"
 
 
 def _checkpoint(run: Mapping[str, Any]) -> str:

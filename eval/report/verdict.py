@@ -63,7 +63,9 @@ def claims_against(
         for comparison, metric in ((pope, _ACCURACY), (chair, _HALLUCINATED)):
             measure = comparison.baseline.whole.measures[metric]
             claim = Claim(measure, _difference(comparison, method, other, metric))
-            found[method, other][f"{comparison.benchmark.upper()} {measure.label}"] = claim
+            name = comparison.benchmark.upper()
+            label = measure.label if measure.label.startswith(name) else f"{name} {measure.label}"
+            found[method, other][label] = claim
     return found
 
 

@@ -110,7 +110,10 @@
   });
   const kindsOf = (sample) => {
     const chosen = at("method").value;
-    return chosen === "" ? Object.values(sample.kinds) : [sample.kinds[chosen]];
+    if (chosen !== "") return [sample.kinds[chosen]];
+    const kinds = Object.values(sample.kinds);
+    const changed = kinds.filter((kind) => kind !== "same");
+    return changed.length ? changed : kinds;
   };
   const refresh = () => {
     const set = sets[at("set").value];
@@ -148,7 +151,7 @@
         const box = make("input");
         box.type = "checkbox";
         box.value = kind;
-        box.checked = kind !== "same";
+        box.checked = kind !== "same" && kind !== "right";
         box.addEventListener("change", refresh);
         label.append(box, `${title} `, make("span", "id"));
         return label;
