@@ -40,6 +40,7 @@ _COMMANDS = (
     "methods",
     "benchmarks",
     "families",
+    "scene",
     "setup_nltk",
 )
 

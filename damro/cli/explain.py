@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, given_flags, read_values
-from damro.cli.outputs import check_file
+from damro.cli.outputs import check_file, tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 from damro.decoding.errors import ParameterError
 from damro.eval.records import write_whole
@@ -17,7 +17,7 @@ from damro.methods import Damro
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("explain", help="a page that shows what DAMRO changed in an answer, word by word")
-    parser.add_argument("image", help="an image file")
+    parser.add_argument("image", help="an image file, or tiny:N for embedded scene N")
     parser.add_argument(
         "prompt", type=filled_text, help="the question or instruction; the model's chat template is put around it"
     )
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         attn_implementation=args.attn_implementation,
         revision=args.revision,
     )
+    tell_unknown_words(processor, args.prompt)
     explanation = explain_answers(
         model,
         processor,
