@@ -92,6 +92,8 @@ class Benchmark:
         scoring: The class of its scoring.
         rescored: Parameters that only scoring depends on, so that they may be given anew for records.
         recorded: Texts that its records hold and that `score` reads.
+        headline: Names of the metrics that a sweep tells: one, drawn over alpha, or two, the second over the first;
+            empty for the first that has a better side.
         command: Module with ``add_parser`` and ``run`` that scores recorded answers; None without.
     """
 
@@ -103,6 +105,7 @@ class Benchmark:
     scoring: ClassVar[type[Scoring]] = Scoring
     rescored: ClassVar[tuple[str, ...]] = ()
     recorded: ClassVar[tuple[str, ...]] = ()
+    headline: ClassVar[tuple[str, ...]] = ()
     command: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ _COMMANDS = (
     "serve",
     "diagnose",
     "run",
+    "sweep",
     "compare",
     "reproduce",
     "judge",
@@ -41,6 +42,7 @@ _COMMANDS = (
     "benchmarks",
     "families",
     "scene",
+    "completion",
     "setup_nltk",
 )
 

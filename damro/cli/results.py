@@ -117,12 +117,26 @@ def write_tables(comparison: Comparison, out: Path, origin: Origin) -> None:
     write_report(comparison, out / "report.html", origin)
 
 
-def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
-    """Prints the tables, or JSON."""
-    from damro.eval.report.tables import notes, to_json, to_terminal
+def add_form_flags(parser: Any) -> None:
+    """--json and --latex."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="print the scores as JSON")
+    group.add_argument("--latex", action="store_true", help="print the tables as LaTeX (with the package booktabs)")
+
+
+def print_comparison(comparison: Comparison, *, as_json: bool, as_latex: bool = False) -> None:
+    """Prints the tables, or JSON, or LaTeX."""
+    from damro.eval.report.tables import notes, to_json, to_terminal, warnings
 
     if as_json:
         print(to_json(comparison))
+        return
+    if as_latex:
+        from damro.eval.report.latex import to_latex
+
+        print(to_latex(comparison))
+        for line in warnings(comparison):
+            print(line, file=sys.stderr)
         return
     from rich.console import Console
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.context import check_context
+from damro.decoding.drawing import Sampling
 from damro.errors import ParameterError
 from damro.inspection import (
     ContrastInspection,
@@ -73,6 +74,7 @@ class Explanation:
         beta: its plausibility cutoff.
         greedy: the answer of greedy search.
         damro: the answer of greedy search with DAMRO.
+        sampling: how the tokens of both were drawn, if it was not greedy search.
     """
 
     prompt: str
@@ -83,6 +85,7 @@ class Explanation:
     beta: float
     greedy: ExplainedAnswer
     damro: ExplainedAnswer
+    sampling: Sampling = Sampling()
 
 
 def explain_answers(
@@ -100,6 +103,7 @@ def explain_answers(
     max_new_tokens: int = 128,
     candidates: int = 5,
     layers: Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008
 ) -> Explanation:
     """Answers a prompt with and without DAMRO and looks at every word of both.
 
@@ -117,6 +121,7 @@ def explain_answers(
         max_new_tokens: the longest answer.
         candidates: how many of the likeliest tokens to keep of each step.
         layers: layers of the language model whose attention is averaged; None takes all.
+        sampling: how the tokens of both answers are drawn, with the same draws; greedy search without.
 
     Raises:
         DecodingError: if a parameter, the inputs or the model is not usable. Whether the layers of the language model
@@ -131,7 +136,7 @@ def explain_answers(
     ranking, flagged = contrast.attention.layer, contrast.outliers.shape[1]
     vit = inspect_vit(model, inputs, layers=[ranking], layer=ranking, top_k=flagged)
     case = _Case(model, processor, inputs, contrast, vit)
-    tokens = [_generate(case, max_new_tokens, processors) for processors in ([], [contrast])]
+    tokens = [_generate(case, max_new_tokens, [*one, *sampling.processors()]) for one in ([], [contrast])]
     words = [group_words(token_spans(processor.tokenizer, ids)) for ids in tokens]
     differs = find_differences([word.text for word in words[0]], [word.text for word in words[1]])
     greedy, damro = (
@@ -146,6 +151,7 @@ def explain_answers(
         beta=contrast.beta,
         greedy=replace(greedy, method="greedy", differs=differs[0]),
         damro=replace(damro, method="damro", differs=differs[1]),
+        sampling=sampling,
     )
 
 

@@ -20,8 +20,6 @@ from damro.inspection import ContrastInspection
 from damro.pages.explain import ExplainedAnswer, Explanation
 from damro.vision.sources import SOURCE_NAMES
 
-_TITLES = {"greedy": "Greedy search", "damro": "With DAMRO"}
-
 
 def render_page(explanation: Explanation) -> str:
     """Renders the page.
@@ -46,7 +44,7 @@ def render_page(explanation: Explanation) -> str:
 
 def _page_values(explanation: Explanation) -> dict[str, Any]:
     """What the template needs, as strings and numbers."""
-    vit = explanation.vit
+    vit, drawn = explanation.vit, explanation.sampling
     count = int(vit.outliers.count[0])
     rows, columns = vit.grid
     return {
@@ -65,7 +63,11 @@ def _page_values(explanation: Explanation) -> dict[str, Any]:
         "source": vit.source,
         "attention": SOURCE_NAMES[vit.source],
         "seen": pack_map(vit.weights[0]),
-        "answers": [_answer_values(answer, count) for answer in (explanation.greedy, explanation.damro)],
+        "search": f"sampled at {drawn.temperature:g}, top-p {drawn.top_p:g}" if drawn.temperature else "greedy search",
+        "answers": [
+            _answer_values(explanation.greedy, "Plain sampling" if drawn.temperature else "Greedy search", count),
+            _answer_values(explanation.damro, "With DAMRO", count),
+        ],
         "taken": taken_rows(explanation.damro.steps, explanation.damro.tokens, explanation.damro.candidates),
     }
 
@@ -90,7 +92,7 @@ def pack_map(values: Tensor) -> dict[str, str]:
     return {"cells": base64.b64encode(bytes(scaled.int().tolist())).decode(), "peak": f"{peak:.3g}"}
 
 
-def _answer_values(answer: ExplainedAnswer, outliers: int) -> dict[str, Any]:
+def _answer_values(answer: ExplainedAnswer, title: str, outliers: int) -> dict[str, Any]:
     words = []
     for number, word in enumerate(answer.words):
         words.append(
@@ -103,7 +105,7 @@ def _answer_values(answer: ExplainedAnswer, outliers: int) -> dict[str, Any]:
                 **pack_map(answer.maps[number]),
             }
         )
-    return {"method": answer.method, "title": _TITLES[answer.method], "words": words}
+    return {"method": answer.method, "title": title, "words": words}
 
 
 def _step_values(answer: ExplainedAnswer, step: int) -> dict[str, Any]:

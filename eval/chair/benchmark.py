@@ -70,6 +70,7 @@ class Chair(Benchmark):
     scoring: ClassVar = ChairScoring
     rescored: ClassVar = ("objects", "vocabulary")
     recorded: ClassVar = ("answer",)
+    headline: ClassVar = ("recall", "chair_i")
     command: ClassVar = "damro.eval.chair.command"
 
     objects: str | None = None

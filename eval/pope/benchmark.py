@@ -94,6 +94,7 @@ class Pope(TableBenchmark):
     task: ClassVar = "pope"
     scoring: ClassVar = PopeScoring
     recorded: ClassVar = ("answer", "split", "image", "question", "label")
+    headline: ClassVar = ("accuracy",)
     command: ClassVar = "damro.eval.pope.command"
 
     split: tuple[str, ...] = ()

@@ -22,11 +22,11 @@ from damro.eval.benchmark import (
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.runs.form import check_form
 from damro.eval.runs.identity import check_same_images
-from damro.eval.runs.record import identity_of, load_run
+from damro.eval.runs.record import RUN_FILE, identity_of, load_run
 from damro.eval.runs.request import to_request
 from damro.eval.runs.sharding import read_done
 from damro.eval.statistics import Interval
-from damro.methods import METHODS, Recipe, labels
+from damro.methods import METHODS, Greedy, Recipe, labels
 from damro.parameters import build
 
 
@@ -258,6 +258,17 @@ class Loaded(NamedTuple):
     def planned(self) -> dict[str, int]:
         """How many samples each run has, as far as its ``run.json`` tells."""
         return {name: record["samples"] for name, record in self.records.items() if "samples" in record}
+
+
+def find_runs(path: Path | str) -> list[Path]:
+    """Return the folder of a run as it is, and of a folder of runs those in it, the oldest first but plain decoding."""
+    folder = Path(path)
+    inside = [] if (folder / RUN_FILE).exists() else [one.parent for one in folder.glob(f"*/{RUN_FILE}")]
+    if not inside:
+        return [folder]
+    records = {one: load_run(one) for one in sorted(inside)}
+    plain = {one: to_request(record).recipe == Recipe(Greedy()) for one, record in records.items()}
+    return sorted(records, key=lambda one: (not plain[one], str(records[one].get("created"))))
 
 
 def load_runs(folders: Sequence[Path | str], *, partial: bool = False) -> Loaded:

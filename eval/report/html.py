@@ -117,20 +117,25 @@ def render(page: Page) -> str:
     )
 
 
-def write_report(comparison: Comparison, path: Path, origin: Origin = Origin()) -> None:  # noqa: B008
+def write_report(
+    comparison: Comparison,
+    path: Path,
+    origin: Origin = Origin(),  # noqa: B008
+    pictures: Sequence[Picture] = (),
+) -> None:
     """Write the report of a comparison.
 
     Args:
         comparison: What to tell.
         path: The file.
         origin: Where its runs come from.
+        pictures: Shown in place of verdicts.
     """
     title = f"{comparison.benchmark.upper()}: {comparison.model}"
-    cards = {"": _cards(comparison)} if len(comparison.entries) > 1 else {}
+    cards = {"": _cards(comparison)} if len(comparison.entries) > 1 and not pictures else {}
     facts = facts_of(comparison, origin)
-    write_whole(
-        path, render(Page(title, cards=cards, facts=facts, comparisons=[comparison], open_image=origin.open_image))
-    )
+    page = Page(title, (), cards, facts, pictures, [comparison], origin.open_image)
+    write_whole(path, render(page))
 
 
 def make_cards(claims: Mapping[tuple[str, str], Mapping[str, Claim]]) -> list[Card]:

@@ -180,6 +180,7 @@ def load(request: RunRequest) -> Loaded:
         dtype=request.dtype,
         revision=request.revision,
         quantization=request.quantization,
+        attn_implementation=request.attn_implementation,
     )
     family_of(loaded.model)  # a bare ViT loads too
     return loaded

@@ -17,16 +17,10 @@
     return element;
   };
   const draw = (method) => {
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    svg.setAttribute("viewBox", "-6 -6 12 12");
-    svg.setAttribute("class", "mark");
-    svg.setAttribute("aria-hidden", "true");
-    path.setAttribute("d", method.shape);
-    path.setAttribute("fill", method.hollow ? "none" : method.colour);
-    path.setAttribute("stroke", method.colour);
-    path.setAttribute("stroke-width", "1.6");
-    svg.append(path);
+    const svg = document.querySelector("tbody .mark").cloneNode(true);
+    svg.firstChild.setAttribute("d", method.shape);
+    svg.firstChild.setAttribute("fill", method.hollow ? "none" : method.colour);
+    svg.firstChild.setAttribute("stroke", method.colour);
     return svg;
   };
 
