@@ -10,7 +10,7 @@ from damro.eval.chair.groups import MEASURES as CAPTIONS
 from damro.eval.errors import EvalError
 from damro.eval.pope.benchmark import PopeScoring
 from damro.eval.pope.groups import MEASURES as ANSWERS
-from damro.eval.report.comparison import Comparison, compare, load_runs
+from damro.eval.report.comparison import Comparison, compare, find_runs, load_runs
 from damro.eval.report.html import Page, render, write_report
 from damro.eval.report.published import load_published
 from damro.eval.report.tables import notes, to_csv, to_json, to_markdown, to_terminal
@@ -69,8 +69,8 @@ def test_tables_show_the_same_numbers() -> None:
     assert len(lines) == 2 * 5
     cells = dict(zip(header.split(","), lines[5].split(","), strict=True))
     assert (cells["method"], cells["metric"]) == ("damro", "accuracy")
-    assert float(cells["value"]) == pytest.approx(50 / 60)
-    assert float(cells["difference"]) == pytest.approx(5 / 60)
+    assert (cells["benchmark"], cells["model"], cells["value"]) == ("pope", "m", "0.8333")
+    assert cells["difference"] == "0.0833"
     markdown = to_markdown(comparison)
     assert "| damro | 83.3 [" in markdown
     assert "<br>+8.3 [" in markdown
@@ -177,6 +177,17 @@ def write_run(folder: Path, method: str, data: str = "a", benchmark: str = "pope
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "records.jsonl").write_text("".join(json.dumps({"id": k, **v}) + "\n" for k, v in answers(4).items()))
     return folder
+
+
+def test_a_folder_of_runs_stands_for_those_in_it(tmp_path: Path) -> None:
+    for age, method in (("2", "damro"), ("3", "greedy"), ("1", "vcd")):
+        folder = write_run(tmp_path / method, method)
+        run = json.loads((folder / "run.json").read_text())
+        run["request"]["method"] = method
+        (folder / "run.json").write_text(json.dumps({**run, "created": age}))
+    assert [one.name for one in find_runs(tmp_path)] == ["greedy", "vcd", "damro"]
+    assert find_runs(tmp_path / "vcd") == [tmp_path / "vcd"]
+    assert find_runs(tmp_path / "absent") == [tmp_path / "absent"]  # which `load_runs` refuses by its name
 
 
 def test_runs_are_loaded_under_names_of_their_own(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from damro.eval.records import write_whole
 from damro.eval.runs.record import folder_name
 from damro.eval.runs.request import TINY
 
+_NOTE = "Brackets: 95 % bootstrap interval over images; * marks a difference whose interval is without zero."
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
@@ -79,7 +81,7 @@ def _tell(args: argparse.Namespace, ran: Ran, points: Any, names: dict[str, str]
     from damro.eval.report.html import Picture, write_report
     from damro.eval.report.plots import draw_sweep, to_data_uri
     from damro.eval.report.sweep import find_points, to_csv, to_markdown, to_rows
-    from damro.eval.report.tables import notes, to_json
+    from damro.eval.report.tables import to_json, warnings
     from damro.figures import save_figure
 
     comparison, out = ran.comparison, ran.out
@@ -100,7 +102,7 @@ def _tell(args: argparse.Namespace, ran: Ran, points: Any, names: dict[str, str]
         print(to_tabular(lines))
     else:
         _print(lines)
-        print_notes(notes(comparison))
+        print_notes([_NOTE, *warnings(comparison)])
     print(f"written to {out}: sweep.csv, sweep.md, sweep.svg, report.html", file=sys.stderr)
 
 
