@@ -11,15 +11,17 @@ import pytest
 from test_report_comparison import compare_answers
 
 from damro.eval.benchmark import Measure
+from damro.eval.report import marks
 from damro.eval.report.comparison import Row
 from damro.eval.report.forest import line_of, panels_of, scale_of
 from damro.eval.report.marks import mark_of
 from damro.eval.report.verdict import Claim, claims_of
 from damro.eval.statistics import Interval, first_column
+from damro.methods import METHODS
 
 HIGHER = Measure(first_column, "accuracy", plotted=True)
 LOWER = HIGHER._replace(better="lower")
-METHODS = ("greedy", "damro", "random-k", "least-k", "no-image", "vcd", "icd", "m3id")
+FIRST = ("greedy", "damro", "random-k", "least-k", "no-image", "vcd", "icd", "m3id")
 
 
 def interval(middle: float, low: float, high: float) -> Interval:
@@ -96,13 +98,22 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("method", [*METHODS, "one-of-another-package", "another:alpha=1"])
+@pytest.mark.parametrize("method", [*METHODS, *(f"of-another-package-{n}" for n in range(12))])
 @pytest.mark.parametrize("ground", ["#ffffff", "#16161a"])
 def test_marks_stand_out_on_both_grounds(method: str, ground: str) -> None:
     ink, paper = luminance(mark_of(method).colour), luminance(ground)
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 3
 
 
-def test_no_two_methods_share_a_colour_or_a_shape() -> None:
-    for one, other in combinations(map(mark_of, METHODS), 2):
+def test_no_two_methods_look_alike() -> None:
+    for one, other in combinations(map(mark_of, FIRST), 2):
         assert one.colour != other.colour and one.shape != other.shape
+    found = {name: mark_of(name)[:2] for name in METHODS}
+    assert len(set(found.values())) == len(found)
+
+
+def test_marks_of_other_names_come_in_an_order_without_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "METHODS", [*FIRST, *(f"method-{n}" for n in range(30))])
+    found = [mark_of(f"method-{n}")[:2] for n in range(30)]
+    assert len(set(found)) == 30 and not {shape for _, shape in found} & {mark_of(name).shape for name in FIRST}
+    assert mark_of("of another package") == mark_of("of another package")
