@@ -50,7 +50,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             say not what is white.
     """
     shown = repr(os.fspath(path))
-    if (number := _scene_number(path)) is not None:
+    if (number := scene_number(path)) is not None:
         from damro.tiny.scenes import scene
 
         return scene("test", number).image
@@ -63,7 +63,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     return _open(path, shown, max_pixels)
 
 
-def _scene_number(path: str | os.PathLike[str]) -> int | None:
+def scene_number(path: str | os.PathLike[str]) -> int | None:
     """The number of the embedded scene that is meant; None for a file."""
     kind, colon, number = str(os.fspath(path)).partition(":")
     named = kind == "tiny" and bool(colon) and number.isascii() and number.isdigit()

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         print(headline(report))
     for image_tokens, batch, new_tokens in _cells(args):
         model = models.of(image_tokens)
-        cell = {"image_tokens": image_tokens, "batch": batch, "new_tokens": new_tokens, "methods": {}}
+        cell: dict[str, Any] = {"image_tokens": image_tokens, "batch": batch, "new_tokens": new_tokens, "methods": {}}
         report["cells"].append(cell)
         if not args.json:
             print(table_head(cell), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def add_parser(subparsers: Any) -> None:
         help="layers of the language model whose attention is averaged, negative from the end (default: all)",
     )
     add_sampling_options(parser)
+    about = "what the picture shows, of COCO's 80 names; what answers add to it is crossed out (known of tiny:N)"
+    parser.add_argument("--objects", nargs="+", metavar="NAME", help=about)
     add_max_pixels(parser)
     add_model_options(parser)
     add_method_flags(parser, ("damro",))
@@ -69,9 +72,32 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         sampling=sampling,
         layers=args.layers,
+        judge=_judge(args.image, args.objects),
     )
     write_whole(target, render_page(explanation))
     print(f"{'sample' if sampling.temperature else 'greedy'}: {explanation.greedy.text}")
     print(f" damro: {explanation.damro.text}")
     print(f"wrote {target}")
     return 0
+
+
+def _judge(image: str, objects: Sequence[str] | None) -> Any:
+    """Tells what of an answer is in the picture; None where nobody knows what it shows.
+
+    Raises:
+        ParameterError: a name is none of COCO's.
+    """
+    from damro.eval.chair.matchers import load_matcher
+    from damro.images import scene_number
+    from damro.tiny.captions import COCO_IDS
+    from damro.tiny.scenes import scene
+
+    unknown = [name for name in objects or () if name not in COCO_IDS]
+    if unknown:
+        raise ParameterError(f"--objects must be names of COCO's 80 objects, got {unknown[0]!r}; leave it out")
+    number = scene_number(image)
+    if objects is None and number is None:
+        return None
+    truth = set(objects) if objects is not None else {thing.name for thing in scene("test", number or 0).objects}
+    matcher = load_matcher("builtin")
+    return lambda text: [(found.start, found.end, found.name in truth) for found in matcher.find(text)]
