@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from damro.cli.options import (
     read_values,
 )
 from damro.cli.outputs import check_folder
+from damro.cli.progress import show_progress
 from damro.cli.results import (
     add_form_flags,
     add_partial_flag,
@@ -42,7 +42,6 @@ from damro.tiny import checkpoint_of
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison
-    from damro.eval.runs.loop import Progress
     from damro.eval.runs.run import Prepared
     from damro.eval.samples import OpenImage
 
@@ -334,37 +333,3 @@ def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise EvalError(f"--batch-size must be auto or a whole number, got {text!r}")
     return int(text)
-
-
-@contextmanager
-def show_progress(title: str, *, quiet: bool = False) -> Iterator[Progress | None]:
-    """A progress bar on stderr with rate and time left; nothing where stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from damro.eval.runs.loop import Tally
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, rate="", failed="")
-        start = {"done": -1, "at": 0.0}
-
-        def update(tally: Tally) -> None:
-            if start["done"] < 0:  # what was recorded before does not count for the rate
-                start.update(done=tally.done, at=bar.get_time())
-            seconds = bar.get_time() - start["at"]
-            rate = f"{(tally.done - start['done']) / seconds:.1f}/s" if seconds > 0 else ""
-            failed = f"{tally.failed} failed" if tally.failed else ""
-            bar.update(task, completed=tally.done, total=tally.total, rate=rate, failed=failed)
-
-        yield update
