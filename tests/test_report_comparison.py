@@ -84,7 +84,7 @@ def test_the_page_shows_text_as_text(tmp_path: Path) -> None:
     comparison = compare_captions(greedy="A cat.", damro=evil)
     write_report(comparison, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
-    assert html.count("<script") == 2 and "alert(" in html  # the page's own: its data and its code
+    assert html.count("<script") == 2 and "alert(" in html  # the page's own: its data and its code; no pictures
     assert "<script>alert" not in html and r"\u003cscript\u003ealert(\"x\")\u003c/script\u003e \u0026 more." in html
     assert "://" not in html
     assert render(Page('"><b>title')).count("&#34;&gt;&lt;b&gt;title") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +91,12 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return every metric of every group of every run."""
-        rows = []
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        """Of thousands of images, intervals take seconds, and tables and charts ask for them again and again."""
+        rows: list[Row] = []
         for number, group in enumerate(self.baseline.groups):
             for entry in self.entries:
                 other = entry.groups[number]
@@ -99,7 +105,7 @@ class Comparison:
                     Row(group.name, entry.name, metric, other.measures[metric], interval, differences.get(metric))
                     for metric, interval in other.intervals().items()
                 ]
-        return rows
+        return tuple(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""

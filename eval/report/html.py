@@ -23,6 +23,7 @@ from damro.eval.report.verdict import Claim, claims_of
 from damro.eval.samples import OpenImage
 
 _FAILED_SHOWN = 20
+_BLOCK = 50  # pictures that the page's script reads at once
 
 
 class Picture(NamedTuple):
@@ -104,11 +105,14 @@ def render(page: Page) -> str:
     listed = [list_samples(one) for one in page.comparisons]
     images = dict.fromkeys(name for one in listed for name in one.images)
     sets = [one.data | {"left_out": one.left_out} for one in listed if one.data["samples"]]
-    data = {"sets": sets, "images": make_thumbnails(images, page.open_image)}
+    thumbnails = list(make_thumbnails(images, page.open_image).items())
+    blocks = [dict(thumbnails[start : start + _BLOCK]) for start in range(0, len(thumbnails), _BLOCK)]
+    data = {"sets": sets, "blocks": {name: number for number, block in enumerate(blocks) for name in block}}
     return environment.get_template("report.html").render(
         page=page,
         tables=[_table(one) for one in page.comparisons],
         data=data,
+        blocks=blocks,
         mark_of=mark_of,
         style=Markup(style),
         script=Markup(script),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5000
 """As many samples without a change, and as many pictures, a page has at most."""
-_SIDE, _QUALITY = 112, 45  # pixels; of WebP
+_SIDE, _QUALITY = 112, 40  # pixels; of WebP
 
 
 class Listed(NamedTuple):

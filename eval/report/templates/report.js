@@ -4,7 +4,15 @@
   document.documentElement.classList.add("js");
   const holder = document.getElementById("data");
   if (!holder) return;
-  const { sets, images } = JSON.parse(holder.textContent);
+  const { sets, blocks } = JSON.parse(holder.textContent);
+  const holders = document.querySelectorAll("script.images");
+  const read = new Map(); // blocks of pictures are read when one of theirs is to be seen
+  const pictureOf = (name) => {
+    if (!Object.hasOwn(blocks, name)) return undefined;
+    const number = blocks[name];
+    if (!read.has(number)) read.set(number, JSON.parse(holders[number].textContent));
+    return read.get(number)[name];
+  };
   const at = (id) => document.getElementById(id);
   const STEP = 40; // samples drawn at once; more when their end comes into sight
   const KINDS = { gained: "▲ gained", lost: "▼ lost", words: "other words", same: "unchanged" };
@@ -71,11 +79,12 @@
   const showSample = (set, sample) => {
     const [id, image, prompt, truth, answers] = sample;
     const box = make("article", "sample");
-    if (images[image]) {
+    const source = pictureOf(image);
+    if (source) {
       const picture = make("img");
       picture.loading = "lazy";
       picture.alt = image;
-      picture.src = images[image];
+      picture.src = source;
       box.append(picture);
     } else box.append(make("div", "blank", "no picture"));
     const texts = make("div");
