@@ -124,8 +124,10 @@ def make_thumbnails(names: Iterable[str], open_image: OpenImage | None) -> dict[
 
 def to_thumbnail(image: Image.Image) -> str:
     """Return a small picture as a ``data:`` address."""
+    from PIL.Image import Resampling
+
     small = to_rgb(image)
-    small.thumbnail((_SIDE, _SIDE))
+    small.thumbnail((_SIDE, _SIDE), resample=Resampling.BILINEAR)
     content = io.BytesIO()
-    small.save(content, format="webp", quality=_QUALITY)
+    small.save(content, format="webp", quality=_QUALITY, method=1)  # the quick ones: there may be thousands
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode("ascii")
