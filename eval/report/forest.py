@@ -113,7 +113,7 @@ def line_of(label: str, claim: Claim, scale: Scale) -> Line:
     """Return a claim as a line."""
     measure, difference = claim
     verdict = claim.verdict if measure.better else ""
-    shown = show_difference(difference, measure.unit) or "not defined"
+    shown = show_difference(difference, measure.unit, measure.digits) or "not defined"
     if difference is None:
         return Line(label, verdict, _GLYPHS.get(verdict, ""), shown, None, 0, 0)
     factor = factor_of(measure)

@@ -74,7 +74,8 @@ def _tabular(head: Sequence[str], lines: Sequence[str]) -> str:
 
 def _cell(row: Row) -> tuple[str, str]:
     """A value, with a star where its difference is clear, and its interval."""
-    value, _, ends = show_value(row.value, row.measure.unit).partition(" ")
-    star = "$^*$" if row.difference is not None and is_clear(row.difference, row.measure.unit) else ""
+    shown_so = row.measure.unit, row.measure.digits
+    value, _, ends = show_value(row.value, *shown_so).partition(" ")
+    star = "$^*$" if row.difference is not None and is_clear(row.difference, *shown_so) else ""
     shown = f"$-${value[1:]}" if value.startswith("-") and value != "-" else value
     return shown + star, f"{{\\scriptsize {ends}}}" if ends else ""

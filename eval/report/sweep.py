@@ -144,10 +144,11 @@ def to_csv(found: Sequence[Found]) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> list[str]:
-    shown = (
-        (show_value(row.value, row.measure.unit), show_difference(row.difference, row.measure.unit)) for row in rows
-    )
-    return [cell for pair in shown for cell in pair]
+    cells = []
+    for row in rows:
+        shown_so = row.measure.unit, row.measure.digits
+        cells += [show_value(row.value, *shown_so), show_difference(row.difference, *shown_so)]
+    return cells
 
 
 def _shown(top_k: int | None) -> str:
