@@ -33,7 +33,8 @@ def draw_sweep(baseline: str, plain: Sequence[Row], found: Sequence[Found], titl
     """
     from matplotlib.figure import Figure
 
-    ks = list(dict.fromkeys(one.point.top_k for one in found if one.point.top_k is not None)) or [None]
+    told = dict.fromkeys(one.point.top_k for one in found if one.point.top_k is not None)
+    ks: list[int | None] = [*told] or [None]
     figure = Figure(figsize=(3.3 * len(ks) + 1.2, 3.6), layout="constrained")
     panels: list[Axes] = figure.subplots(1, len(ks), squeeze=False, sharex=True, sharey=True)[0].tolist()
     for axes, top_k in zip(panels, ks, strict=True):

@@ -57,7 +57,8 @@ def list_samples(comparison: Comparison, shown: int = SHOWN) -> Listed:
     first.
     """
     base = comparison.baseline
-    rows, same = [], []
+    rows: list[list[Any]] = []
+    same: list[list[Any]] = []
     for key, fields in base.records.items():
         row = [key, fields.get("image", ""), _prompt(fields), _truth(comparison, key), _answers(comparison, key)]
         (same if len(row[-1]) == 1 else rows).append(row)
@@ -111,7 +112,7 @@ def make_thumbnails(names: Iterable[str], open_image: OpenImage | None) -> dict[
     """Return small pictures as ``data:`` addresses, by the images' names; those that do not open are left out."""
     if open_image is None:
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         if len(found) == SHOWN:
             break
