@@ -41,6 +41,7 @@ _COMMANDS = (
     "methods",
     "benchmarks",
     "families",
+    "steer",
     "scene",
     "completion",
     "setup_nltk",

@@ -19,6 +19,11 @@ METHODS: Registry[type[Method]] = Registry(
         "vcd": "damro.methods.vcd:VCD",
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
+        "dola": "damro.methods.dola:DoLa",
+        "vista": "damro.methods.vista:Vista",
+        "deco": "damro.methods.deco:DeCo",
+        "vti": "damro.methods.vti:VTI",
+        "only": "damro.methods.only:Only",
     },
     Method,
 )
