@@ -75,7 +75,7 @@ $(VENV)-vlmeval/.installed: pyproject.toml damro/integrations/vlmeval/__init__.p
 # Drives the pages in a real headless Chromium; needs Debian's chromium and chromium-driver, and installs Gradio.
 test-browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,app]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_pages_explain_browser.py tests/test_pages_app_browser.py tests/test_pages_app.py tests/test_cli_app.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_report_browser.py tests/test_pages_explain_browser.py tests/test_pages_app_browser.py tests/test_pages_app.py tests/test_cli_app.py
 
 gallery: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,vit]' scikit-image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,3 +45,21 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, un
         # Drawn on the CPU, so that every device draws the same. -log of an exponential draw is a Gumbel draw.
         noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one) for one in self._streams])
         return scaled - noise.log().to(scaled.device)
+
+
+class Sampling(NamedTuple):
+    """How tokens of one answer are drawn.
+
+    Attributes:
+        temperature: Divides the scores; 0 is greedy search.
+        top_p: Only the likeliest tokens that together reach this probability are drawn from.
+        seed: Of the draws.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 42
+
+    def processors(self) -> list[LogitsProcessor]:
+        """Return what goes behind all other processors of a ``generate`` without sampling of its own."""
+        return [SeededSampling([self.seed], self.temperature, self.top_p)] if self.temperature else []

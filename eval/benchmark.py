@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.groups import Difference, Group, Measure, Note, share
+from damro.eval.judging import Judged
 from damro.parameters import build, check_fields, parameters
 from damro.registry import Registry
 
@@ -26,6 +27,7 @@ __all__ = [
     "DataRequest",
     "Difference",
     "Group",
+    "Judged",
     "Measure",
     "Note",
     "Records",
@@ -90,6 +92,8 @@ class Benchmark:
         scoring: The class of its scoring.
         rescored: Parameters that only scoring depends on, so that they may be given anew for records.
         recorded: Texts that its records hold and that `score` reads.
+        headline: Names of the metrics that a sweep tells: one, drawn over alpha, or two, the second over the first;
+            empty for the first that has a better side.
         command: Module with ``add_parser`` and ``run`` that scores recorded answers; None without.
     """
 
@@ -101,6 +105,7 @@ class Benchmark:
     scoring: ClassVar[type[Scoring]] = Scoring
     rescored: ClassVar[tuple[str, ...]] = ()
     recorded: ClassVar[tuple[str, ...]] = ()
+    headline: ClassVar[tuple[str, ...]] = ()
     command: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
@@ -149,6 +154,16 @@ class Benchmark:
             EvalError: The records cannot be scored.
         """
         raise NotImplementedError
+
+    def judge(self, records: Records, scoring: Any, groups: Sequence[Group]) -> Mapping[str, Judged]:
+        """Say of single answers what they are worth, by sample id; those that cannot be judged alone are left out.
+
+        Args:
+            records: As `score` takes them.
+            scoring: Likewise.
+            groups: What `score` returned for them.
+        """
+        return {}
 
     def truth(self, request: DataRequest) -> Mapping[str, Sequence[str]]:
         """Return what answers are scored with beside the records, without opening an image."""

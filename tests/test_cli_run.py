@@ -84,7 +84,7 @@ def test_a_comparison_writes_records_scores_and_report(
     assert pinned["resolved"]["model"]["parameters"] == sum(weight.numel() for weight in weights)
     assert [len(record["outliers"][0]) for record in records(tmp_path / "damro")] == [4] * 10
     csv = (tmp_path / "scores.csv").read_text().splitlines()
-    assert csv[0].startswith("group,method,metric,value,low,high,difference")
+    assert csv[0].startswith("benchmark,model,group,method,metric,value,low,high,difference")
     assert len(csv) == 1 + 3 * 5
     assert "## questions.jsonl" in (tmp_path / "scores.md").read_text()
     assert "<title>POPE" in (tmp_path / "report.html").read_text()

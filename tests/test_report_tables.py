@@ -127,7 +127,7 @@ def test_one_image_has_no_interval() -> None:
     assert not is_better(Measure(first_column, "mean", better="lower"), rows[1].difference)
     found = json.loads(to_json(comparison))["methods"]["two"]["scores"]["part"]
     assert (found["ci"]["mean"], found["difference"]["mean"]) == (None, [-1.0, None, None])
-    assert to_csv(comparison).splitlines()[2].startswith("part,two,mean,0.0,,,-1.0,,,")
+    assert to_csv(comparison).splitlines()[2].startswith("made,m,part,two,mean,0.0,,,-1.0,,,")
     for interval in (
         bootstrap([0.5]),
         bootstrap_difference([1.0], [0.0], paired=True),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _COMMANDS = (
     "serve",
     "diagnose",
     "run",
+    "sweep",
     "compare",
     "reproduce",
     "judge",
@@ -42,6 +44,7 @@ _COMMANDS = (
     "families",
     "steer",
     "scene",
+    "completion",
     "setup_nltk",
 )
 
@@ -73,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _be_quiet()
     try:
-        args = build_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        args = build_parser().parse_args(words)
+        args.command_line = shlex.join(["damro", *words])  # for reports, which say what they came of
         code = int(args.run(args))
         sys.stdout.flush()  # a full disk is told here, and not by the interpreter when it ends
         return code

@@ -7,7 +7,16 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.options import (
+    add_max_pixels,
+    add_method_flags,
+    add_model_options,
+    add_sampling_options,
+    check_used,
+    given_flags,
+    load_from,
+    read_sampling,
+)
 from damro.cli.outputs import tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, Recipe, parse
@@ -35,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
         "--keep-tokens", type=whole_number, metavar="N", help="patches of a tile to keep (default: all)"
     )
     parser.add_argument("--max-new-tokens", type=whole_number, default=256, metavar="N", help="(default: 256)")
+    add_sampling_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_max_pixels(parser)
     add_model_options(parser)
@@ -47,24 +57,23 @@ def run(args: argparse.Namespace) -> int:
     flags = given_flags(args, dict(METHODS))
     recipe = parse(args.method, flags)
     check_used(flags, [type(recipe.method)])
+    sampling = read_sampling(args, recipe.temperature)
+    recipe = recipe._replace(temperature=sampling.temperature)
     from damro.images import MAX_PIXELS, load_image
-    from damro.loading import load_model, prepare_inputs
+    from damro.loading import prepare_inputs
     from damro.pruning import Pruning
 
     pruning = None if args.keep_tokens is None else Pruning(args.keep_tokens)
     image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     tell_unknown_words(processor, args.prompt)
     inputs = prepare_inputs(processor, [image], [args.prompt], model)
+    search = {"do_sample": False, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
     recipes = {one.name: one for one in ((parse("greedy"), recipe) if args.compare else (recipe,))}
     results = {
-        name: _answer(model, processor, inputs, image, one, pruning, args.max_new_tokens)
+        name: _answer(
+            model, processor, inputs, image, one, pruning, search | {"logits_processor": sampling.processors()}
+        )
         for name, one in recipes.items()
     }
     if args.json:
@@ -79,13 +88,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(
-    model: Any, processor: Any, inputs: Any, image: Any, recipe: Recipe, pruning: Any, max_new_tokens: int
+    model: Any, processor: Any, inputs: Any, image: Any, recipe: Recipe, pruning: Any, search: dict[str, Any]
 ) -> dict[str, Any]:
-    """One method's answer, with what it depended on."""
+    """One method's answer, with what it depended on; tokens are drawn by a processor of the search, if at all."""
     from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.decoding.generate import decode
     from damro.decoding.rules import Contrast
-    from damro.generation import sampling_options
     from damro.methods import Scene
     from damro.methods.patches import PatchContrast
 
@@ -97,7 +105,6 @@ def _answer(
         details = asdict(rule)
     if isinstance(contrast, PatchContrast):
         details["outliers"] = contrast.outliers.tolist()
-    search = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens} | sampling_options(recipe)
     ids = decode(model, inputs, contrast, **search)
     text = processor.tokenizer.decode(ids[0, returned_prompt(model, inputs).shape[1] :], skip_special_tokens=True)
     return {"answer": text.strip(), **details}

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_model_options
+from damro.cli.options import add_max_pixels, add_model_options, load_from
 from damro.cli.outputs import check_file, tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 
@@ -75,17 +75,11 @@ def run(args: argparse.Namespace) -> int:
         check_colormap(args.colormap)
     from damro.images import MAX_PIXELS, load_image
     from damro.inspection import inspect_vit
-    from damro.loading import load_model, prepare_inputs
+    from damro.loading import prepare_inputs
     from damro.vision.vit import is_bare_vit
 
     image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     prompts = [args.prompt or _NEUTRAL_PROMPT]
     if is_bare_vit(model) and args.prompt is None:
         prompts = []

@@ -8,10 +8,13 @@ from typing import Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
+    add_form_flags,
     add_partial_flag,
     add_scoring_flags,
     add_truth_flags,
     compare_loaded,
+    find_images,
+    origin_of,
     print_comparison,
     tell_unscored,
     write_tables,
@@ -25,9 +28,14 @@ def add_parser(subparsers: Any) -> None:
         help="compare recorded runs, paired on the same samples",
         description="Score recorded runs and compare each with the first, on the samples that all of them answered.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; the first is what others differ from")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run, or of runs; the first is what others differ from, of a folder greedy or the oldest",
+    )
     parser.add_argument("--out", metavar="DIR", help="also write scores.json, .csv, .md and report.html there")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    add_form_flags(parser)
     add_partial_flag(parser)
     add_truth_flags(parser)
     add_scoring_flags(parser)
@@ -36,12 +44,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores, compares and prints."""
-    from damro.eval.report.comparison import load_runs
+    from damro.eval.report.comparison import find_runs, load_runs
 
     if args.out:
         check_folder(args.out)
-    comparison = compare_loaded(args, load_runs(args.runs, partial=args.partial), args.runs[0])
+    folders = [run for path in args.runs for run in find_runs(path)]
+    loaded = load_runs(folders, partial=args.partial)
+    comparison = compare_loaded(args, loaded, str(folders[0]))
     if args.out:
-        write_tables(comparison, Path(args.out))
-    print_comparison(comparison, as_json=args.json)
+        images = find_images(next(iter(loaded.records.values())))
+        write_tables(comparison, Path(args.out), origin_of(args, comparison, loaded.records, images))
+    print_comparison(comparison, as_json=args.json, as_latex=args.latex)
     return tell_unscored(comparison)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from damro.cli.options import add_flags, add_loading_options, add_max_pixels, given_flags, read_values
+from damro.cli.options import add_flags, add_loading_options, add_max_pixels, given_flags, load_from, read_values
 from damro.cli.outputs import check_folder
 from damro.cli.parser import whole_number
 from damro.decoding.errors import ParameterError
@@ -75,15 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from damro.diagnosis.diagnose import diagnose
     from damro.diagnosis.page import render_page
     from damro.eval.records import write_whole
-    from damro.loading import load_model
 
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     with _show_progress() as progress:
         found = diagnose(model, processor, images, settings, vocabulary=vocabulary, progress=progress)
     place = Path(args.out)

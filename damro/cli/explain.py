@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, given_flags, read_values
+from damro.cli.options import (
+    add_max_pixels,
+    add_method_flags,
+    add_model_options,
+    add_sampling_options,
+    given_flags,
+    load_from,
+    read_sampling,
+    read_values,
+)
 from damro.cli.outputs import check_file, tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 from damro.decoding.errors import ParameterError
@@ -31,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="L",
         help="layers of the language model whose attention is averaged, negative from the end (default: all)",
     )
+    add_sampling_options(parser)
     about = "what the picture shows, of COCO's 80 names; what answers add to it is crossed out (known of tiny:N)"
     parser.add_argument("--objects", nargs="+", metavar="NAME", help=about)
     add_max_pixels(parser)
@@ -44,19 +54,13 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.out)
     check_file(target)
     from damro.images import MAX_PIXELS, load_image
-    from damro.loading import load_model
     from damro.pages.explain import explain_answers
     from damro.pages.explain_page import render_page
 
+    sampling = read_sampling(args)
     method = Damro(**read_values(Damro, given_flags(args, {"damro": Damro}), ParameterError))
     image = load_image(args.image, max_pixels=args.max_pixels or MAX_PIXELS)
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     tell_unknown_words(processor, args.prompt)
     explanation = explain_answers(
         model,
@@ -66,11 +70,12 @@ def run(args: argparse.Namespace) -> int:
         name=str(args.model).rstrip("/").rsplit("/", 1)[-1],
         **method.to_record(),
         max_new_tokens=args.max_new_tokens,
+        sampling=sampling,
         layers=args.layers,
         judge=_judge(args.image, args.objects),
     )
     write_whole(target, render_page(explanation))
-    print(f"greedy: {explanation.greedy.text}")
+    print(f"{'sample' if sampling.temperature else 'greedy'}: {explanation.greedy.text}")
     print(f" damro: {explanation.damro.text}")
     print(f"wrote {target}")
     return 0

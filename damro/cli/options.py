@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from damro.cli.parser import whole_number
 from damro.decoding.errors import ParameterError
-from damro.methods import METHODS, Method
+from damro.methods import METHODS, Greedy, Method, parse
+from damro.methods.recipe import HOTTEST, SAMPLE
 from damro.parameters import Parameter, parameters, show
+
+if TYPE_CHECKING:
+    from damro.decoding.drawing import Sampling
+    from damro.loading import Loaded
 
 _RUNS_OWN = ("seed",)
 """Parameters that a run gives to its methods itself."""
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """--model, --device, --dtype, --attn-implementation, --revision."""
+    """--model, and those of :func:`add_loading_options`."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -30,16 +35,96 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None = Non
 
 
 def add_loading_options(group: Any) -> None:
-    """--device, --dtype, --attn-implementation, --revision."""
-    group.add_argument("--device", help="as torch names it, or 'auto' to spread over all (default: a GPU, if any)")
+    """--device, --device-map, --dtype, --quantization, --attn-implementation, --revision."""
+    group.add_argument("--device", help="as torch names it, or auto to spread over all (default: a GPU, if any)")
+    group.add_argument("--device-map", metavar="MAP", help="auto: spread the model over all GPUs")
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="(default: the checkpoint's)",
     )
+    group.add_argument("--quantization", choices=("4bit", "8bit"), help="needs bitsandbytes")
     group.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
+
+
+def load_from(args: argparse.Namespace) -> Loaded:
+    """The model and its processor, as the options of :func:`add_model_options` say."""
+    check_devices(args)
+    from damro.loading import load_model
+
+    return load_model(
+        args.model,
+        device=args.device_map or args.device,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        revision=args.revision,
+        quantization=args.quantization,
+    )
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Checks that one device or a map is given, not both.
+
+    Raises:
+        ParameterError: both are.
+    """
+    if args.device is not None and args.device_map is not None:
+        raise ParameterError(f"--device must be left out with --device-map, got {args.device!r}: give one of them")
+
+
+def add_sampling_options(group: Any, *, seeds: str = "of sampling") -> None:
+    """--temperature, --top-p, --seed.
+
+    Args:
+        group: what gets them.
+        seeds: what the seed is of.
+    """
+    group.add_argument("--temperature", type=float, metavar="T", help="sample at it (default: greedy search)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling (default: 1)")
+    group.add_argument("--seed", type=int, default=42, help=f"{seeds} (default: 42)")
+
+
+def read_sampling(args: argparse.Namespace, temperature: float = 0.0) -> Sampling:
+    """How tokens are drawn, as the options say.
+
+    Args:
+        args: of a command with the options of :func:`add_sampling_options`.
+        temperature: that the method's text says.
+
+    Raises:
+        ParameterError: one is out of range, or nothing heeds it.
+    """
+    hot = args.temperature if args.temperature is not None else temperature
+    if args.temperature is not None and not 0 < args.temperature < HOTTEST:
+        raise ParameterError(
+            f"--temperature must be a number above 0 and below {HOTTEST:g}, got {args.temperature:g}; leave it out for "
+            "greedy search"
+        )
+    if args.temperature is not None and temperature:
+        raise ParameterError(
+            f"--temperature must be left out where the method says it, got {args.temperature:g} with @{temperature:g}"
+        )
+    if not 0 < args.top_p <= 1:
+        raise ParameterError(f"--top-p must lie in (0, 1], got {args.top_p:g}")
+    if args.top_p != 1 and not hot:
+        raise ParameterError(f"--top-p must come with sampling, got {args.top_p:g}: add --temperature 1")
+    from damro.decoding.drawing import Sampling
+
+    return Sampling(hot, args.top_p, args.seed)
+
+
+def add_temperature(text: str, temperature: float | None) -> str:
+    """A method's text with the temperature of --temperature; one that says its own keeps it.
+
+    Example:
+        >>> [add_temperature(text, 0.5) for text in ("greedy", "damro:alpha=1", "damro@1", "sample")]
+        ['sample@0.5', 'damro:alpha=1@0.5', 'damro@1', 'sample']
+    """
+    if temperature is None or parse(text).temperature:
+        return text
+    return f"{SAMPLE if text == Greedy.name else text}@{temperature:g}"
 
 
 def add_max_pixels(group: Any, default: str = "100 million") -> None:

@@ -17,6 +17,7 @@ from damro.parameters import build, parameters
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison, Loaded
+    from damro.eval.report.facts import Origin
 
 
 def _scorings() -> dict[str, type[Scoring]]:
@@ -78,22 +79,64 @@ def compare_loaded(args: argparse.Namespace, loaded: Loaded, folder: str) -> Com
     return compare(benchmark, loaded.model, loaded.runs, scoring, loaded.planned)
 
 
-def write_tables(comparison: Comparison, out: Path) -> None:
+def origin_of(args: argparse.Namespace, comparison: Comparison, runs: Mapping[str, Any], open_image: Any) -> Origin:
+    """Where the runs of a report come from.
+
+    Args:
+        args: of the command.
+        comparison: what is told.
+        runs: the ``run.json`` of each run, by its name.
+        open_image: opens the images; None where they are not at hand.
+    """
+    from damro.eval.report.facts import Origin
+
+    told = {entry.name: runs[entry.name] for entry in comparison.entries if entry.name in runs}
+    return Origin(getattr(args, "command_line", None), told, open_image)
+
+
+def find_images(record: Mapping[str, Any]) -> Any:
+    """What opens the images of a recorded run; None where they are not where the run had them."""
+    from damro.decoding.errors import DecodingError
+    from damro.eval.runs.request import to_request
+    from damro.eval.samples import bounded
+
+    try:
+        request = to_request(record)
+        return bounded(request.asked.load(request.data_request).open_image, request.max_pixels)
+    except (EvalError, DecodingError, OSError):  # the scores are there without them
+        return None
+
+
+def write_tables(comparison: Comparison, out: Path, origin: Origin) -> None:
     """Writes scores.json, scores.csv, scores.md and report.html."""
     from damro.eval.report.html import write_report
     from damro.eval.report.tables import to_csv, to_json, to_markdown
 
     for ending, text in (("json", to_json), ("csv", to_csv), ("md", to_markdown)):
         write_whole(out / f"scores.{ending}", text(comparison))
-    write_report(comparison, out / "report.html")
+    write_report(comparison, out / "report.html", origin)
 
 
-def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
-    """Prints the tables, or JSON."""
-    from damro.eval.report.tables import notes, to_json, to_terminal
+def add_form_flags(parser: Any) -> None:
+    """--json and --latex."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="print the scores as JSON")
+    group.add_argument("--latex", action="store_true", help="print the tables as LaTeX (with the package booktabs)")
+
+
+def print_comparison(comparison: Comparison, *, as_json: bool, as_latex: bool = False) -> None:
+    """Prints the tables, or JSON, or LaTeX."""
+    from damro.eval.report.tables import notes, to_json, to_terminal, warnings
 
     if as_json:
         print(to_json(comparison))
+        return
+    if as_latex:
+        from damro.eval.report.latex import to_latex
+
+        print(to_latex(comparison))
+        for line in warnings(comparison):
+            print(line, file=sys.stderr)
         return
     from rich.console import Console
 

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from damro.cli.options import add_flags, add_max_pixels, add_method_flags, check_used, given_flags, read_values
+from damro.cli.options import (
+    add_flags,
+    add_loading_options,
+    add_max_pixels,
+    add_method_flags,
+    add_sampling_options,
+    add_temperature,
+    check_used,
+    given_flags,
+    read_values,
+)
 from damro.cli.outputs import check_folder
+from damro.cli.progress import show_progress
 from damro.cli.results import (
+    add_form_flags,
     add_partial_flag,
     add_scoring_flags,
     make_scoring,
+    origin_of,
     print_comparison,
     tell_unscored,
     write_tables,
 )
-from damro.eval.benchmark import BENCHMARKS, Records, find_benchmark
+from damro.eval.benchmark import BENCHMARKS, Benchmark, Records, find_benchmark
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
 from damro.eval.runs.request import TINY, RunRequest, to_request
@@ -29,12 +42,12 @@ from damro.tiny import checkpoint_of
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison
-    from damro.eval.runs.loop import Progress
     from damro.eval.runs.run import Prepared
+    from damro.eval.samples import OpenImage
 
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization", "max_pixels"),
+    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels"),
 )
 
 
@@ -52,6 +65,24 @@ class Planned(NamedTuple):
     request: RunRequest
 
 
+class Ran(NamedTuple):
+    """What came of a command.
+
+    Attributes:
+        comparison: The scores.
+        runs: The run.json of each run, by its name in the comparison; those of the command first.
+        out: The folder.
+        benchmark: With its parameters.
+        open_image: Opens its images.
+    """
+
+    comparison: Comparison
+    runs: dict[str, dict[str, Any]]
+    out: Path
+    benchmark: Benchmark
+    open_image: OpenImage
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     names = ", ".join(BENCHMARKS)
@@ -65,9 +96,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("benchmark", nargs="?", metavar="BENCHMARK", help=f"{names}; left out with --from")
     parser.add_argument("--from", dest="source", metavar="RUN", help="run again what a run.json says, into --out")
     _add_method_options(parser)
-    _add_data_options(parser)
-    _add_model_options(parser)
-    _add_run_options(parser)
+    add_data_options(parser)
+    add_model_options(parser)
+    add_run_options(parser)
     add_scoring_flags(parser)
     parser.set_defaults(run=run, defaults=parser.parse_args([]))
 
@@ -81,19 +112,22 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
     which = group.add_mutually_exclusive_group()
     which.add_argument("--method", default="greedy", help="(default: greedy)")
     which.add_argument("--methods", nargs="+", metavar="METHOD", help="several, compared with the first")
-    group.add_argument(
-        "--keep-tokens", type=int, metavar="N", help="patches of a tile that the full prompt keeps (default: all)"
-    )
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of sampling (default: 1)")
-    group.add_argument(
-        "--seed", type=int, default=42, help="of sampling, random patches, choice of images (default: 42)"
-    )
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="(default: the benchmark's)")
-    group.add_argument("--prompt", metavar="TEXT", help="template with {question} (default: the benchmark's)")
+    add_answer_options(group)
     add_method_flags(parser, leave_out=("task",))
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
+def add_answer_options(group: Any) -> None:
+    """How answers are made, whatever the method: --keep-tokens, those of sampling, --max-new-tokens, --prompt."""
+    group.add_argument(
+        "--keep-tokens", type=int, metavar="N", help="patches of a tile that the full prompt keeps (default: all)"
+    )
+    add_sampling_options(group, seeds="of sampling, random patches, choice of images")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="(default: the benchmark's)")
+    group.add_argument("--prompt", metavar="TEXT", help="template with {question} (default: the benchmark's)")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked: the parameters of all benchmarks, --images, --limit, --max-pixels, --scenes."""
     group = parser.add_argument_group("data", "'damro benchmarks' lists what each benchmark has")
     add_flags(group, dict(BENCHMARKS))
     group.add_argument("--images", metavar="DIR", help="COCO val2014, or the benchmark's folder; 'tiny' needs none")
@@ -104,17 +138,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, which may be left out, and how it is loaded."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="NAME_OR_PATH", help=f"(default: {TINY}, the embedded model)")
-    group.add_argument("--revision", help="branch, tag or commit on the Hub")
-    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    group.add_argument("--device", help="as torch names it (default: a GPU, if any)")
-    group.add_argument("--device-map", metavar="MAP", help="auto: spread the model over all GPUs")
-    group.add_argument("--quantization", choices=("4bit", "8bit"), help="needs bitsandbytes")
+    add_loading_options(group)
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how the runs are made, and how they are told."""
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help="(default: runs/BENCHMARK/MODEL); a folder a method in it")
     group.add_argument("--batch-size", default="auto", metavar="N", help="(default: auto, by the device)")
@@ -136,11 +168,22 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="take records in --out without a run.json for those of this command, and write it anew",
     )
     add_partial_flag(group)
-    group.add_argument("--json", action="store_true", help="print the scores as JSON")
+    group.add_argument("--report-to", choices=("wandb", "tensorboard", "mlflow"), help="tell it scores and parameters")
+    add_form_flags(group)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs, scores and prints."""
+    ran = execute(args)
+    if ran is None:
+        return 0
+    print_comparison(ran.comparison, as_json=args.json, as_latex=args.latex)
+    print(f"written to {ran.out}", file=sys.stderr)
+    return tell_unscored(ran.comparison)
+
+
+def execute(args: argparse.Namespace) -> Ran | None:
+    """Runs, scores and writes; None in a process that another one leads."""
     from damro.eval.runs.loop import Loop
     from damro.eval.runs.run import prepare, run_benchmark
     from damro.eval.runs.sharding import find_workers, holds_records
@@ -149,6 +192,10 @@ def run(args: argparse.Namespace) -> int:
     first = planned[0].request
     out = Path(args.out or Path("runs", first.benchmark, folder_name(first.model)))
     check_folder(out)
+    if args.report_to:
+        from damro.eval.report.trackers import check_tracker, track
+
+        check_tracker(args.report_to)
     workers = find_workers(first.device)
     if workers.leads and args.model is None and args.source is None:
         _tell(f"no --model given, so it is {TINY!r}, the embedded one")
@@ -162,14 +209,15 @@ def run(args: argparse.Namespace) -> int:
             loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
             options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records}
             runs[label] = _run_one(request, out / folder, run_benchmark, options)
-    if workers.leads:
-        _tell_failed(runs)
-        comparison = _compare(args, out, planned, runs, prepared)
-        write_tables(comparison, out)
-        print_comparison(comparison, as_json=args.json)
-        print(f"written to {out}", file=sys.stderr)
-        return tell_unscored(comparison)
-    return 0
+    if not workers.leads:
+        return None
+    _tell_failed(runs)
+    comparison, found = _compare(args, out, planned, runs, prepared)
+    write_tables(comparison, out, origin_of(args, comparison, found, prepared.dataset.open_image))
+    if args.report_to:
+        # Those of this command stand before the ones that were in the folder.
+        track(args.report_to, comparison, dict(islice(found.items(), len(planned))), out)
+    return Ran(comparison, found, out, first.asked, prepared.dataset.open_image)
 
 
 def _tell(sentence: str) -> None:
@@ -188,8 +236,8 @@ def _tell_failed(runs: Mapping[str, Records]) -> None:
 
 def _compare(
     args: argparse.Namespace, out: Path, planned: Sequence[Planned], runs: Mapping[str, Records], prepared: Prepared
-) -> Comparison:
-    """Scores the runs together with those that were in the folder before."""
+) -> tuple[Comparison, dict[str, dict[str, Any]]]:
+    """Scores the runs together with those that were in the folder before; returns the run.json of each, too."""
     from damro.eval.report.comparison import check_whole, compare
     from damro.eval.report.others import find_others
 
@@ -209,7 +257,8 @@ def _compare(
     names = [f"{name} ({of})" if names.count(name) > 1 else name for name, of in zip(names, folders, strict=True)]
     records = dict(zip(names, [*own.values(), *(other.records for other in others)], strict=True))
     scoring = make_scoring(args, first.asked, dataset.truth)
-    return compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    comparison = compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    return comparison, {name: load_run(out / of) for name, of in zip(names, folders, strict=True)}
 
 
 def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:
@@ -232,7 +281,7 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     if args.source is not None:
         return [_plan_again(args)]
     flags = given_flags(args, dict(METHODS))
-    texts = args.methods or [args.method]
+    texts = [add_temperature(text, args.temperature) for text in args.methods or [args.method]]
     recipes = [parse(text, flags) for text in texts]
     check_used(flags, [type(recipe.method) for recipe in recipes])
     folders = [folder_name(parse(text).text) for text in texts]
@@ -269,7 +318,7 @@ def _plan_again(args: argparse.Namespace) -> Planned:
     if args.out is None:
         raise EvalError("--from must come with --out, the folder for the new records")
     flags = (*given_flags(args, dict(METHODS)), *given_flags(args, dict(BENCHMARKS)))
-    for name in ("methods", "method", "model", "scenes", "batch_size", *_REQUEST_OPTIONS, *flags):
+    for name in ("methods", "method", "model", "scenes", "batch_size", "temperature", *_REQUEST_OPTIONS, *flags):
         if name != "images" and getattr(args, name) != getattr(args.defaults, name):
             raise EvalError(
                 f"--{name.replace('_', '-')} must be left out with --from, got {getattr(args, name)!r}: "
@@ -284,37 +333,3 @@ def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise EvalError(f"--batch-size must be auto or a whole number, got {text!r}")
     return int(text)
-
-
-@contextmanager
-def show_progress(title: str, *, quiet: bool = False) -> Iterator[Progress | None]:
-    """A progress bar on stderr with rate and time left; nothing where stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from damro.eval.runs.loop import Tally
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, rate="", failed="")
-        start = {"done": -1, "at": 0.0}
-
-        def update(tally: Tally) -> None:
-            if start["done"] < 0:  # what was recorded before does not count for the rate
-                start.update(done=tally.done, at=bar.get_time())
-            seconds = bar.get_time() - start["at"]
-            rate = f"{(tally.done - start['done']) / seconds:.1f}/s" if seconds > 0 else ""
-            failed = f"{tally.failed} failed" if tally.failed else ""
-            bar.update(task, completed=tally.done, total=tally.total, rate=rate, failed=failed)
-
-        yield update

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.options import add_method_flags, add_model_options, check_used, given_flags, load_from
 from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, parse
 
@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
             raise
         raise MissingExtraError(str(error)) from error
-    from damro.loading import load_model
     from damro.serve.batching import try_out
     from damro.serve.requests import Limits
 
@@ -83,13 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError(
             f"--host and --port must be free, got {args.host} and {args.port}: {error.strerror}; give others"
         ) from error
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     try_out(model, processor, recipe)
     limits = Limits(
         body_bytes=args.max_body * 1024 * 1024,

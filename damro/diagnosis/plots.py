@@ -9,7 +9,7 @@ from damro.diagnosis.headroom import HeadRoom
 from damro.diagnosis.knowledge import METHOD, CaptionKnowledge, QuestionKnowledge
 from damro.diagnosis.outliers import OutlierFindings
 from damro.diagnosis.settings import PROMPTS
-from damro.eval.report.plots import colour_of
+from damro.eval.report.marks import colour_of
 from damro.eval.statistics import Interval
 from damro.vision.sources import SOURCE_NAMES
 

@@ -15,8 +15,10 @@ from damro.parameters import build, given, parameters, show
 
 _TEXT = re.compile(r"(?P<name>[^:@]+)(?::(?P<values>.*?))?(?:@(?P<temperature>[^@\",=]*))?", re.DOTALL)
 _VALUE = re.compile(r'(?P<name>\w+)=(?P<value>"(?:[^"\\]|\\.)*"|[^",]*)(?:,(?=\w+=)|$)')
-_SAMPLE = "sample"
-_HOTTEST = 100.0
+SAMPLE = "sample"
+"""The name of plain sampling."""
+HOTTEST = 100.0
+"""A temperature is below."""
 
 
 class Recipe(NamedTuple):
@@ -43,7 +45,7 @@ class Recipe(NamedTuple):
     def _spell(self, values: str) -> str:
         name = self.method.name
         if isinstance(self.method, Greedy) and self.temperature:
-            return _SAMPLE if self.temperature == 1 else f"{_SAMPLE}@{self.temperature:g}"
+            return SAMPLE if self.temperature == 1 else f"{SAMPLE}@{self.temperature:g}"
         return f"{name}{':' if values else ''}{values}{f'@{self.temperature:g}' if self.temperature else ''}"
 
 
@@ -74,15 +76,15 @@ def parse(text: str, defaults: Mapping[str, str] | None = None) -> Recipe:
     if match is None or (name == Greedy.name and match["temperature"] is not None):
         raise ParameterError(
             f"method must be NAME, NAME:PARAMETER=VALUE,... or either with @TEMPERATURE to sample (plain sampling is "
-            f"named {_SAMPLE}), got {text!r}"
+            f"named {SAMPLE}), got {text!r}"
         )
-    owner = Greedy if name == _SAMPLE else METHODS.find(name)
+    owner = Greedy if name == SAMPLE else METHODS.find(name)
     values = dict(_read_values(match["values"], text)) if match["values"] is not None else {}
     known = {one.name: one for one in parameters(owner)}
     told = {key: value for key, value in (defaults or {}).items() if key in known} | values
     read = {key: known[key].read(value, ParameterError) if key in known else value for key, value in told.items()}
     method = build(owner, read, ParameterError, name)
-    return Recipe(method, _temperature(match["temperature"], text, plain=name == _SAMPLE))
+    return Recipe(method, _temperature(match["temperature"], text, plain=name == SAMPLE))
 
 
 def as_recipe(method: str | Method | None) -> Recipe:
@@ -151,9 +153,9 @@ def _temperature(written: str | None, text: str, *, plain: bool) -> float:
         temperature = float(written)
     except ValueError:
         temperature = -1.0
-    if not 0 < temperature < _HOTTEST:
+    if not 0 < temperature < HOTTEST:
         raise ParameterError(
-            f"method's temperature must be a number above 0 and below {_HOTTEST:g}, got {text!r}; "
+            f"method's temperature must be a number above 0 and below {HOTTEST:g}, got {text!r}; "
             "without @ the search is greedy"
         )
     return temperature

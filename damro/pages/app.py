@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, StoppingCriteria, TextIteratorStreamer
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.context import check_context
+from damro.decoding.drawing import Sampling
 from damro.decoding.families import family_of
 from damro.errors import DecodingError, InputsError
 from damro.figures import draw_overlay
@@ -52,7 +53,14 @@ _TAKEN = ("place", "taken out", "full prompt", "outliers only", "said instead", 
 _FIRST_PROMPT = "Describe the image in detail."
 
 
-def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: int = PIXEL_LIMIT) -> Any:
+def build_app(
+    model: PreTrainedModel,
+    processor: Any,
+    name: str,
+    *,
+    max_pixels: int = PIXEL_LIMIT,
+    sampling: Sampling = Sampling(),  # noqa: B008
+) -> Any:
     """Lays out the page.
 
     Where the paper has no preset for the family, the fields stand at LLaVA's, and the page says so.
@@ -62,6 +70,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: 
         processor: its processor.
         name: its name, for the reader and for the Python that can be copied.
         max_pixels: the largest image that is opened.
+        sampling: how the tokens of both answers are drawn; greedy search without.
 
     Returns:
         A `gradio.Blocks`; :func:`serve_app` opens it.
@@ -69,6 +78,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: 
     kind, vision = str(model.config.model_type), model.config.vision_config
     defaults, source = starting_preset(kind), resolve_source(None, family_of(model).vision_tower(model))
     patches = (vision.image_size // vision.patch_size) ** 2
+    plain = f"Sampling at {sampling.temperature:g}" if sampling.temperature else "Greedy search"
     scenes = [scene("test", number).image for number in range(_SCENES)]
     with gradio.Blocks(title="damro", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(introduce(name, kind, source))
@@ -100,7 +110,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: 
                 length = gradio.Slider(1, 256, 64, step=1, label="longest answer, in tokens", elem_id="length")
             with gradio.Column():
                 with gradio.Row():
-                    greedy = gradio.Textbox(label="Greedy search", lines=6, elem_id="greedy")
+                    greedy = gradio.Textbox(label=plain, lines=6, elem_id="greedy")
                     damro = gradio.Textbox(label="With DAMRO", lines=6, elem_id="damro")
                 picture = gradio.Image(
                     label=f"{SOURCE_NAMES[source]} and outlier patches",
@@ -117,7 +127,7 @@ def build_app(model: PreTrainedModel, processor: Any, name: str, *, max_pixels: 
 
         def answer(*values: Any) -> Iterator[tuple[Any, ...]]:
             try:
-                yield from answer_request(model, processor, name, *values, max_pixels=max_pixels)
+                yield from answer_request(model, processor, name, *values, max_pixels=max_pixels, sampling=sampling)
             except ImageSizeError as error:
                 raise gradio.Error(_NO_SIZE.format(max_pixels)) from error
             except ImageError as error:
@@ -207,6 +217,7 @@ def answer_request(
     max_new_tokens: int,
     *,
     max_pixels: int = PIXEL_LIMIT,
+    sampling: Sampling = Sampling(),  # noqa: B008
 ) -> Iterator[tuple[Any, ...]]:
     """Answers one request bit by bit.
 
@@ -228,10 +239,11 @@ def answer_request(
     picture = draw_attention(model, processor, inputs, contrast, name)
     greedy = damro = ""
     yield greedy, damro, picture, [], recipe
-    for greedy in stream_answer(model, processor, inputs, int(max_new_tokens), []):
+    for greedy in stream_answer(model, processor, inputs, int(max_new_tokens), sampling.processors()):
         yield greedy, damro, picture, [], recipe
     tokens: list[int] = []
-    for damro in stream_answer(model, processor, inputs, int(max_new_tokens), [contrast], tokens):
+    contrasted = [contrast, *sampling.processors()]
+    for damro in stream_answer(model, processor, inputs, int(max_new_tokens), contrasted, tokens):
         yield greedy, damro, picture, [], recipe
     yield greedy, damro, picture, tell_taken(model, processor, inputs, contrast, tokens), recipe
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.context import check_context
+from damro.decoding.drawing import Sampling
 from damro.errors import ParameterError
 from damro.images import load_image
 from damro.inspection import (
@@ -99,6 +100,7 @@ class Explanation:
         beta: its plausibility cutoff.
         greedy: the answer of greedy search.
         damro: the answer of greedy search with DAMRO.
+        sampling: how the tokens of both were drawn, if it was not greedy search.
     """
 
     prompt: str
@@ -109,6 +111,7 @@ class Explanation:
     beta: float
     greedy: ExplainedAnswer
     damro: ExplainedAnswer
+    sampling: Sampling = Sampling()
 
     def gone(self) -> tuple[GoneWord, ...]:
         """The words of the greedy answer that are nowhere in DAMRO's, each once, in their order."""
@@ -185,6 +188,7 @@ def explain_answers(
     max_new_tokens: int = 128,
     candidates: int = 5,
     layers: Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008
     judge: Judge | None = None,
 ) -> Explanation:
     """Answers a prompt with and without DAMRO and looks at every word of both.
@@ -203,6 +207,7 @@ def explain_answers(
         max_new_tokens: the longest answer.
         candidates: how many of the likeliest tokens to keep of each step.
         layers: layers of the language model whose attention is averaged; None takes all.
+        sampling: how the tokens of both answers are drawn, with the same draws; greedy search without.
         judge: tells what of an answer is in the picture; None if nobody knows.
 
     Raises:
@@ -218,7 +223,7 @@ def explain_answers(
     ranking, flagged = contrast.attention.layer, contrast.outliers.shape[1]
     vit = inspect_vit(model, inputs, layers=[ranking], layer=ranking, top_k=flagged)
     case = _Case(model, processor, inputs, contrast, vit)
-    tokens = [_generate(case, max_new_tokens, processors) for processors in ([], [contrast])]
+    tokens = [_generate(case, max_new_tokens, [*one, *sampling.processors()]) for one in ([], [contrast])]
     words = [group_words(token_spans(processor.tokenizer, ids)) for ids in tokens]
     differs = find_differences(*([bare(word.text) for word in spelled] for spelled in words))
     greedy, damro = (
@@ -233,6 +238,7 @@ def explain_answers(
         beta=contrast.beta,
         greedy=replace(greedy, method="greedy", differs=differs[0], in_picture=find_truth(greedy.words, judge)),
         damro=replace(damro, method="damro", differs=differs[1], in_picture=find_truth(damro.words, judge)),
+        sampling=sampling,
     )
 
 

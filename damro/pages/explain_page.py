@@ -21,7 +21,6 @@ from damro.pages.explain import ExplainedAnswer, Explanation, GoneWord
 from damro.vision.sources import SOURCE_NAMES
 
 _TRUTH = {None: "", True: "in the picture", False: "not in the picture"}
-_TITLES = {"greedy": "Greedy search", "damro": "With DAMRO"}
 
 
 def render_page(explanation: Explanation) -> str:
@@ -47,7 +46,7 @@ def render_page(explanation: Explanation) -> str:
 
 def _page_values(explanation: Explanation) -> dict[str, Any]:
     """What the template needs, as strings and numbers."""
-    vit = explanation.vit
+    vit, drawn = explanation.vit, explanation.sampling
     count = int(vit.outliers.count[0])
     rows, columns = vit.grid
     return {
@@ -66,7 +65,11 @@ def _page_values(explanation: Explanation) -> dict[str, Any]:
         "source": vit.source,
         "attention": SOURCE_NAMES[vit.source],
         "seen": pack_map(vit.weights[0]),
-        "answers": [_answer_values(answer, count) for answer in (explanation.greedy, explanation.damro)],
+        "search": f"sampled at {drawn.temperature:g}, top-p {drawn.top_p:g}" if drawn.temperature else "greedy search",
+        "answers": [
+            _answer_values(explanation.greedy, "Plain sampling" if drawn.temperature else "Greedy search", count),
+            _answer_values(explanation.damro, "With DAMRO", count),
+        ],
         "gone": [_gone_values(explanation.greedy, word) for word in explanation.gone()],
         "judged": any(there is not None for there in (*explanation.greedy.in_picture, *explanation.damro.in_picture)),
     }
@@ -92,7 +95,7 @@ def pack_map(values: Tensor) -> dict[str, str]:
     return {"cells": base64.b64encode(bytes(scaled.int().tolist())).decode(), "peak": f"{peak:.3g}"}
 
 
-def _answer_values(answer: ExplainedAnswer, outliers: int) -> dict[str, Any]:
+def _answer_values(answer: ExplainedAnswer, title: str, outliers: int) -> dict[str, Any]:
     words = []
     for number, word in enumerate(answer.words):
         words.append(
@@ -106,7 +109,7 @@ def _answer_values(answer: ExplainedAnswer, outliers: int) -> dict[str, Any]:
                 **pack_map(answer.maps[number]),
             }
         )
-    return {"method": answer.method, "title": _TITLES[answer.method], "words": words}
+    return {"method": answer.method, "title": title, "words": words}
 
 
 def _gone_values(greedy: ExplainedAnswer, word: GoneWord) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.amber.groups import AmberAnswer, score_groups
+from damro.eval.amber.groups import AmberAnswer, read_yes_no, score_groups
 from damro.eval.amber.questions import (
     ANNOTATIONS,
     DIMENSIONS,
@@ -20,7 +21,7 @@ from damro.eval.amber.questions import (
     load_words,
 )
 from damro.eval.amber.table import load_table
-from damro.eval.benchmark import DataRequest, Group, Records, Scoring, TableBenchmark
+from damro.eval.benchmark import DataRequest, Group, Judged, Records, Scoring, TableBenchmark
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.records import digest_of_file
 from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, folder_opener
@@ -104,6 +105,15 @@ class Amber(TableBenchmark):
         described = any(answer.question.kind == "generative" for answer in answers)
         words = load_words(self._folder()) if described else None
         return score_groups(answers, words, similarity=scoring.similarity, yes_no=scoring.yes_no)
+
+    def judge(self, records: Records, scoring: AmberScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong, of yes/no questions."""
+        found = {}
+        for key, fields in records.items():
+            if fields.get("label") is not None:
+                verdict = read_yes_no(fields["answer"], scoring.yes_no)
+                found[key] = Judged(float(verdict == fields["label"]), fields["label"], read=verdict)
+        return found
 
     def _folder(self) -> Path:
         if self.annotations is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Difference, Group, Note, Records, Scoring, TableBenchmark
+from damro.eval.benchmark import DataRequest, Difference, Group, Judged, Note, Records, Scoring, TableBenchmark
 from damro.eval.chair.coco import ImageId, image_key, normalize_objects, read_objects
 from damro.eval.chair.groups import EQUAL_LENGTH, ReadCaptions, cut_captions, drop_cut_sentences, score_group
 from damro.eval.chair.images import DAMRO_500, ROLES, choose_images, choose_rows, read_image_ids
@@ -72,6 +72,7 @@ class Chair(TableBenchmark):
     scoring: ClassVar = ChairScoring
     rescored: ClassVar = ("objects", "vocabulary")
     recorded: ClassVar = ("answer",)
+    headline: ClassVar = ("recall", "chair_i")
     command: ClassVar = "damro.eval.chair.command"
 
     objects: str | None = None
@@ -144,6 +145,22 @@ class Chair(TableBenchmark):
                 score_group(cut_captions(read, scoring.limits), objects, notes, name=EQUAL_LENGTH, beside=True)
             )
         return groups
+
+    def judge(self, records: Records, scoring: ChairScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Minus the number of hallucinated mentions, with their places."""
+        by_image = {one.image_id: one for one in groups[0].captions}
+        found = {}
+        for key, fields in records.items():
+            one = by_image[image_key(fields["image_id"])]
+            # What is scored may be less than the answer, but begins as it does.
+            places = one.hallucinated if fields["answer"].startswith(one.caption) else ()
+            found[key] = Judged(
+                -float(len(one.hallucinated)),
+                ", ".join(sorted(one.truth)),
+                tuple((mention.start, mention.end) for mention in places),
+                tuple(mention.name for mention in one.hallucinated),
+            )
+        return found
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Group, Records, TableBenchmark
-from damro.eval.choices import ChoiceScoring
+from damro.eval.benchmark import DataRequest, Group, Judged, Records, TableBenchmark
+from damro.eval.choices import ChoiceScoring, parse_options, read_choice
 from damro.eval.crpe.questions import FILES, CrpeQuestion, load_questions
 from damro.eval.crpe.scoring import CrpeAnswer, score_groups
 from damro.eval.crpe.table import load_table
@@ -83,6 +83,15 @@ class Crpe(TableBenchmark):
     def score(self, records: Records, scoring: CrpeScoring) -> list[Group]:
         """A group a category and one of all."""
         return score_groups((to_answer(fields, f"record {key!r}") for key, fields in records.items()), scoring.choice)
+
+    def judge(self, records: Records, scoring: ChoiceScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        found = {}
+        for key, fields in records.items():
+            one = to_answer(fields, f"record {key!r}")
+            letter = read_choice(one.text, parse_options(one.prompt), scoring.choice)
+            found[key] = Judged(float(letter == one.gold), one.gold, read=letter or "no option")
+        return found
 
     def _named(self) -> tuple[str, ...]:
         unknown = [name for name in self.split if name not in FILES]

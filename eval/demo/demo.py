@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,12 @@ from damro.eval.demo.premise import Premise, attend_scenes, measure_premise
 from damro.eval.demo.trial import Progress, Way, compare_ways
 from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison
-from damro.eval.report.html import Example, Page, Picture, bars, pieces, render
+from damro.eval.report.facts import Origin, facts_of
+from damro.eval.report.html import Card, Page, Picture, make_cards, render
 from damro.eval.report.plots import to_data_uri
-from damro.eval.report.verdict import judge_controls, judge_sampling
+from damro.eval.report.verdict import CONTROLS, claims_against, judge_controls, judge_sampling
+from damro.eval.runs.record import package_versions
+from damro.eval.samples import open_scene
 from damro.loading import Loaded, load_model
 from damro.tiny.scenes import scene
 
@@ -86,9 +90,9 @@ def run_demo(
         },
     }
     demo = Demo(metrics, pope, chair, premise, sentences, control)
-    pictures = [_attention_picture(attention, _top_k(loaded), _example_scene(chair)), bars(pope), bars(chair)]
+    picture = _attention_picture(attention, _top_k(loaded), _example_scene(chair))
     metrics["seconds"] = round(time.perf_counter() - began, 2)
-    write_whole(Path(out) / "report.html", render(_page(demo, pictures)))
+    write_whole(Path(out) / "report.html", render(_page(demo, picture)))
     write_whole(Path(out) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return demo
 
@@ -146,36 +150,29 @@ def _attention_picture(attention: Any, top_k: int, number: int) -> Picture:
     )
 
 
-def _page(demo: Demo, pictures: Sequence[Picture]) -> Page:
-    number = _example_scene(demo.chair)
-    captions = {
-        entry.name: pieces(next(record for record in entry.groups[0].captions if record.image_id == str(number)))
-        for entry in demo.chair.entries
-        if entry.name in ("greedy", "damro")
+def _page(demo: Demo, attention: Picture) -> Page:
+    cards = {
+        model: _cards(pope, chair)
+        for model, pope, chair in (("tiny", demo.pope, demo.chair), (MODEL, *demo.control[:2]))
     }
-    shown = Picture(_scene_uri(number), f"Scene {number}", "")
-    truth = ", ".join(sorted({thing.name for thing in scene("test", number).objects}))
-    example = Example(f"Scene {number} shows: {truth}", captions, shown)
-    facts = {
-        "Model": "tiny, the embedded model (LLaVA architecture, trained on rendered scenes)",
-        "Scenes": f"{demo.metrics['scenes']} test scenes, not seen in training",
-        "Matcher": "builtin",
-        "Seconds": str(demo.metrics["seconds"]),
+    facts = facts_of(demo.pope, Origin()) | {
+        "Model": ["tiny, the embedded model (LLaVA architecture, trained on rendered scenes)"],
+        "Positive control": [f"{MODEL}, built to have the flaw that DAMRO is meant to mend"],
+        "Scenes": [f"{demo.metrics['scenes']} test scenes, not seen in training"],
+        "Matcher": ["builtin"],
+        "Versions": [", ".join(f"{name} {version}" for name, version in package_versions().items())],
+        "Seconds": [str(demo.metrics["seconds"])],
     }
     tables = [demo.pope, demo.chair, demo.control.pope, demo.control.chair]
-    return Page("damro demo", lead(demo), facts, pictures[:1], [example], pictures[1:], tables)
+    return Page("damro demo", lead(demo), cards, facts, [attention], tables, functools.cache(open_scene))
+
+
+def _cards(pope: Comparison, chair: Comparison) -> list[Card]:
+    """DAMRO against plain decoding and against each of its controls."""
+    return make_cards(claims_against(pope, chair, "damro", ("greedy", *CONTROLS)))
 
 
 def lead(demo: Demo) -> list[str]:
     """What was found, a sentence or two a line: on the embedded model, then on the one that has the flaw."""
     first, cost = demo.control.sentences
     return [*demo.sentences, f"On {MODEL}, the positive control, which was built to have the flaw: {first}", cost]
-
-
-def _scene_uri(number: int) -> str:
-    import base64
-    import io
-
-    content = io.BytesIO()
-    scene("test", number).image.save(content, format="png")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from damro.eval.benchmark import DataRequest, Group, Records, Scoring, TableBenchmark
+from damro.eval.benchmark import DataRequest, Group, Judged, Records, Scoring, TableBenchmark
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.hallusion.questions import PLACE, HallusionQuestion, find_file, load_questions, to_question
-from damro.eval.hallusion.scoring import HallusionAnswer, score_groups
+from damro.eval.hallusion.scoring import HallusionAnswer, is_right, read_answer, score_groups
 from damro.eval.hallusion.table import load_table
 from damro.eval.records import digest_of_file
 from damro.eval.samples import Dataset, Sample, check_samples, folder_opener
@@ -73,6 +73,14 @@ class Hallusion(TableBenchmark):
     def score(self, records: Records, scoring: Scoring) -> list[Group]:
         """A group for VD, for VS and for all."""
         return score_groups(to_answer(fields, f"record {key!r}") for key, fields in records.items())
+
+    def judge(self, records: Records, scoring: Scoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        answers = {key: to_answer(fields, f"record {key!r}") for key, fields in records.items()}
+        return {
+            key: Judged(float(is_right(one)), one.asked.gold, read=read_answer(one.text))
+            for key, one in answers.items()
+        }
 
     def _samples(self, request: DataRequest, asked: list[HallusionQuestion]) -> list[Sample]:
         """One a question: those of a figure next to each other, and those without one behind."""

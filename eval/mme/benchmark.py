@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, YesNoBenchmark, share
+from damro.eval.benchmark import DataRequest, Group, Judged, Measure, Note, Records, Scoring, YesNoBenchmark, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
@@ -93,6 +93,14 @@ class Mme(YesNoBenchmark):
             answer = MMEAnswer(*(fields[name] for name in ("category", "name", "question", "label", "answer")))
             answers.append(answer._replace(p_yes=p_yes_of(fields, key)) if self.reads_logits else answer)
         return score_groups(answers, shares=self.reads_logits)
+
+    def judge(self, records: Records, scoring: Scoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        read = {key: parse_answer(fields["answer"]) for key, fields in records.items()}
+        return {
+            key: Judged(float(read[key] == fields["label"]), fields["label"], read=read[key])
+            for key, fields in records.items()
+        }
 
 
 def score_groups(given: Iterable[MMEAnswer], *, shares: bool = False) -> list[Group]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from damro.eval.benchmark import DataRequest, Group, Records, TableBenchmark
-from damro.eval.choices import ChoiceScoring
+from damro.eval.benchmark import DataRequest, Group, Judged, Records, TableBenchmark
+from damro.eval.choices import ChoiceScoring, read_choice
 from damro.eval.errors import DataFormatError, EvalError
-from damro.eval.mmvp.questions import FILE, IMAGES, load_questions, read_gold
+from damro.eval.mmvp.questions import FILE, IMAGES, load_questions, read_gold, split_options
 from damro.eval.mmvp.scoring import MmvpAnswer, score_groups
 from damro.eval.mmvp.table import load_table
 from damro.eval.records import digest_of_file
@@ -66,6 +66,15 @@ class Mmvp(TableBenchmark):
     def score(self, records: Records, scoring: ChoiceScoring) -> list[Group]:
         """The one group of all pairs."""
         return score_groups((to_answer(fields, f"record {key!r}") for key, fields in records.items()), scoring.choice)
+
+    def judge(self, records: Records, scoring: ChoiceScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong."""
+        found = {}
+        for key, fields in records.items():
+            one = to_answer(fields, f"record {key!r}")
+            letter = read_choice(one.text, split_options(one.options), scoring.choice)
+            found[key] = Judged(float(letter == one.gold), one.gold, read=letter or "no option")
+        return found
 
 
 def to_answer(fields: Mapping[str, Any], where: str) -> MmvpAnswer:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, YesNoBenchmark
+from damro.eval.benchmark import DataRequest, Difference, Group, Judged, Records, Scoring, YesNoBenchmark
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
 from damro.eval.pope.groups import mean_group, score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
 from damro.eval.pope.probability import score_shares
 from damro.eval.pope.questions import Question, load_questions, to_question
-from damro.eval.pope.rules import RULES
+from damro.eval.pope.rules import RULES, parse_answer
+from damro.eval.pope.scoring import judge
 from damro.eval.pope.table import load_table
 from damro.eval.records import digest_of_file
 from damro.eval.resources import POPE_SPLITS, pope_questions_path
@@ -40,6 +42,8 @@ PAPER_QUESTIONS = 9000
 PAPER_RULE = "vcd"
 """How the released code of DAMRO reads answers (``evaluation/eval_pope/eval_pope.py``)."""
 _SCENE_SPLITS = ("random", "popular", "adversarial")
+_ASKED = re.compile(r"\bis there (?:an? |the )?(.+?) in the im(?:an?)?ge\b", re.IGNORECASE)
+_BARE = "vlmeval"  # reads the "Yes", "No" or nothing that stands for P(yes)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Pope(YesNoBenchmark):
     task: ClassVar = "pope"
     scoring: ClassVar = PopeScoring
     recorded: ClassVar = ("answer", "split", "image", "question", "label")
+    headline: ClassVar = ("accuracy",)
     command: ClassVar = "damro.eval.pope.command"
 
     split: tuple[str, ...] = ()
@@ -133,6 +138,20 @@ class Pope(YesNoBenchmark):
         for rule in scoring.named_rules:
             groups += _with_mean([score_group(*part[:2], rule, part[2], beside=rule != first) for part in parts])
         return groups
+
+    def judge(self, records: Records, scoring: PopeScoring, groups: Sequence[Group]) -> dict[str, Judged]:
+        """Right or wrong by the first rule, under the labels that are scored; a wrong yes has the object asked for."""
+        rule = _BARE if self.reads_logits else scoring.named_rules[0]
+        found = {}
+        for _, pairs, _ in _split_up(records, scoring, lambda fields, key: str(fields["answer"])):
+            for question, text in pairs:
+                outcome, asked = judge(question, text, rule), _ASKED.search(question.text)
+                objects = (asked[1].lower(),) if asked and outcome == "fp" else ()
+                read = parse_answer(text, rule, question.label)
+                found[str(question.question_id)] = Judged(
+                    float(outcome in ("tp", "tn")), question.label, objects=objects, read=read
+                )
+        return found
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""

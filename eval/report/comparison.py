@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from damro.decoding.errors import ParameterError
 from damro.eval.benchmark import (
     Benchmark,
     Group,
+    Judged,
     Measure,
     Records,
     Scoring,
@@ -21,11 +23,11 @@ from damro.eval.benchmark import (
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.runs.form import check_form
 from damro.eval.runs.identity import check_same_images
-from damro.eval.runs.record import identity_of, load_run
+from damro.eval.runs.record import RUN_FILE, identity_of, load_run
 from damro.eval.runs.request import to_request
 from damro.eval.runs.sharding import read_done
 from damro.eval.statistics import Interval
-from damro.methods import METHODS, Recipe, labels
+from damro.methods import METHODS, Greedy, Recipe, labels
 from damro.parameters import build
 
 
@@ -40,6 +42,8 @@ class Entry:
         failed: The reasons of those without an answer, by sample id.
         seconds: What the answers took together.
         planned: How many samples the run has; None where that is not known.
+        records: What was scored.
+        judged: What single answers are worth, as far as the benchmark says.
     """
 
     name: str
@@ -48,6 +52,8 @@ class Entry:
     failed: Mapping[str, str]
     seconds: float
     planned: int | None = None
+    records: Records = field(default_factory=dict, repr=False)
+    judged: Mapping[str, Judged] = field(default_factory=dict, repr=False)
 
     @property
     def whole(self) -> Group:
@@ -85,7 +91,12 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return every metric of every group of every run."""
-        rows = []
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        """Of thousands of images, intervals take seconds, and tables and charts ask for them again and again."""
+        rows: list[Row] = []
         for number, group in enumerate(self.baseline.groups):
             for entry in self.entries:
                 other = entry.groups[number]
@@ -94,7 +105,7 @@ class Comparison:
                     Row(group.name, entry.name, metric, other.measures[metric], interval, differences.get(metric))
                     for metric, interval in other.intervals().items()
                 ]
-        return rows
+        return tuple(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -218,8 +229,12 @@ def _entry(benchmark: Benchmark, name: str, records: Records, scoring: Scoring, 
     """A run with its scores on some samples; None scores nothing."""
     failed = {key: str(fields["error"]) for key, fields in records.items() if "error" in fields}
     seconds = sum(_seconds(key, fields) for key, fields in records.items())
-    groups = () if keep is None else tuple(score_run(benchmark, records, scoring, keep))
-    return Entry(name, groups, len(records), failed, seconds)
+    if keep is None:
+        return Entry(name, (), len(records), failed, seconds)
+    groups = tuple(score_run(benchmark, records, scoring, keep))
+    scored = {key: fields for key, fields in records.items() if key in keep}
+    judged = benchmark.judge(scored, scoring, groups)
+    return Entry(name, groups, len(records), failed, seconds, records=scored, judged=judged)
 
 
 def _seconds(key: str, fields: Mapping[str, Any]) -> float:
@@ -249,6 +264,17 @@ class Loaded(NamedTuple):
     def planned(self) -> dict[str, int]:
         """How many samples each run has, as far as its ``run.json`` tells."""
         return {name: record["samples"] for name, record in self.records.items() if "samples" in record}
+
+
+def find_runs(path: Path | str) -> list[Path]:
+    """Return the folder of a run as it is, and of a folder of runs those in it, the oldest first but plain decoding."""
+    folder = Path(path)
+    inside = [] if (folder / RUN_FILE).exists() else [one.parent for one in folder.glob(f"*/{RUN_FILE}")]
+    if not inside:
+        return [folder]
+    records = {one: load_run(one) for one in sorted(inside)}
+    plain = {one: to_request(record).recipe == Recipe(Greedy()) for one, record in records.items()}
+    return sorted(records, key=lambda one: (not plain[one], str(records[one].get("created"))))
 
 
 def load_runs(folders: Sequence[Path | str], *, partial: bool = False) -> Loaded:

@@ -1,21 +1,29 @@
-"""``report.html``: one file, no network, every text escaped."""
+"""``report.html``: one file, no network, every text escaped; samples are shown by a script of the page's own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from damro._version import __version__
-from damro.eval.chair.scoring import CaptionScore
+from damro.eval.benchmark import Measure
 from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison, Row
-from damro.eval.report.plots import draw_bars, to_data_uri
-from damro.eval.report.tables import by_group, group_notes, is_clear, notes, show_difference, show_value
+from damro.eval.report.facts import Origin, facts_of
+from damro.eval.report.forest import Line, Scale, factor_of, line_of, panels_of, scale_of
+from damro.eval.report.marks import mark_of
+from damro.eval.report.samples import count_objects, list_samples, make_thumbnails
+from damro.eval.report.tables import by_group, group_notes, is_clear, notes, show_difference, show_value, warnings
+from damro.eval.report.verdict import Claim, claims_of
+from damro.eval.samples import OpenImage
 
 _FAILED_SHOWN = 20
+_BLOCK = 50  # pictures that the page's script reads at once
 
 
 class Picture(NamedTuple):
@@ -39,19 +47,18 @@ class Piece(NamedTuple):
     hallucinated: bool
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image and what each method says about it.
+class Card(NamedTuple):
+    """What a method does, in claims.
 
     Attributes:
-        title: Names the image.
-        captions: By method, the pieces of its caption.
-        picture: The image, if it is at hand.
+        method: Its name.
+        against: What it is compared with.
+        lines: A claim each, with the scale of its line.
     """
 
-    title: str
-    captions: Mapping[str, Sequence[Piece]]
-    picture: Picture | None = None
+    method: str
+    against: str
+    lines: Sequence[tuple[Line, Scale]]
 
 
 @dataclass(frozen=True)
@@ -61,86 +68,109 @@ class Page:
     Attributes:
         title: Of the page.
         lead: Sentences to read first.
-        facts: What the result depends on.
-        pictures: Shown first.
-        examples: Captions with hallucinated objects marked; shown next.
-        charts: Pictures of the scores.
-        comparisons: Shown as tables, with notes.
+        cards: By a heading, verdicts; shown next.
+        facts: What the result depends on: a name, and lines.
+        pictures: Shown below the verdicts.
+        comparisons: Shown as differences, samples and tables, with notes.
+        open_image: Opens the images of the samples; None where they are not at hand.
     """
 
     title: str
     lead: Sequence[str] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    cards: Mapping[str, Sequence[Card]] = field(default_factory=dict)
+    facts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()
-    examples: Sequence[Example] = ()
-    charts: Sequence[Picture] = ()
     comparisons: Sequence[Comparison] = ()
+    open_image: OpenImage | None = None
 
 
 def render(page: Page) -> str:
-    """Return the HTML of a page."""
-    from jinja2 import Environment, PackageLoader
+    """Return the HTML of a page.
+
+    The page's own policy lets it load nothing and run its one script only.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("damro.eval.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("damro.eval.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.get_template("report.html")
-    return template.render(page=page, tables=[_table(one) for one in page.comparisons], version=__version__)
+    folder = files("damro.eval.report") / "templates"
+    style, script = ((folder / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    listed = [list_samples(one) for one in page.comparisons]
+    images = dict.fromkeys(name for one in listed for name in one.images)
+    sets = [one.data | {"left_out": one.left_out} for one in listed if one.data["samples"]]
+    thumbnails = list(make_thumbnails(images, page.open_image).items())
+    blocks = [dict(thumbnails[start : start + _BLOCK]) for start in range(0, len(thumbnails), _BLOCK)]
+    data = {"sets": sets, "blocks": {name: number for number, block in enumerate(blocks) for name in block}}
+    return environment.get_template("report.html").render(
+        page=page,
+        tables=[_table(one) for one in page.comparisons],
+        data=data,
+        blocks=blocks,
+        mark_of=mark_of,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        version=__version__,
+    )
 
 
-def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the report of a comparison."""
+def write_report(
+    comparison: Comparison,
+    path: Path,
+    origin: Origin = Origin(),  # noqa: B008
+    pictures: Sequence[Picture] = (),
+) -> None:
+    """Write the report of a comparison.
+
+    Args:
+        comparison: What to tell.
+        path: The file.
+        origin: Where its runs come from.
+        pictures: Shown in place of verdicts.
+    """
     title = f"{comparison.benchmark.upper()}: {comparison.model}"
-    page = Page(
-        title,
-        facts={"Benchmark": comparison.benchmark, "Model": comparison.model, "Baseline": comparison.baseline.name},
-        examples=caption_examples(comparison, 5),
-        charts=[bars(comparison)] if find_spec("matplotlib") else [],
-        comparisons=[comparison],
-    )
+    cards = {"": _cards(comparison)} if len(comparison.entries) > 1 and not pictures else {}
+    facts = facts_of(comparison, origin)
+    page = Page(title, (), cards, facts, pictures, [comparison], origin.open_image)
     write_whole(path, render(page))
 
 
-def bars(comparison: Comparison) -> Picture:
-    """Return the bars of a comparison's main metrics."""
-    rows = comparison.rows()
-    panels: list[list[Row]] = []
-    for group in dict.fromkeys(row.group for row in rows):
-        of_group = [row for row in rows if row.group == group and row.measure.plotted]
-        for metric in dict.fromkeys(row.metric for row in of_group):
-            panels.append([row for row in of_group if row.metric == metric])
-    title = f"{comparison.benchmark.upper()}, {comparison.model}: bars with 95 % intervals"
-    names = ", ".join(entry.name for entry in comparison.entries)
-    return Picture(to_data_uri(draw_bars(panels, title)), f"Bars of {names}; the tables hold the numbers.", title)
+def make_cards(claims: Mapping[tuple[str, str], Mapping[str, Claim]]) -> list[Card]:
+    """Return a card for each pair of method and what it is compared with; claims of one name share their scale.
 
-
-def caption_examples(comparison: Comparison, count: int) -> list[Example]:
-    """Return the captions of the first images about which methods say different things."""
-    if not comparison.baseline.groups[0].captions:
-        return []
-    by_method = {
-        entry.name: {record.image_id: record for record in entry.groups[0].captions} for entry in comparison.entries
+    Args:
+        claims: By method and what it is compared with: a name of what is measured, and the claim.
+    """
+    measures: dict[str, Measure] = {name: one.measure for of in claims.values() for name, one in of.items()}
+    scales = {
+        name: scale_of((of[name].difference for of in claims.values() if name in of), factor_of(measure))
+        for name, measure in measures.items()
     }
-    examples: list[Example] = []
-    for image in by_method[comparison.baseline.name]:
-        captions = {name: pieces(records[image]) for name, records in by_method.items()}
-        if len({tuple(found) for found in captions.values()}) > 1 and len(examples) < count:
-            examples.append(Example(f"Image {image}", captions))
-    return examples
+    return [
+        Card(method, against, [(line_of(name, one, scales[name]), scales[name]) for name, one in of.items()])
+        for (method, against), of in claims.items()
+    ]
 
 
-def pieces(record: CaptionScore) -> tuple[Piece, ...]:
-    """Cut a caption at its hallucinated objects."""
-    found, place = [], 0
-    for mention in record.hallucinated:
-        found += [Piece(record.caption[place : mention.start], False)]
-        found += [Piece(record.caption[mention.start : mention.end], True)]
-        place = mention.end
-    return tuple(piece for piece in [*found, Piece(record.caption[place:], False)] if piece.text)
+def _cards(comparison: Comparison) -> list[Card]:
+    against = comparison.baseline.name
+    found = claims_of(comparison, comparison.rows())
+    return make_cards(
+        {(name, against): {claim.measure.label: claim for claim in claims} for name, claims in found.items()}
+    )
 
 
 def _table(comparison: Comparison) -> dict[str, Any]:
     """What the template shows of a comparison."""
+    rows = comparison.rows()
+    panels = panels_of(rows, comparison.baseline.name)
     groups = []
     for name, of_group in by_group(comparison).items():
         metrics = list(dict.fromkeys(row.measure.title for row in of_group))
@@ -148,11 +178,19 @@ def _table(comparison: Comparison) -> dict[str, Any]:
             (method, [_cell(row) for row in of_group if row.method == method])
             for method in dict.fromkeys(row.method for row in of_group)
         ]
-        groups.append({"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)})
+        told = {"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)}
+        groups.append(told | {"panels": panels.get(name, []), "open": name == comparison.baseline.whole.name})
     runs = (*comparison.entries, *comparison.unscored)
-    failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in runs if entry.failed]
-    title = f"{comparison.benchmark.upper()}, {comparison.model}"
-    return {"title": title, "groups": groups, "notes": notes(comparison), "failed": failed}
+    return {
+        "title": f"{comparison.benchmark.upper()}, {comparison.model}",
+        "baseline": comparison.baseline.name,
+        "groups": sorted(groups, key=lambda group: not group["open"]),
+        "objects": count_objects(comparison),
+        "methods": [entry.name for entry in comparison.entries],
+        "notes": notes(comparison),
+        "warnings": warnings(comparison),
+        "failed": [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in runs if entry.failed],
+    }
 
 
 def _cell(row: Row) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Bars with intervals: metrics of several methods beside each other. Imports matplotlib when first used."""
+"""Charts of matplotlib, and charts as pictures of a page. Imports matplotlib when first used."""
 
 from __future__ import annotations
 
@@ -8,71 +8,97 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from damro.eval.report.comparison import Row
+from damro.eval.report.marks import mark_of
+from damro.eval.report.sweep import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with colour-blindness tell apart: the baseline, the method, controls, sampling.
-_COLOURS = {"baseline": "#7f7f7f", "damro": "#0072b2", "control": "#e69f00", "sampling": "#56b4e9"}
-_AS_IT_IS: dict[str, Any] = {
-    "parse_math": False
-}  # names of methods, splits and runs: a dollar sign in them would begin a formula
+_AS_IT_IS: dict[str, Any] = {"parse_math": False}  # names of runs: a dollar sign in them would begin a formula
+_PLAIN = mark_of("greedy").colour
 
 
-def colour_of(method: str) -> str:
-    """Return the colour of a method's bar.
+def draw_sweep(baseline: str, plain: Sequence[Row], found: Sequence[Found], title: str) -> Figure:
+    """Draw a panel a number of patches, a line a method.
 
-    Example:
-        >>> colour_of("damro") == colour_of("damro@1") != colour_of("random-k")
-        True
-    """
-    if method.startswith("damro"):
-        return _COLOURS["damro"]
-    if method.startswith("greedy"):
-        return _COLOURS["baseline"]
-    return _COLOURS["sampling" if method.startswith("sample") else "control"]
-
-
-def draw_bars(panels: Sequence[Sequence[Row]], title: str) -> Figure:
-    """Draw a panel a metric, a bar a method, with its 95 % interval.
+    One metric stands over alpha, with its 95 % intervals; of two, the second stands over the first, and a line goes
+    from alpha to alpha. The baseline is drawn beside, without a line.
 
     Args:
-        panels: The rows of each panel, all of one group and metric.
+        baseline: Its name.
+        plain: Its metrics, one or two.
+        found: The grid; what has no number of patches is drawn in every panel.
         title: Of the figure.
     """
     from matplotlib.figure import Figure
 
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    tallest = max(len(rows) for rows in panels)
-    figure = Figure(figsize=(3.6 * columns + 1, lines * (0.34 * tallest + 1.1) + 0.4), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
-    for place, rows in enumerate(panels):
-        _draw_panel(axes[place], rows, named=place % columns == 0)
-    for spare in axes[len(panels) :]:
-        spare.set_axis_off()
-    figure.suptitle(title, **_AS_IT_IS)
+    told = dict.fromkeys(one.point.top_k for one in found if one.point.top_k is not None)
+    ks: list[int | None] = [*told] or [None]
+    figure = Figure(figsize=(3.3 * len(ks) + 1.2, 3.6), layout="constrained")
+    panels: list[Axes] = figure.subplots(1, len(ks), squeeze=False, sharex=True, sharey=True)[0].tolist()
+    for axes, top_k in zip(panels, ks, strict=True):
+        shown = [one for one in found if one.point.top_k in (top_k, None)]
+        draw = _draw_over_alpha if len(plain) == 1 else _draw_against
+        draw(axes, baseline, plain, shown)
+        axes.set_title("" if top_k is None else f"top-k {top_k}", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(plain[-1].measure.title, fontsize=9, **_AS_IT_IS)
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10, **_AS_IT_IS)
     return figure
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
-    for place, row in enumerate(rows):
-        if row.value is None:
-            continue
+def _draw_over_alpha(axes: Axes, baseline: str, plain: Sequence[Row], found: Sequence[Found]) -> None:
+    """Values with intervals over alpha; lines a little apart, so that intervals do not hide each other."""
+    value = _number(plain[0])
+    if value is not None:
+        axes.axhline(value, color=_PLAIN, linestyle="--", linewidth=1, label=baseline)
+    methods = list(dict.fromkeys(one.point.method for one in found))
+    span = max((one.point.alpha for one in found), default=0) or 1
+    for place, method in enumerate(methods):
+        drawn = [one for one in found if one.point.method == method and one.rows[0].value is not None]
+        at = [one.point.alpha + 0.012 * span * (2 * place - len(methods) + 1) for one in drawn]
+        values = [_number(one.rows[0]) or 0.0 for one in drawn]
+        axes.errorbar(at, values, yerr=_reach([one.rows[0] for one in drawn]), capsize=2, **_style(method))
+    axes.set_xlabel("alpha", fontsize=9)
+
+
+def _draw_against(axes: Axes, baseline: str, plain: Sequence[Row], found: Sequence[Found]) -> None:
+    """The second metric over the first, alphas beside the points."""
+    across, up = map(_number, plain)
+    if across is not None and up is not None:
+        axes.plot([across], [up], color=_PLAIN, marker=mark_of("greedy").marker, linestyle="", label=baseline)
+    for method in dict.fromkeys(one.point.method for one in found):
+        drawn = [(one.point.alpha, *map(_number, one.rows)) for one in found if one.point.method == method]
+        places = [(alpha, x, y) for alpha, x, y in drawn if x is not None and y is not None]
+        axes.plot([x for _, x, _ in places], [y for _, _, y in places], **_style(method))
+        for alpha, x, y in places:
+            axes.annotate(f"{alpha:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel(plain[0].measure.title, fontsize=9, **_AS_IT_IS)
+
+
+def _style(method: str) -> dict[str, Any]:
+    mark = mark_of(method)
+    return {"color": mark.colour, "marker": mark.marker, "markersize": 6, "linewidth": 1.3, "label": method}
+
+
+def _number(row: Row) -> float | None:
+    factor = 100 if row.measure.unit == "%" else 1
+    return None if row.value is None else factor * row.value.estimate
+
+
+def _reach(rows: Sequence[Row]) -> list[list[float]]:
+    """How far intervals reach below and above; a percentile interval may leave its estimate outside."""
+    reach: list[list[float]] = [[], []]
+    for row in rows:
+        assert row.value is not None
         factor = 100 if row.measure.unit == "%" else 1
-        value, low, high = (factor * number for number in (row.value.estimate, row.value.low, row.value.high))
-        axes.barh(place, value, color=colour_of(row.method), height=0.7)
-        if row.value.ends is not None:
-            # A percentile interval may leave its estimate outside; a bar of negative length cannot be drawn.
-            reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
-            axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.method for row in rows] if named else [""] * len(rows), **_AS_IT_IS)
-    axes.invert_yaxis()
-    axes.set_title(f"{rows[0].group}", fontsize=9, **_AS_IT_IS)
-    axes.set_xlabel(rows[0].measure.title, fontsize=9, **_AS_IT_IS)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+        low, high = row.value.ends or (row.value.estimate, row.value.estimate)
+        reach[0].append(max(0.0, factor * (row.value.estimate - low)))
+        reach[1].append(max(0.0, factor * (high - row.value.estimate)))
+    return reach
 
 
 def to_data_uri(figure: Figure, dpi: int = 130) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("json", "csv", "md")
 WARNING = "WARNING"
 """How a note begins that puts the metrics in doubt."""
+_DIGITS = 4  # of numbers in CSV
 FEWEST = 6
 """A difference must be of so many images to be clear. Where a change has no direction, all of five images still change
 the same way in 2 of 2**5 cases: more often than the 5 % that an interval leaves."""
@@ -85,11 +86,14 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return one line a metric, fractions unrounded, empty where not defined."""
+    """Return one line a metric of a group of a run, fractions of four digits, empty where not defined.
+
+    Lines of several comparisons may be put together: each says what it is of.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ["low", "high", "difference", "difference_low", "difference_high", "notes"]
-    writer.writerow(["group", "method", "metric", "value", *ends])
+    writer.writerow(["benchmark", "model", "group", "method", "metric", "value", *ends])
     told = {
         (group.name, entry.name): "; ".join(
             [*(f"{note.name}: {note.value}" for note in group.notes), *([entry.share] if entry.share else [])]
@@ -98,7 +102,8 @@ def to_csv(comparison: Comparison) -> str:
         for group in entry.groups
     }
     for row in comparison.rows():
-        names = [to_cell(name) for name in (row.group, row.method, row.metric)]
+        told_of = (comparison.benchmark, comparison.model, row.group, row.method, row.metric)
+        names = [to_cell(name) for name in told_of]
         numbers = [*_numbers(row.value), *_numbers(row.difference)]
         writer.writerow([*names, *numbers, to_cell(told[row.group, row.method])])
     return text.getvalue()
@@ -208,4 +213,9 @@ def _cell(row: Row, line_break: str) -> str:
 
 
 def _numbers(interval: Interval | None) -> list[float | str]:
-    return ["", "", ""] if interval is None else [interval.estimate, *(interval.ends or ("", ""))]
+    if interval is None:
+        return ["", "", ""]
+    return [
+        round(interval.estimate, _DIGITS),
+        *([round(end, _DIGITS) for end in interval.ends] if interval.ends else ("", "")),
+    ]

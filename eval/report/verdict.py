@@ -2,13 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
 from damro.eval.benchmark import Measure
-from damro.eval.report.comparison import Comparison, Entry
+from damro.eval.report.comparison import Comparison, Entry, Row
 from damro.eval.report.tables import is_clear, show_difference
 from damro.eval.statistics import Interval
 
 CONTROLS = ("random-k", "least-k", "no-image")
 _ACCURACY, _HALLUCINATED = "accuracy", "chair_i"
+
+
+class Claim(NamedTuple):
+    """That a method changes a measure for the better.
+
+    Attributes:
+        measure: How it is told.
+        difference: By how much the method differs on the same samples; None where that is not defined.
+    """
+
+    measure: Measure
+    difference: Interval | None
+
+    @property
+    def verdict(self) -> Literal["helps", "hurts", "cannot be told"]:
+        """Whether it does: "cannot be told" where the interval, as it is shown, holds zero, or is of too few images."""
+        if is_better(self.measure, self.difference):
+            return "helps"
+        opposite: Literal["higher", "lower"] = "lower" if self.measure.better == "higher" else "higher"
+        return "hurts" if is_better(self.measure._replace(better=opposite), self.difference) else "cannot be told"
+
+
+def claims_of(comparison: Comparison, rows: Sequence[Row]) -> dict[str, list[Claim]]:
+    """Return the claims about each method but the baseline, on the plotted measures of the whole run.
+
+    Args:
+        comparison: The runs.
+        rows: Its rows.
+    """
+    whole = comparison.baseline.whole.name
+    found: dict[str, list[Claim]] = {entry.name: [] for entry in comparison.entries[1:]}
+    for row in rows:
+        if row.group == whole and row.method in found and row.measure.plotted and row.measure.better:
+            found[row.method].append(Claim(row.measure, row.difference))
+    return {name: claims for name, claims in found.items() if claims}
+
+
+def claims_against(
+    pope: Comparison, chair: Comparison, method: str, others: Sequence[str]
+) -> dict[tuple[str, str], dict[str, Claim]]:
+    """Return the claims that a method beats each of others at questions and at captions.
+
+    Returns:
+        By the method and the other, and by what is measured.
+    """
+    found: dict[tuple[str, str], dict[str, Claim]] = {}
+    for other in others:
+        found[method, other] = {}
+        for comparison, metric in ((pope, _ACCURACY), (chair, _HALLUCINATED)):
+            measure = comparison.baseline.whole.measures[metric]
+            claim = Claim(measure, _difference(comparison, method, other, metric))
+            name = comparison.benchmark.upper()
+            label = measure.label if measure.label.startswith(name) else f"{name} {measure.label}"
+            found[method, other][label] = claim
+    return found
 
 
 def judge_controls(pope: Comparison, chair: Comparison, method: str = "damro") -> tuple[str, str]:

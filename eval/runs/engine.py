@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +197,7 @@ def load(request: RunRequest) -> Loaded:
         dtype=request.dtype,
         revision=request.revision,
         quantization=request.quantization,
+        attn_implementation=request.attn_implementation,
     )
     family_of(loaded.model)  # a bare ViT loads too
     return loaded
@@ -271,6 +274,14 @@ def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[s
         "device": str(model.device.type),
         "packages": package_versions(),
     }
+
+
+def describe_machine(model: PreTrainedModel) -> dict[str, str]:
+    """Return what a model runs on, in words: the system, its cores, and the accelerator if there is one."""
+    told = {"system": platform.platform(terse=True), "architecture": platform.machine(), "cores": str(os.cpu_count())}
+    if model.device.type == "cuda":
+        told["GPU"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(model.device)}"
+    return told
 
 
 def _fingerprint(request: RunRequest, model: PreTrainedModel) -> str:

@@ -27,7 +27,7 @@ RUN_FILE = "run.json"
 
 _PACKAGES = ("damro", "torch", "transformers", "tokenizers", "accelerate", "pillow", "numpy", "bitsandbytes")
 # Where the run stands and how fast it goes; none of it changes an answer (a batch's size not beyond rounding).
-_FREE = ("format", "created", ACCEPTS_OLD, "request.images", "request.batch_size", "request.device_map")
+_FREE = ("format", "created", "machine", ACCEPTS_OLD, "request.images", "request.batch_size", "request.device_map")
 # Written since the format had its number: an older record that lacks one says nothing about it.
 _LATER = ("resolved.model.parameters", "samples")
 
@@ -36,19 +36,26 @@ class RunMismatchError(EvalError):
     """A folder holds the records of another run."""
 
 
-def to_record(request: RunRequest, resolved: Mapping[str, Any], samples: int | None = None) -> dict[str, Any]:
+def to_record(
+    request: RunRequest,
+    resolved: Mapping[str, Any],
+    samples: int | None = None,
+    machine: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return what ``run.json`` holds.
 
     Args:
         request: What was asked for.
         resolved: What the answers depend on beside it.
         samples: How many samples the run has; None where that is not known.
+        machine: What it ran on, which no answer is said to depend on.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     # Through JSON and back, so that what is compared is what will be read again.
     asked = {"request": asdict(request), "resolved": dict(resolved)}
     of_samples = {} if samples is None else {"samples": samples}
-    record = {"format": FORMAT, "created": created, **of_samples, **asked}
+    of_machine = {} if machine is None else {"machine": dict(machine)}
+    record = {"format": FORMAT, "created": created, **of_samples, **of_machine, **asked}
     return dict(json.loads(json.dumps(record, allow_nan=False)))
 
 

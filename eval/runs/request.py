@@ -48,6 +48,7 @@ class RunRequest:
         device_map: "auto" spreads a model over all GPUs.
         quantization: "4bit" or "8bit", through bitsandbytes.
         batch_size: Samples at once; None chooses by the device.
+        attn_implementation: As transformers names it; None takes its default.
         max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
     """
 
@@ -69,6 +70,7 @@ class RunRequest:
     device_map: str | None = None
     quantization: str | None = None
     batch_size: int | None = None
+    attn_implementation: str | None = None
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:

@@ -106,14 +106,15 @@ def run_benchmark(
         EvalError: A file is malformed.
         DecodingError: The model does not load, or a parameter is out of range.
     """
-    from damro.eval.runs.engine import make_engine, resolve
+    from damro.eval.runs.engine import describe_machine, make_engine, resolve
 
     folder, loop = Path(folder), loop or Loop()
     prepared = prepared or prepare(request)
     dataset = prepared.dataset
     engine = make_engine(request, prepared.loaded, dataset.open_image)
     engine.open_image = images = SeenImages(engine.open_image, dataset.digest_image)
-    record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples))
+    machine = describe_machine(prepared.loaded.model)
+    record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples), machine)
     size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder) if loop.workers.leads else nullcontext():
