@@ -12,6 +12,7 @@ from damro.methods.damro import Damro
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
+from damro.methods.opera import OPERA
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
@@ -20,6 +21,7 @@ __all__ = [
     "ICD",
     "M3ID",
     "METHODS",
+    "OPERA",
     "VCD",
     "Cost",
     "Damro",

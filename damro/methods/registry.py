@@ -19,6 +19,7 @@ METHODS: Registry[type[Method]] = Registry(
         "vcd": "damro.methods.vcd:VCD",
         "icd": "damro.methods.icd:ICD",
         "m3id": "damro.methods.m3id:M3ID",
+        "opera": "damro.methods.opera:OPERA",
     },
     Method,
 )
