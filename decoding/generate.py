@@ -66,8 +66,8 @@ def decode(
     "auto" takes :func:`choose_strategy`'s choice. Beam search, assisted and prompt-lookup decoding, returned
     attentions or hidden states, stop strings, a loop or a cache of the caller's own are the stock loops' business: they
     are always "lazy", and so are language models whose attention does not suit several prompts in one batch, and
-    methods that change or read the inside of the language model (:mod:`damro.decoding.altering`). A method that searches
-    by itself (:mod:`damro.decoding.search`) does so in either case.
+    methods that change or read the inside of the language model (:mod:`damro.decoding.altering`). A method that
+    searches by itself (:mod:`damro.decoding.search`) does so in either case.
 
     Args:
         model: the LVLM.

@@ -106,7 +106,7 @@ class Hypotheses:
             return True
         longest = self.early_stopping == "never" and self.length_penalty > 0
         reachable = best / ((self.room if longest else length) + 1) ** self.length_penalty
-        return min(one.score for one in self.ended) >= reachable
+        return bool(min(one.score for one in self.ended) >= reachable)
 
     def best(self, count: int) -> list[Hypothesis]:
         """The best answers, best first."""

@@ -1,8 +1,8 @@
 """Decoding by a search of a method's own: several continuations of one prompt, and where each of them looks.
 
-A method that is no rule over two logits but a loop of its own (OPERA) returns a :class:`Search`. It runs inside of stock
-``generate``, which prepares logits processors and stopping criteria. Prompts of a batch are searched one by one, each
-without its padding, so that an answer is that of its prompt alone.
+A method that is no rule over two logits but a loop of its own (OPERA) returns a :class:`Search`. It runs inside of
+stock ``generate``, which prepares logits processors and stopping criteria. Prompts of a batch are searched one by one,
+each without its padding, so that an answer is that of its prompt alone.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ class SearchLoop:
         if not generation_config.return_dict_in_generate:
             return sequences
         scores = torch.tensor([one.score for one in found], device=input_ids.device)
-        return GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores)
+        output: Any = GenerateBeamDecoderOnlyOutput
+        return output(sequences=sequences, sequences_scores=scores)
 
 
 def _frame(prompt: Tensor, processors: Any, criteria: Any, config: Any) -> Frame:
@@ -244,7 +245,7 @@ def row_of(prompt: Prompt, number: int) -> Prompt:
     def taken(table: Tensor) -> Tensor:
         return table[number : number + 1, columns.to(table.device)]
 
-    masks = {"attention_mask": taken(prompt.attention_mask), "image_mask": taken(prompt.image_mask)}
+    masks: dict[str, Any] = {"attention_mask": taken(prompt.attention_mask), "image_mask": taken(prompt.image_mask)}
     if isinstance(prompt, TokenPrompt):
         counts = prompt.image_mask.sum(dim=-1)
         first = int(counts[:number].sum())
@@ -265,8 +266,8 @@ def check_searchable(decoder: Any) -> None:
     """Refuses language models that cannot be searched with a look at their attention.
 
     Raises:
-        UnsupportedModelError: an encoder-decoder, one that keeps states, one whose attention cannot be given by name, or
-            whose positions depend on the longest prompt.
+        UnsupportedModelError: an encoder-decoder, one that keeps states, one whose attention cannot be given by name,
+            or whose positions depend on the longest prompt.
     """
     body = decoder.get_decoder()
     if is_encoder_decoder(decoder):

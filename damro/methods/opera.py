@@ -69,6 +69,7 @@ class OPERA(Method):
         "answers read from logits",
     )
     code: ClassVar = "github.com/shikiw/OPERA"
+    searches: ClassVar = True
 
     num_beams: Beam = 5
     scale_factor: Scale = 50.0
@@ -180,7 +181,7 @@ class _Run:
         return _Moment(tokens, chosen.scores, trust, hypotheses, chosen)
 
     def _trusting(self, trust: Tensor, weights: Tensor) -> Tensor:
-        """`(R, t + 1)`: the sums of logarithms `(R, t)` with one more token, which looks at columns `(R, L + t + 1)`."""
+        """`(R, t + 1)`: the sums of logarithms, `(R, t)`, with one more token, that looks with `(R, L + t + 1)`."""
         shares = weights.double() / weights.double().sum(dim=-1, keepdim=True)
         own = (self.method.scale_factor * shares[:, len(self.beams.image) :]).log()
         return self._cat(trust, trust.new_zeros(len(trust), 1)) + own
