@@ -8,11 +8,13 @@ from typing import Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
+    add_cost_flag,
     add_partial_flag,
     add_scoring_flags,
     add_truth_flags,
     compare_loaded,
     print_comparison,
+    show_costs,
     tell_unscored,
     write_tables,
 )
@@ -29,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="also write scores.json, .csv, .md and report.html there")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     add_partial_flag(parser)
+    add_cost_flag(parser, "also show what answers cost, of runs that were made with --cost")
     add_truth_flags(parser)
     add_scoring_flags(parser)
     parser.set_defaults(run=run)
@@ -40,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         check_folder(args.out)
-    comparison = compare_loaded(args, load_runs(args.runs, partial=args.partial), args.runs[0])
+    loaded = load_runs(args.runs, partial=args.partial)
+    comparison = compare_loaded(args, loaded, args.runs[0])
+    if args.cost:
+        comparison = show_costs(comparison, dict(zip(loaded.runs, map(Path, args.runs), strict=True)))
     if args.out:
         write_tables(comparison, Path(args.out))
     print_comparison(comparison, as_json=args.json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from damro.cli.options import add_flags, add_max_pixels, add_method_flags, check_used, given_flags, read_values
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
+    add_cost_flag,
     add_partial_flag,
     add_scoring_flags,
     make_scoring,
     print_comparison,
+    show_costs,
     tell_unscored,
     write_tables,
 )
+from damro.decoding.errors import ParameterError
 from damro.eval.benchmark import BENCHMARKS, Records, find_benchmark
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from damro.eval.runs.loop import Progress
     from damro.eval.runs.run import Prepared
 
+ALL = "all"
+"""In the place of methods: every one."""
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
     *("dtype", "device", "device_map", "quantization", "max_pixels"),
@@ -80,7 +85,12 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--method", default="greedy", help="(default: greedy)")
-    which.add_argument("--methods", nargs="+", metavar="METHOD", help="several, compared with the first")
+    which.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help=f"several, compared with the first; {ALL}: every one that works with the model, compared with greedy",
+    )
     group.add_argument(
         "--keep-tokens", type=int, metavar="N", help="patches of a tile that the full prompt keeps (default: all)"
     )
@@ -136,13 +146,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="take records in --out without a run.json for those of this command, and write it anew",
     )
     add_partial_flag(group)
+    add_cost_flag(group, "measure and show what answers cost: tokens a second, passes of the model")
     group.add_argument("--json", action="store_true", help="print the scores as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs, scores and prints."""
     from damro.eval.runs.loop import Loop
-    from damro.eval.runs.run import prepare, run_benchmark
+    from damro.eval.runs.run import prepare, run_benchmark, working
     from damro.eval.runs.sharding import find_workers, holds_records
 
     planned = plan(args)
@@ -155,12 +166,17 @@ def run(args: argparse.Namespace) -> int:
     if not args.resume and any(holds_records(out / one.folder) for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
-    prepared = prepare(*(one.request for one in planned), tell=_tell if workers.leads else lambda sentence: None)
+    tell = _tell if workers.leads else lambda sentence: None
+    every = args.methods == [ALL]
+    prepared = prepare(*(one.request for one in (planned[:1] if every else planned)), tell=tell)
+    if every:
+        kept = working([one.request for one in planned], prepared, tell)
+        planned = [one for one in planned if one.request in kept]
     runs = {}
     for label, folder, request in planned:
         with show_progress(f"{first.benchmark} {label}", quiet=not workers.leads) as progress:
             loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
-            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records}
+            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records, "cost": args.cost}
             runs[label] = _run_one(request, out / folder, run_benchmark, options)
     if workers.leads:
         _tell_failed(runs)
@@ -209,7 +225,9 @@ def _compare(
     names = [f"{name} ({of})" if names.count(name) > 1 else name for name, of in zip(names, folders, strict=True)]
     records = dict(zip(names, [*own.values(), *(other.records for other in others)], strict=True))
     scoring = make_scoring(args, first.asked, dataset.truth)
-    return compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    compared = compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    of_names = dict(zip(names, folders, strict=True))
+    return show_costs(compared, {name: out / of for name, of in of_names.items()}) if args.cost else compared
 
 
 def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:
@@ -232,7 +250,7 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     if args.source is not None:
         return [_plan_again(args)]
     flags = given_flags(args, dict(METHODS))
-    texts = args.methods or [args.method]
+    texts = _every(_tell) if args.methods == [ALL] else args.methods or [args.method]
     recipes = [parse(text, flags) for text in texts]
     check_used(flags, [type(recipe.method) for recipe in recipes])
     folders = [folder_name(parse(text).text) for text in texts]
@@ -243,12 +261,27 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     options |= {"model": args.model or TINY, **({} if args.scenes is None else {"scenes": args.scenes})}
     options["batch_size"] = None if args.batch_size == "auto" else _whole_number(args.batch_size)
     data = read_values(BENCHMARKS.find(args.benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
+    if args.cost and find_benchmark(args.benchmark, data).reads_logits:
+        raise EvalError("--cost must come with answers that are written, got answers read from logits: leave it out")
     if args.scenes is not None and find_benchmark(args.benchmark, data).has_images:
         raise EvalError(f"--scenes must be left out where the data bring their images, got {args.scenes}: leave it out")
     return [
         Planned(label, folder, RunRequest(args.benchmark, method=recipe.text, data=data, **options))
         for label, folder, recipe in zip(labels(recipes), folders, recipes, strict=True)
     ]
+
+
+def _every(tell: Callable[[str], None]) -> list[str]:
+    """Every method there is that needs not be told anything; of the others, why not is told."""
+    kept = []
+    for name in METHODS:
+        try:
+            parse(name)
+        except ParameterError as error:
+            tell(f"{name} is left out: {error}")
+        else:
+            kept.append(name)
+    return kept
 
 
 def _check_together(args: argparse.Namespace, recipes: Sequence[Recipe]) -> None:

@@ -19,6 +19,7 @@ from damro.eval.benchmark import (
     score_run,
 )
 from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.runs.costs import Costs
 from damro.eval.runs.form import check_form
 from damro.eval.runs.identity import check_same_images
 from damro.eval.runs.record import identity_of, load_run
@@ -40,6 +41,7 @@ class Entry:
         failed: The reasons of those without an answer, by sample id.
         seconds: What the answers took together.
         planned: How many samples the run has; None where that is not known.
+        cost: What the answers cost; None where that was not measured, or is not to be shown.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Entry:
     failed: Mapping[str, str]
     seconds: float
     planned: int | None = None
+    cost: Costs | None = None
 
     @property
     def whole(self) -> Group:
@@ -106,6 +109,7 @@ class Comparison:
                 **({} if entry.share is None else {"samples_planned": entry.planned}),
                 "failed": len(entry.failed),
                 "seconds": round(entry.seconds, 3),
+                **({} if entry.cost is None else {"cost": entry.cost.to_dict()}),
                 "scores": {
                     group.name: group.to_dict(None if below is None else below.groups[number])
                     for number, group in enumerate(entry.groups)
@@ -118,6 +122,17 @@ class Comparison:
             "samples_compared": self.compared,
             "methods": methods,
         }
+
+
+def with_costs(comparison: Comparison, costs: Mapping[str, Costs | None]) -> Comparison:
+    """Return a comparison that also shows what the answers of its runs cost.
+
+    Args:
+        comparison: Of the runs.
+        costs: By the name of a run; None where it was not measured.
+    """
+    entries = tuple(replace(entry, cost=costs.get(entry.name)) for entry in comparison.entries)
+    return replace(comparison, entries=entries)
 
 
 @dataclass(frozen=True)

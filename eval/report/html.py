@@ -13,7 +13,16 @@ from damro.eval.chair.scoring import CaptionScore
 from damro.eval.records import write_whole
 from damro.eval.report.comparison import Comparison, Row
 from damro.eval.report.plots import draw_bars, to_data_uri
-from damro.eval.report.tables import by_group, group_notes, is_clear, notes, show_difference, show_value
+from damro.eval.report.tables import (
+    COST_TITLES,
+    by_group,
+    cost_rows,
+    group_notes,
+    is_clear,
+    notes,
+    show_difference,
+    show_value,
+)
 
 _FAILED_SHOWN = 20
 
@@ -141,7 +150,7 @@ def pieces(record: CaptionScore) -> tuple[Piece, ...]:
 
 def _table(comparison: Comparison) -> dict[str, Any]:
     """What the template shows of a comparison."""
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, of_group in by_group(comparison).items():
         metrics = list(dict.fromkeys(row.measure.title for row in of_group))
         lines = [
@@ -149,6 +158,9 @@ def _table(comparison: Comparison) -> dict[str, Any]:
             for method in dict.fromkeys(row.method for row in of_group)
         ]
         groups.append({"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)})
+    if costs := cost_rows(comparison):
+        lines = [(name, [{"value": cell, "difference": "", "kind": ""} for cell in cells]) for name, cells in costs]
+        groups.append({"name": "cost", "metrics": COST_TITLES, "lines": lines, "notes": []})
     runs = (*comparison.entries, *comparison.unscored)
     failed = [(entry.name, list(entry.failed.items())[:_FAILED_SHOWN]) for entry in runs if entry.failed]
     title = f"{comparison.benchmark.upper()}, {comparison.model}"
