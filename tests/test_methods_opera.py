@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 import damro
 from damro.decoding.errors import ParameterError, UnsupportedModelError
@@ -463,27 +464,28 @@ class Hand:
         return rows[totals.index(max(totals))]
 
 
-@pytest.mark.parametrize("name", ["own", "llava_img0", "llava_next_img0"])
+@pytest.mark.parametrize("name", ["own", "grouped", "llava_img0", "llava_next_img0"])
 def test_answers_are_those_written_out_by_hand(name: str) -> None:
     """Heads that share keys and values, and other prompts than the released code was run on."""
-    family = name.removesuffix("_img0")
-    image = IMAGE if name == "own" else model_of(family).config.image_token_id
-    model = llava_of() if name == "own" else model_of(family)
-    inputs = llava_inputs() if name == "own" else inputs_of(name)
-    if name == "own":  # an image token in an answer would ask for another image
+    golden, told = name.endswith("_img0"), {**OFTEN, "num_beams": 3, "scale_factor": 40}
+    model = (
+        model_of(name.removesuffix("_img0")) if golden else llava_of({"num_key_value_heads": 4 if name == "own" else 2})
+    )
+    inputs = inputs_of(name) if golden else llava_inputs()
+    if not golden:  # an image token in an answer would ask for another image
 
         def never(module: Any, args: Any, logits: Tensor) -> Tensor:
             return logits.index_fill(-1, torch.tensor([IMAGE]), -99.0)
 
         model.lm_head.register_forward_hook(never)
+    new = 34 if name == "own" else 13
+    hand = Hand(model, inputs, model.config.image_token_id if golden else IMAGE, told)
     model.set_attn_implementation("eager")
-    hand = Hand(model, inputs, image, OFTEN)
-    new = 32 if name == "own" else 16
     expected = hand.search(new)
     model.set_attn_implementation("sdpa")
-    ids = answer(model, inputs, new, **OFTEN, eos_token_id=None)
+    ids = answer(model, inputs, new, **told, eos_token_id=None)
     assert ids[0, inputs["input_ids"].shape[1] :].tolist() == expected
-    assert hand.returns or name != "own"
+    assert hand.returns == (name == "own")
 
 
 # What stands around it
@@ -505,21 +507,32 @@ def test_a_batch_is_its_prompts_one_by_one(family: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ("qwen2_5_vl", "qwen3_vl", "smolvlm") if name in ZOO])
 def test_prompts_of_tokens(name: str) -> None:
     model, inputs = zoo_model(name), zoo_inputs(name, TWO_IMAGES)
-    told: dict[str, Any] = {"num_beams": 2, "eos_token_id": None, "do_sample": False}
-    together = answer(model, inputs, 12, **OFTEN, eos_token_id=None)
-    assert together.shape == (len(inputs["input_ids"]), inputs["input_ids"].shape[1] + 12)
-    # Where all tokens are candidates, and nothing is taken off, this is beam search.
-    plain = damro.generate(model, inputs, OPERA(2, num_attn_candidates=200, penalty_weights=0.0), max_new_tokens=2,
-                           eos_token_id=None)  # fmt: skip
-    assert torch.equal(plain, model.generate(**inputs, max_new_tokens=2, **told))
+    together = answer(model, inputs, 8, **OFTEN, eos_token_id=None)
+    assert together.shape == (len(inputs["input_ids"]), inputs["input_ids"].shape[1] + 8)
+    assert torch.equal(*without_penalty(model, inputs, eos_token_id=None))
 
 
 def test_without_penalty_it_is_beam_search() -> None:
     model, inputs = llava_of({"eos_token_id": [7, 88]}), llava_inputs(2)
     told: dict[str, Any] = {"num_return_sequences": 2, "early_stopping": True, "length_penalty": 0.0}
-    ours = answer(model, inputs, 4, num_beams=3, num_attn_candidates=200, penalty_weights=0.0, **told)
-    stock = model.generate(**inputs, max_new_tokens=4, num_beams=3, do_sample=False, **told)
+    ours, stock = without_penalty(model, inputs, **told)
     assert rows_of(ours, inputs) == rows_of(stock, inputs)
+
+
+class OnlyBest(LogitsProcessor):
+    """What the search does with the tokens that it does not try out."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.topk(6)
+        return torch.full_like(scores, -999.0).scatter(-1, best.indices, best.values).log_softmax(dim=-1)
+
+
+def without_penalty(model: Any, inputs: Inputs, **told: Any) -> tuple[Tensor, Tensor]:
+    """Ours where nothing is taken off, and the stock beam search."""
+    method = OPERA(num_beams=3, num_attn_candidates=6, penalty_weights=0.0, threshold=99)
+    ours = damro.generate(model, inputs, method, max_new_tokens=5, **told)
+    told |= {"num_beams": 3, "do_sample": False, "logits_processor": [OnlyBest()]}
+    return ours, model.generate(**inputs, max_new_tokens=5, **told)
 
 
 def test_large_penalties_leave_the_candidates() -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from damro.cli.options import add_flags, add_max_pixels, add_method_flags, check_used, given_flags, read_values
+from damro.cli.options import (
+    add_flags,
+    add_max_pixels,
+    add_method_flags,
+    check_used,
+    every_method,
+    given_flags,
+    read_values,
+)
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
     add_cost_flag,
@@ -22,7 +30,6 @@ from damro.cli.results import (
     tell_unscored,
     write_tables,
 )
-from damro.decoding.errors import ParameterError
 from damro.eval.benchmark import BENCHMARKS, Records, find_benchmark
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
@@ -250,7 +257,7 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     if args.source is not None:
         return [_plan_again(args)]
     flags = given_flags(args, dict(METHODS))
-    texts = _every(_tell) if args.methods == [ALL] else args.methods or [args.method]
+    texts = every_method(_tell) if args.methods == [ALL] else args.methods or [args.method]
     recipes = [parse(text, flags) for text in texts]
     check_used(flags, [type(recipe.method) for recipe in recipes])
     folders = [folder_name(parse(text).text) for text in texts]
@@ -269,19 +276,6 @@ def plan(args: argparse.Namespace) -> list[Planned]:
         Planned(label, folder, RunRequest(args.benchmark, method=recipe.text, data=data, **options))
         for label, folder, recipe in zip(labels(recipes), folders, recipes, strict=True)
     ]
-
-
-def _every(tell: Callable[[str], None]) -> list[str]:
-    """Every method there is that needs not be told anything; of the others, why not is told."""
-    kept = []
-    for name in METHODS:
-        try:
-            parse(name)
-        except ParameterError as error:
-            tell(f"{name} is left out: {error}")
-        else:
-            kept.append(name)
-    return kept
 
 
 def _check_together(args: argparse.Namespace, recipes: Sequence[Recipe]) -> None:

@@ -57,7 +57,7 @@ class OPERA(Method):
 
     name: ClassVar = "opera"
     source: ClassVar = "OPERA, CVPR 2024, arXiv 2311.17911, eq. 3 to 9; opera_beam_search of the released code"
-    cost: ClassVar = Cost(passes=5, memory="keys and values of 5 beams")
+    cost: ClassVar = Cost(passes=29, memory="keys and values of 5 beams")  # each by itself and with 5 candidates
     limits: ClassVar = (
         "encoder-decoders",
         "language models that keep states",
