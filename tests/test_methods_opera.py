@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor
 
 import damro
+from damro.answering import Answer, answer_chats
+from damro.cli import main
 from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.hypotheses import Hypotheses
+from damro.inputs import Chat, prepare_chats
+from damro.loading import load_model
 from damro.methods import OPERA, Scene, parse
 from tests.family_models import encoder_inputs, family_model
 from tests.golden_cases import FAMILIES, Inputs, inputs_of, model_of, row_alone
@@ -561,6 +568,33 @@ def test_processors_and_pruning_are_followed() -> None:
     free = rows_of(answer(model, inputs, 8, **OFTEN), inputs)[0]
     assert free[0] not in rows_of(answer(model, inputs, 8, **OFTEN, suppress_tokens=free[:1]), inputs)[0]
     assert answer(model, inputs, 8, **OFTEN, keep_tokens=4).shape == (1, inputs["input_ids"].shape[1] + 8)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    method = "opera:num_beams=2,num_attn_candidates=2"
+    command = ["run", "chair", "--model", "tiny:llava", "--device", "cpu", "--max-new-tokens", "3", "--batch-size", "2",
+               "--limit", "2", "--methods", method, "--out", str(tmp_path)]  # fmt: skip
+    assert main(command) == 0
+    file = next(tmp_path.glob("*/records.jsonl"))
+    whole = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text(json.dumps(whole[0]) + "\n")
+    assert main(command) == 0
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [{**one, "seconds": 0} for one in again] == [{**one, "seconds": 0} for one in whole]
+
+
+def test_chats_are_answered() -> None:
+    loaded = load_model("tiny:llava", device="cpu")
+    image = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    chat = Chat(({"role": "user", "content": content},), (image,))
+    recipe, written = parse("opera:num_beams=2,num_attn_candidates=2"), Answer(4)
+    answer_chats(loaded.model, loaded.processor, [chat], recipe, [written])
+    inputs = prepare_chats(loaded.processor, [chat], loaded.model)
+    ids = damro.generate(loaded.model, inputs, recipe.method, max_new_tokens=4)
+    assert written.tokens == ids[0, inputs["input_ids"].shape[1] :].tolist()
+    with pytest.raises(ParameterError, match="temperature must be 0 with a method that searches by itself, got 1 with"):
+        answer_chats(loaded.model, loaded.processor, [chat], recipe._replace(temperature=1.0), [Answer(4)])
 
 
 REFUSED = [
