@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         calls[f"lazy, 1 in {every}"] = lambda periodic=periodic, **options: decode(
             model, inputs, periodic, strategy="lazy", **options
         )
-    speeds = measure(model, calls, new_tokens=args.new_tokens, repeats=args.repeats)
+    speeds = dict(measure(model, calls, new_tokens=args.new_tokens, repeats=args.repeats))
     print(machine(model.device), args.dtype, f"batch {args.batch}, {args.new_tokens} new tokens")
     for name, speed in speeds.items():
         print(f"{name:14}{speed.step * 1000:>8.1f} ms a token {speed.step / speeds['greedy'].step:>6.2f}")

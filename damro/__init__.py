@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from damro.decoding.branches.encoder_decoder import returned_prompt
     from damro.diagnosis.diagnose import Diagnosis, diagnose
     from damro.generation import generate
+    from damro.images import load_image
+    from damro.loading import load_model, prepare_inputs
     from damro.methods.patches import OutlierView, outlier_view
     from damro.methods.presets import preset
+    from damro.pages.explain import Explanation, explain
     from damro.processor import DAMROProcessor, contrast_processor
     from damro.pruning import Pruning, prune
     from damro.vision.attention import CLSAttention, cls_attention, cls_attentions
@@ -25,6 +28,7 @@ __all__ = [
     "CLSAttention",
     "DAMROProcessor",
     "Diagnosis",
+    "Explanation",
     "OutlierView",
     "Outliers",
     "PatchFeatures",
@@ -34,10 +38,14 @@ __all__ = [
     "cls_attentions",
     "contrast_processor",
     "diagnose",
+    "explain",
     "find_outliers",
     "generate",
+    "load_image",
+    "load_model",
     "outlier_view",
     "patch_features",
+    "prepare_inputs",
     "preset",
     "prune",
     "returned_prompt",
@@ -47,6 +55,7 @@ _HOME = {
     "CLSAttention": "damro.vision.attention",
     "DAMROProcessor": "damro.processor",
     "Diagnosis": "damro.diagnosis.diagnose",
+    "Explanation": "damro.pages.explain",
     "OutlierView": "damro.methods.patches",
     "Outliers": "damro.vision.outliers",
     "PatchFeatures": "damro.vision.features",
@@ -55,10 +64,14 @@ _HOME = {
     "cls_attentions": "damro.vision.attention",
     "contrast_processor": "damro.processor",
     "diagnose": "damro.diagnosis.diagnose",
+    "explain": "damro.pages.explain",
     "find_outliers": "damro.vision.outliers",
     "generate": "damro.generation",
+    "load_image": "damro.images",
+    "load_model": "damro.loading",
     "outlier_view": "damro.methods.patches",
     "patch_features": "damro.vision.features",
+    "prepare_inputs": "damro.inputs",
     "preset": "damro.methods.presets",
     "prune": "damro.pruning",
     "returned_prompt": "damro.decoding.branches.encoder_decoder",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill, shorten
 from typing import Any, Literal
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -47,6 +49,8 @@ def draw_overlay(
     outliers: Sequence[tuple[int, int]] = (),
     object_mask: Tensor | None = None,
     interpolation: Interpolation = "nearest",
+    colormap: str = MAP,
+    beside: bool = False,
 ) -> Figure:
     """A map of patches over the image.
 
@@ -58,13 +62,21 @@ def draw_overlay(
         outliers: row and column of patches to outline, numbered in this order.
         object_mask: boolean `(H, W)` over the same extent at any resolution; its outline is drawn dashed.
         interpolation: "nearest" shows the patches as they are, "bilinear" blends them.
+        colormap: of matplotlib's.
+        beside: shows the image itself on the left.
 
     Raises:
         InputsError: if `values` is no table, or an outlier lies outside it.
+        ParameterError: if there is no such colour map.
     """
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    axes = figure.subplots()
-    shown = _paint_map(axes, image, values, interpolation, (float(values.min()), float(values.max())))
+    check_colormap(colormap)
+    figure = Figure(figsize=(11.2 if beside else 6.4, 5.6), layout="constrained")
+    *left, axes = figure.subplots(1, 1 + beside, squeeze=False)[0]
+    for original in left:
+        original.imshow(image)
+        original.set_axis_off()
+    limits = float(values.min()), float(values.max())
+    shown = _paint_map(axes, image, values, interpolation, limits, colormap)
     _outline_patches(axes, image, values, outliers)
     if object_mask is not None:
         height, width = object_mask.shape
@@ -88,8 +100,10 @@ def draw_strip(
     label: str = "share of attention",
     columns: int = 6,
     interpolation: Interpolation = "bilinear",
+    colormap: str = MAP,
+    own_scales: bool = False,
 ) -> Figure:
-    """One small map for each word, on one scale.
+    """One small map for each word, on one scale or each on its own.
 
     Args:
         image: what the maps cover.
@@ -99,10 +113,15 @@ def draw_strip(
         label: what the colour bar measures.
         columns: pictures in a row.
         interpolation: see :func:`draw_overlay`.
+        colormap: of matplotlib's.
+        own_scales: every map goes from its own lowest to its own highest value, which stands below it. Maps of words
+            differ in what all patches get; on one scale most of them look blank.
 
     Raises:
         InputsError: if there is no map, or not one caption a map.
+        ParameterError: if there is no such colour map.
     """
+    check_colormap(colormap)
     if maps.ndim != 3 or len(maps) != len(captions) or not len(maps):
         raise InputsError(
             f"maps must be (T, rows, columns) with one caption each, got shape {tuple(maps.shape)} "
@@ -117,14 +136,21 @@ def draw_strip(
         if number >= len(maps):
             axes.set_axis_off()
             continue
-        shown = _paint_map(axes, image, maps[number], interpolation, limits)
+        if own_scales:
+            limits = float(maps[number].min()), float(maps[number].max())
+            axes.set_xlabel(f"to {limits[1]:.2%}", fontsize=8)
+        shown = _paint_map(axes, image, maps[number], interpolation, limits, colormap)
         axes.set_title(_short(captions[number]), fontsize=9, **_AS_IT_IS)
     figure.suptitle(fill(title, 18 * across), **_AS_IT_IS)
-    figure.colorbar(shown, ax=grid, shrink=0.8).set_label(label, **_AS_IT_IS)
+    bar = figure.colorbar(shown, ax=grid, shrink=0.8)
+    if own_scales:
+        bar.set_ticks([limits[0], limits[1]], labels=["lowest", "highest"])
+        label = f"{label}, each word's own"
+    bar.set_label(label, **_AS_IT_IS)
     return figure
 
 
-def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figure:
+def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0, colormap: str = MAP) -> Figure:
     """The vision tower's attention, every head in every layer looked at, on one logarithmic scale.
 
     The last column shows all heads taken as one. The layer that ranks the patches for DAMRO is marked.
@@ -133,7 +159,12 @@ def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figur
         inspection: the vision tower's.
         model: its name, for the title.
         tile: row of the tile in the batch.
+        colormap: of matplotlib's.
+
+    Raises:
+        ParameterError: if there is no such colour map.
     """
+    check_colormap(colormap)
     layers, heads = inspection.per_head.shape[:2]
     maps = torch.cat([inspection.per_head[:, :, tile], inspection.merged[:, None, tile]], dim=1)
     maps = maps.reshape(layers, heads + 1, *inspection.grid)
@@ -144,7 +175,7 @@ def draw_heads(inspection: ViTInspection, *, model: str, tile: int = 0) -> Figur
     for row, number in enumerate(inspection.layers):
         for column in range(heads + 1):
             axes = grid[row, column]
-            shown = axes.imshow(maps[row, column].numpy(), cmap=MAP, norm=norm)
+            shown = axes.imshow(maps[row, column].numpy(), cmap=colormap, norm=norm)
             axes.set_xticks([])
             axes.set_yticks([])
             if row == 0:
@@ -230,8 +261,30 @@ def check_format(path: str | os.PathLike[str]) -> None:
         raise ParameterError(f"file must end in .png, .svg or .pdf, got {os.fspath(path)!r}")
 
 
+def check_colormap(name: str) -> None:
+    """Checks the name of a colour map before anything is computed.
+
+    Raises:
+        ParameterError: if matplotlib has none of that name.
+
+    Example:
+        >>> check_colormap("virids")
+        Traceback (most recent call last):
+        damro.decoding.errors.ParameterError: colormap must be one of matplotlib's, got 'virids'; did you ...
+    """
+    if name not in colormaps:
+        near = get_close_matches(name, list(colormaps), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "such as 'viridis', 'magma' or 'cividis'"
+        raise ParameterError(f"colormap must be one of matplotlib's, got {name!r}; {hint}")
+
+
 def _paint_map(
-    axes: Axes, image: Image.Image, values: Tensor, interpolation: Interpolation, limits: tuple[float, float]
+    axes: Axes,
+    image: Image.Image,
+    values: Tensor,
+    interpolation: Interpolation,
+    limits: tuple[float, float],
+    colormap: str,
 ) -> Any:
     """The image in grey, so that colours are the map's alone, and the map over it."""
     if values.ndim != 2:
@@ -239,7 +292,7 @@ def _paint_map(
     extent = (0.0, float(image.width), float(image.height), 0.0)
     axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, extent=extent)
     shown = axes.imshow(
-        values.numpy(), cmap=MAP, alpha=_OPACITY, extent=extent,
+        values.numpy(), cmap=colormap, alpha=_OPACITY, extent=extent,
         interpolation=interpolation, vmin=limits[0], vmax=limits[1],
     )  # fmt: skip
     axes.set_xticks([])

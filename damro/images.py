@@ -41,7 +41,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Its size is looked at before a pixel is decoded. Pillow's own limit stays in force.
 
     Args:
-        path: the file.
+        path: the file; "tiny:3" is embedded test scene 3, unless there is a file called that.
         max_pixels: width times height at most.
 
     Raises:
@@ -50,6 +50,10 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             say not what is white.
     """
     shown = repr(os.fspath(path))
+    if (number := scene_number(path)) is not None:
+        from damro.tiny.scenes import scene
+
+        return scene("test", number).image
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise OSError("no regular file")
@@ -57,6 +61,13 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         reason = NO_SUCH_FILE if isinstance(error, FileNotFoundError) else str(error)
         raise ImageError(f"image must be a file that Pillow can open, got {shown}: {reason}") from error
     return _open(path, shown, max_pixels)
+
+
+def scene_number(path: str | os.PathLike[str]) -> int | None:
+    """The number of the embedded scene that is meant; None for a file."""
+    kind, colon, number = str(os.fspath(path)).partition(":")
+    named = kind == "tiny" and bool(colon) and number.isascii() and number.isdigit()
+    return int(number) if named and not os.path.lexists(path) else None
 
 
 def read_image(content: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

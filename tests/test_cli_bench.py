@@ -94,7 +94,11 @@ def test_all_methods_but_the_idle_one_write_the_same() -> None:
     for name in ("lazy", "fused"):
         assert torch.equal(written[name], written["naive"])
     assert torch.equal(written["lazy-idle"], written["greedy"])
-    assert set(measure(model, calls, new_tokens=2, repeats=1)) == set(calls)
+    told: list[tuple[str, int, int]] = []
+    rows = measure(model, calls, new_tokens=2, repeats=2, tell=lambda *step: told.append(step))
+    assert next(rows)[0] == "greedy" and told[-1] == ("greedy, run 2 of 2", 10, 15)  # a row as soon as it is there
+    assert ["greedy", *(name for name, _ in rows)] == list(calls)
+    assert [done for _, done, _ in told] == list(range(15))
 
 
 def test_random_inputs_are_what_a_processor_returns() -> None:

@@ -83,6 +83,21 @@ def test_strip_has_one_panel_a_word_on_one_scale() -> None:
         draw_strip(PICTURE, maps, ["A"], title="words")
 
 
+def test_each_word_has_its_own_scale_if_asked() -> None:
+    maps = torch.stack([MAP, MAP / 2])
+    figure = draw_strip(PICTURE, maps, ["A", "cat"], title="words", own_scales=True, colormap="magma")
+    limits = [axes.get_images()[1].get_clim() for axes in figure.axes[:2]]
+    assert limits == [pytest.approx((0.05, 0.4)), pytest.approx((0.025, 0.2))]
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["to 40.00%", "to 20.00%"]
+    assert colour_bar(figure) == "share of attention, each word's own"
+
+
+def test_the_image_stands_beside_its_map_if_asked() -> None:
+    original, mapped, _ = draw_overlay(PICTURE, MAP, title="map", beside=True).axes
+    assert np.array_equal(np.asarray(original.get_images()[0].get_array()), np.asarray(PICTURE))
+    assert len(mapped.get_images()) == 2 and mapped.get_title() == "map"
+
+
 def test_head_grid_shows_every_head_and_the_merged_one() -> None:
     seen = inspect_vit(load_golden("llava"), golden_inputs("llava", "img0"), layers=[1, 2])
     figure = draw_heads(seen, model="tiny")

@@ -77,8 +77,8 @@ def test_nothing_is_said_to_be_untried() -> None:
     assert Served("new_vl", "generic", None, False).note.startswith("not tried")
 
 
-def test_the_readme_names_those_that_are_tested() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_page_names_those_that_are_tested() -> None:
+    text = (Path(__file__).parents[1] / "docs/families.md").read_text()
     told = re.search(r"Without a module, tested on tiny random models: ([^.]*)\. ", " ".join(text.split()))
     assert told is not None and told[1].split(", ") == [f"`{name}`" for name in sorted(TESTED)]
 

@@ -3,18 +3,22 @@ from __future__ import annotations
 import base64
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from golden_models import FAMILIES, load_golden, make_processor
+from golden_models import FAMILIES, load_golden, make_processor, save_golden
 from PIL import Image
 
+import damro
 from damro import DAMROProcessor
 from damro.errors import ParameterError, UnsupportedModelError
-from damro.loading import prepare_inputs
-from damro.pages.explain import Explanation, explain_answers, spell_token
+from damro.eval.chair.matchers import load_matcher
+from damro.loading import load_model, prepare_inputs
+from damro.pages.explain import Explanation, bare, explain_answers, spell_token
 from damro.pages.explain_page import pack_map, percent, render_page
 from tests.family_models import family_model, needs_capped, received_by_eager, siglip_processor
 
@@ -78,7 +82,7 @@ def test_words_that_differ_are_those_outside_the_longest_alignment(case: tuple[A
         [word.text for word, differs in zip(answer.words, answer.differs, strict=True) if not differs]
         for answer in (explanation.greedy, explanation.damro)
     ]
-    assert kept[0] == kept[1]
+    assert [bare(word) for word in kept[0]] == [bare(word) for word in kept[1]]
     assert any(explanation.greedy.differs) or any(explanation.damro.differs)
 
 
@@ -116,14 +120,50 @@ def test_every_word_leads_to_its_steps(case: tuple[Any, Any, Explanation], page:
         assert float(attrs["data-peak"] or 0) == pytest.approx(float(one.max()), rel=0.01)
 
 
-def test_what_was_taken_out_is_listed_without_a_script(case: tuple[Any, Any, Explanation], page: str) -> None:
-    steps = case[2].damro.steps
+def test_words_that_are_gone_are_listed_without_a_script(case: tuple[Any, Any, Explanation], page: str) -> None:
+    greedy, contrasted = case[2].greedy, case[2].damro
     section = page[page.index('class="taken-out"') : page.index('class="words"')]
-    listed = re.findall(r"<tr><td>(\d+)</td><td><b>(.*?)</b></td><td class=\"number\">(.*?)</td>", section)
-    expected = [step for step in range(len(steps.tokens)) if steps.candidates[step, 0] != steps.tokens[step]]
-    assert [int(place) - 1 for place, _, _ in listed] == expected != []
-    first = expected[0]
-    assert listed[0][2] == percent(float(steps.candidate_full[first, 0].exp()))
+    listed = re.findall(r'<tr><th scope="row"><b>(.*?)</b></th><td class="number">(.*?)</td>', section)
+    left = {bare(word.text) for word in contrasted.words}
+    expected = list(dict.fromkeys(bare(word.text) for word in greedy.words if bare(word.text) not in left | {""}))
+    assert [unescape(text).lower() for text, _ in listed] == expected != []
+    first = next(word for word in greedy.words if bare(word.text) == expected[0])
+    assert unescape(listed[0][1]) == percent(float(greedy.steps.full[first.tokens[0]].exp()))
+    assert "not in the picture" not in page  # nobody knows
+
+
+def test_what_is_not_in_the_picture_is_crossed_out_and_named() -> None:
+    model, processor = load_model("tiny")
+    matcher = load_matcher("builtin")
+
+    def judge(text: str) -> list[tuple[int, int, bool]]:
+        return [(found.start, found.end, found.name in ("chair", "knife")) for found in matcher.find(text)]
+
+    explained = damro.explain(model, processor, "tiny:3", "What is in this picture?", judge=judge)
+    assert explained.greedy.text == "A restaurant with a chair, a knife and a fork."
+    there = dict(zip((bare(word.text) for word in explained.greedy.words), explained.greedy.in_picture, strict=True))
+    assert there == {
+        "a": None, "restaurant": None, "with": None, "and": None, "chair": True, "knife": True, "fork": False,
+    }  # fmt: skip
+    gone = {word.text: word.in_picture for word in explained.gone()}
+    assert gone == {"with": None, "chair": True}  # a thing that is there was lost, and the fork stayed
+    parsed = Page(explained.to_html())
+    assert [attrs["data-word"] for attrs in parsed.all("a", "absent")] == ["fork.", "fork"]
+    assert "chair" in parsed.text and "in the picture" in parsed.text and "no thing" in parsed.text
+
+
+def test_an_explanation_saves_and_shows_itself(case: tuple[Any, Any, Explanation], page: str, tmp_path: Path) -> None:
+    assert case[2].save(tmp_path / "page.html").read_text("utf-8") == page
+    [frame] = [attrs for name, attrs in Page(case[2]._repr_html_()).elements if name == "iframe"]
+    assert frame["srcdoc"] == page
+
+
+def test_explain_takes_a_file_and_names_the_model(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "picture.png")
+    folder = save_golden("llava", tmp_path / "some-llava")
+    model, processor = load_model(folder)
+    explained = damro.explain(model, processor, tmp_path / "picture.png", "What", max_new_tokens=2, top_k=2)
+    assert explained.model == "some-llava" and len(explained.greedy.steps.tokens) == 2
 
 
 def test_the_picture_is_what_the_tower_saw(case: tuple[Any, Any, Explanation], page: str) -> None:
@@ -145,7 +185,7 @@ def test_an_answer_of_nothing_is_said_to_be_nothing() -> None:
     explanation = explain_answers(model, processor, PICTURE, "What", name="tiny", max_new_tokens=3)
     assert explanation.greedy.words == () and explanation.greedy.text == ""
     html = render_page(explanation)
-    assert "(nothing)" in html and "Nothing: at no step" in html
+    assert "(nothing)" in html and "Nothing: every word" in html
 
 
 @pytest.mark.parametrize("name", ["paligemma", "llava_siglip"])
@@ -170,7 +210,7 @@ def test_without_cls_the_page_shows_and_names_the_attention_received(name: str) 
     if heads == "mean":
         expected = received_by_eager(name, inputs["pixel_values"])[0]
         assert contrast.outliers[0].tolist() == expected.topk(3).indices.tolist()
-        [button] = [attrs for attrs in parsed.all("button") if attrs.get("id") == "show-seen"]
+        [button] = [attrs for attrs in parsed.all("input") if attrs.get("id") == "show-seen"]
         cells = torch.tensor(list(base64.b64decode(button["data-map"] or "")))
         assert (cells / 255 - expected / expected.max()).abs().max() <= 0.5 / 255 + 1e-5
 

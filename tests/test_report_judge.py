@@ -13,7 +13,8 @@ from PIL import Image
 from run_cli import call
 
 from damro.eval.errors import EvalError
-from damro.eval.report.judge import JUDGEMENTS, JudgeReplyError, judge_runs, parse_grades
+from damro.eval.judged.replies import JudgeReplyError
+from damro.eval.report.judge import JUDGEMENTS, judge_runs, parse_grades
 from damro.eval.runs.identity import ForeignRecordError
 from damro.eval.runs.record import RunMismatchError
 

@@ -39,6 +39,7 @@ _COMMANDS = (
     "methods",
     "benchmarks",
     "families",
+    "scene",
     "setup_nltk",
 )
 

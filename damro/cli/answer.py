@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, check_used, given_flags
+from damro.cli.outputs import tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 from damro.methods import METHODS, Recipe, parse
 from damro.parameters import given
@@ -16,7 +17,7 @@ from damro.parameters import given
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("answer", help="ask a model about an image, plainly, with DAMRO or otherwise")
-    parser.add_argument("image", help="an image file")
+    parser.add_argument("image", help="an image file, or tiny:N for embedded scene N")
     parser.add_argument(
         "prompt", type=filled_text, help="the question or instruction; the model's chat template is put around it"
     )
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         attn_implementation=args.attn_implementation,
         revision=args.revision,
     )
+    tell_unknown_words(processor, args.prompt)
     inputs = prepare_inputs(processor, [image], [args.prompt], model)
     recipes = {one.name: one for one in ((parse("greedy"), recipe) if args.compare else (recipe,))}
     results = {

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from damro.cli.bench_tables import analysis_table, headline, pruning_table, table_head, table_row, tail
 from damro.cli.parser import whole_number
+
+if TYPE_CHECKING:
+    from damro.speed.timing import Speed
 
 _TILES = {64: (8, 1), 576: (24, 1), 2880: (24, 5)}
 """Image tokens: patches along a side of an image, and images."""
@@ -17,7 +23,6 @@ _QUESTIONS = 6
 _KEPT = (288, 192, 128, 64, 29)
 _WITHOUT_PRESET = "damro:alpha=2,beta=0.1,top_k=10"
 """What is measured where the family has no preset: LLaVA-1.5's values."""
-_MIB = 2**20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -86,26 +91,30 @@ def run(args: argparse.Namespace) -> int:
     models = _Models(args.config, device, args.dtype)
     models.of(args.image_tokens[0])  # what is wrong with a checkpoint is told before anything is printed
     if not args.json:
-        print(_headline(report))
+        print(headline(report))
     for image_tokens, batch, new_tokens in _cells(args):
         model = models.of(image_tokens)
-        speeds = _measure(model, _inputs(model, batch, image_tokens), new_tokens, args.repeats)
-        report["cells"].append(
-            {"image_tokens": image_tokens, "batch": batch, "new_tokens": new_tokens, "methods": speeds}
-        )
+        cell: dict[str, Any] = {"image_tokens": image_tokens, "batch": batch, "new_tokens": new_tokens, "methods": {}}
+        report["cells"].append(cell)
         if not args.json:
-            print(_table(report["cells"][-1]))
+            print(table_head(cell), flush=True)
+        with _progress() as tell:
+            for name, speed in _measure(model, _inputs(model, batch, image_tokens), new_tokens, args.repeats, tell):
+                cell["methods"][name] = speed
+                if not args.json:
+                    print(table_row(name, speed), flush=True)
     model = models.of(_base(args))
     if not args.no_analysis:
         report["analysis"] = _measure_analysis(model, args)
         if not args.json:
-            print(_analysis_table(report["analysis"]))
+            print(analysis_table(report["analysis"]))
     if not args.no_pruning and not _is_generic(model):
         report["pruning"] = _measure_pruning(model, args, keep_tokens)
         if not args.json:
-            print(_pruning_table(report["pruning"]))
+            print(pruning_table(report["pruning"]))
     if not args.no_questions:
         inputs = _inputs(model, _QUESTIONS, _base(args), same_image=True)
+        report["asked"] = _QUESTIONS
         report["questions"] = questions_per_second(model, inputs, _method(model), repeats=args.repeats)
     read, bandwidth = weight_bytes(model), copy_bandwidth(model.device)
     report["roofline"] = {
@@ -113,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         "bytes_per_second": bandwidth,
         "seconds_per_token": read / bandwidth,
     }
-    print(json.dumps(report) if args.json else _tail(report))
+    print(json.dumps(report) if args.json else tail(report))
     return 0
 
 
@@ -219,24 +228,35 @@ def _naive(model: Any) -> Any:
     return NaiveProcessor
 
 
-def _measure(model: Any, inputs: Any, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """Every method's figures, with its ratios to greedy."""
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, where that is a terminal; rows are printed above it."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("bench", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _measure(
+    model: Any, inputs: Any, new_tokens: int, repeats: int, tell: Callable[[str, int, int], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Method by method its figures, with its ratios to greedy, which comes first."""
     from damro.methods import Scene, as_recipe
     from damro.speed.timing import measure, methods
 
     calls = methods(model, inputs, _naive(model), _method(model))
     if _is_generic(model):  # what happens at first use alone is measured by itself
         as_recipe(_method(model)).method.prepare(model, inputs, Scene())
-    speeds = measure(model, calls, new_tokens=new_tokens, repeats=repeats)
-    greedy = speeds["greedy"]
-    return {
-        name: {
-            **asdict(speed),
-            "step_ratio": speed.step / greedy.step if greedy.step else None,
-            "whole_ratio": speed.whole / greedy.whole,
-        }
-        for name, speed in speeds.items()
-    }
+    greedy: Speed | None = None
+    for name, speed in measure(model, calls, new_tokens=new_tokens, repeats=repeats, tell=tell):
+        greedy = greedy or speed
+        step_ratio = speed.step / greedy.step if greedy.step else None
+        yield name, {**asdict(speed), "step_ratio": step_ratio, "whole_ratio": speed.whole / greedy.whole}
 
 
 def _measure_analysis(model: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -266,74 +286,3 @@ def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence
             figures[f"{name.removesuffix('_bytes')}_ratio"] = figures[name] / plain[name] if known else None
         rows.append(figures)
     return {"image_tokens": base, "batch": batch, "new_tokens": new_tokens, "rows": rows}
-
-
-def _headline(report: dict[str, Any]) -> str:
-    return (
-        f"{report['config']}, {report['dtype']}, {report['device']}: {report['hardware']}, "
-        f"{report['threads']} threads, load {report['load']}, torch {report['torch']}, "
-        f"transformers {report['transformers']}, {report['date']}; medians of {report['repeats']}"
-    )
-
-
-def _table(cell: dict[str, Any]) -> str:
-    lines = [
-        f"\n{cell['image_tokens']} image tokens, batch {cell['batch']}, {cell['new_tokens']} new tokens",
-        f"{'':10}{'tokens/s':>10}{'call s':>9}{'ratio':>7}{'step ms':>9}{'ratio':>7}{'vision':>8}{'peak MiB':>10}",
-    ]
-    for name, speed in cell["methods"].items():
-        peak = "" if speed["peak_bytes"] is None else f"{speed['peak_bytes'] / _MIB:.0f}"
-        step_ratio = "" if speed["step_ratio"] is None else f"{speed['step_ratio']:.2f}"
-        lines.append(
-            f"{name:10}{speed['tokens_per_second']:>10.1f}{speed['whole']:>9.3f}{speed['whole_ratio']:>7.2f}"
-            f"{speed['step'] * 1000:>9.2f}{step_ratio:>7}{speed['vision_passes']:>8}{peak:>10}"
-        )
-    return "\n".join(lines)
-
-
-def _analysis_table(analysis: dict[str, Any]) -> str:
-    lines = [
-        f"\nanalysis of {analysis['image_tokens']} image tokens",
-        f"{'batch':6}{'vision pass s':>15}{'with ranking s':>16}{'ratio':>7}{'once s':>9}",
-    ]
-    for row in analysis["rows"]:
-        once = "" if row["verifying"] is None else f"{row['verifying']:.3f}"
-        lines.append(f"{row['batch']:<6}{row['vision']:>15.3f}{row['analysed']:>16.3f}{row['ratio']:>7.2f}{once:>9}")
-    lines.append("vision pass: tower and projector; once: looking up which patches become which column, at first use")
-    return "\n".join(lines)
-
-
-def _pruning_table(pruning: dict[str, Any]) -> str:
-    lines = [
-        f"\npruning of {pruning['image_tokens']} image tokens, batch {pruning['batch']}, {pruning['new_tokens']} new "
-        "tokens; ratios to plain with all",
-        f"{'':6}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}{'call s':>9}{'ratio':>7}"
-        f"{'KV MiB':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}",
-    ]
-    for row in pruning["rows"]:
-        line = f"{row['method']:6}{row['image_tokens']:>6}"
-        for name, width in (("prefill", 15), ("language", 12), ("whole", 9)):
-            line += f"{row[name]:>{width}.3f}{_ratio(row[name + '_ratio'])}"
-        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / _MIB:.0f}"
-        line += f"{row['kv_bytes'] / _MIB:>9.1f}{_ratio(row['kv_ratio'])}{peak:>10}{_ratio(row['peak_ratio'])}"
-        lines.append(line)
-    lines.append("first token: from the call, the vision tower included; of it LM: its layers over all prompts")
-    return "\n".join(lines)
-
-
-def _ratio(value: float | None) -> str:
-    return f"{'' if value is None else format(value, '.2f'):>7}"
-
-
-def _tail(report: dict[str, Any]) -> str:
-    lines = [""]
-    if "questions" in report:
-        single = report["questions"]["damro, one by one"]
-        lines.append(f"{_QUESTIONS} questions about one image, questions/s (ratio to damro, one by one)")
-        lines += [f"  {name:22}{rate:>8.2f}{rate / single:>7.2f}" for name, rate in report["questions"].items()]
-    roof = report["roofline"]
-    lines.append(
-        f"roofline: {roof['weight_bytes'] / 1e6:.1f} MB of weights a token over "
-        f"{roof['bytes_per_second'] / 1e9:.1f} GB/s (copy) = {roof['seconds_per_token'] * 1000:.2f} ms a token"
-    )
-    return "\n".join(lines)

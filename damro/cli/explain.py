@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from damro.cli.options import add_max_pixels, add_method_flags, add_model_options, given_flags, read_values
-from damro.cli.outputs import check_file
+from damro.cli.outputs import check_file, tell_unknown_words
 from damro.cli.parser import filled_text, whole_number
 from damro.decoding.errors import ParameterError
 from damro.eval.records import write_whole
@@ -17,7 +18,7 @@ from damro.methods import Damro
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser("explain", help="a page that shows what DAMRO changed in an answer, word by word")
-    parser.add_argument("image", help="an image file")
+    parser.add_argument("image", help="an image file, or tiny:N for embedded scene N")
     parser.add_argument(
         "prompt", type=filled_text, help="the question or instruction; the model's chat template is put around it"
     )
@@ -30,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="L",
         help="layers of the language model whose attention is averaged, negative from the end (default: all)",
     )
+    about = "what the picture shows, of COCO's 80 names; what answers add to it is crossed out (known of tiny:N)"
+    parser.add_argument("--objects", nargs="+", metavar="NAME", help=about)
     add_max_pixels(parser)
     add_model_options(parser)
     add_method_flags(parser, ("damro",))
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         attn_implementation=args.attn_implementation,
         revision=args.revision,
     )
+    tell_unknown_words(processor, args.prompt)
     explanation = explain_answers(
         model,
         processor,
@@ -63,9 +67,32 @@ def run(args: argparse.Namespace) -> int:
         **method.to_record(),
         max_new_tokens=args.max_new_tokens,
         layers=args.layers,
+        judge=_judge(args.image, args.objects),
     )
     write_whole(target, render_page(explanation))
     print(f"greedy: {explanation.greedy.text}")
     print(f" damro: {explanation.damro.text}")
     print(f"wrote {target}")
     return 0
+
+
+def _judge(image: str, objects: Sequence[str] | None) -> Any:
+    """Tells what of an answer is in the picture; None where nobody knows what it shows.
+
+    Raises:
+        ParameterError: a name is none of COCO's.
+    """
+    from damro.eval.chair.matchers import load_matcher
+    from damro.images import scene_number
+    from damro.tiny.captions import COCO_IDS
+    from damro.tiny.scenes import scene
+
+    unknown = [name for name in objects or () if name not in COCO_IDS]
+    if unknown:
+        raise ParameterError(f"--objects must be names of COCO's 80 objects, got {unknown[0]!r}; leave it out")
+    number = scene_number(image)
+    if objects is None and number is None:
+        return None
+    truth = set(objects) if objects is not None else {thing.name for thing in scene("test", number or 0).objects}
+    matcher = load_matcher("builtin")
+    return lambda text: [(found.start, found.end, found.name in truth) for found in matcher.find(text)]

@@ -1,9 +1,11 @@
-"""Where a command is to write: whether it can is told before a model is loaded, and not after hours of work."""
+"""What a command tells before the work: whether it can write where it is to, and whether a prompt is understood."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from damro.errors import ParameterError
 
@@ -45,3 +47,11 @@ def _check_writable(path: str | Path, place: Path) -> None:
         raise ParameterError(
             f"--out must be where you may write, got {str(path)!r}: {str(place)!r} is read-only; give another"
         )
+
+
+def tell_unknown_words(processor: Any, prompt: str) -> None:
+    """Tells on stderr what an embedded model does not understand of a prompt."""
+    from damro.tiny.known import advice
+
+    if (told := advice(processor, prompt)) is not None:
+        print(f"damro: {told}", file=sys.stderr)

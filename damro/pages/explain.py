@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import string
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -14,6 +18,7 @@ from transformers import PreTrainedModel
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.context import check_context
 from damro.errors import ParameterError
+from damro.images import load_image
 from damro.inspection import (
     ContrastInspection,
     ViTInspection,
@@ -32,6 +37,11 @@ from damro.methods.damro import Variant
 from damro.methods.presets import Task
 from damro.processor import DAMROProcessor
 
+_PUNCTUATION = string.punctuation + string.whitespace + "“”‘’"
+
+Judge = Callable[[str], Sequence[tuple[int, int, bool]]]
+"""From an answer to what it names: first character, the one behind the last, and whether it is in the picture."""
+
 
 @dataclass(frozen=True)
 class ExplainedAnswer:
@@ -42,6 +52,7 @@ class ExplainedAnswer:
         text: what was said.
         words: W words and the tokens that spell them.
         differs: for each word, whether the other answer has another one in its place.
+        in_picture: for each word, whether what it names is in the picture; None if it names nothing, or nobody knows.
         maps: `(W, rows, columns)`, attention of each word to the image, averaged over heads, layers and tokens.
         overlap: `(W,)`, share of the patches each word looks at most that are outlier patches.
         steps: log-probabilities of every generated token, chosen and not.
@@ -53,6 +64,7 @@ class ExplainedAnswer:
     text: str
     words: tuple[Word, ...]
     differs: tuple[bool, ...]
+    in_picture: tuple[bool | None, ...]
     maps: Tensor
     overlap: Tensor
     steps: ContrastInspection
@@ -60,9 +72,23 @@ class ExplainedAnswer:
     candidates: tuple[tuple[str, ...], ...]
 
 
+class GoneWord(NamedTuple):
+    """A word of the greedy answer that DAMRO's does not have.
+
+    Attributes:
+        text: the word.
+        step: the step of the greedy answer at which it begins.
+        in_picture: whether what it names is in the picture; None if it names nothing, or nobody knows.
+    """
+
+    text: str
+    step: int
+    in_picture: bool | None
+
+
 @dataclass(frozen=True)
 class Explanation:
-    """Everything the page shows.
+    """Everything the page shows; in a notebook it shows itself.
 
     Attributes:
         prompt: what was asked.
@@ -84,6 +110,65 @@ class Explanation:
     greedy: ExplainedAnswer
     damro: ExplainedAnswer
 
+    def gone(self) -> tuple[GoneWord, ...]:
+        """The words of the greedy answer that are nowhere in DAMRO's, each once, in their order."""
+        left = {bare(word.text) for word in self.damro.words} | {""}
+        first: dict[str, GoneWord] = {}
+        for word, there in zip(self.greedy.words, self.greedy.in_picture, strict=True):
+            if bare(word.text) not in left:
+                first.setdefault(bare(word.text), GoneWord(word.text.strip(_PUNCTUATION), word.tokens[0], there))
+        return tuple(first.values())
+
+    def to_html(self) -> str:
+        """The page, which needs no other file and no network."""
+        from damro.pages.explain_page import render_page
+
+        return render_page(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the page."""
+        target = Path(path)
+        target.write_text(self.to_html(), encoding="utf-8")
+        return target
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, so that a notebook's style and the page's own leave each other alone."""
+        page = escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 46rem; border: 0" title="damro explain"></iframe>'
+
+
+def explain(
+    model: PreTrainedModel,
+    processor: Any,
+    image: Image.Image | str | os.PathLike[str],
+    prompt: str,
+    *,
+    name: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Answers a prompt with and without DAMRO, and explains every word of both.
+
+    ::
+
+        explanation = damro.explain(model, processor, "photo.jpg", "Describe this image.", alpha=0.5)
+        explanation.save("page.html")  # in a notebook, explanation alone shows the page
+
+    Args:
+        model: a supported LVLM.
+        processor: its processor.
+        image: a picture, or a file's name.
+        prompt: the question or instruction, without the chat template.
+        name: the model's name, for the reader; None takes the end of the name it was loaded by.
+        **options: see :func:`explain_answers`.
+
+    Raises:
+        ImageError: the image does not open.
+        DecodingError: see :func:`explain_answers`.
+    """
+    picture = image if isinstance(image, Image.Image) else load_image(image)
+    shown = name or str(model.name_or_path).rstrip("/").rsplit("/", 1)[-1] or model.config.model_type
+    return explain_answers(model, processor, picture, prompt, name=shown, **options)
+
 
 def explain_answers(
     model: PreTrainedModel,
@@ -100,6 +185,7 @@ def explain_answers(
     max_new_tokens: int = 128,
     candidates: int = 5,
     layers: Sequence[int] | None = None,
+    judge: Judge | None = None,
 ) -> Explanation:
     """Answers a prompt with and without DAMRO and looks at every word of both.
 
@@ -117,6 +203,7 @@ def explain_answers(
         max_new_tokens: the longest answer.
         candidates: how many of the likeliest tokens to keep of each step.
         layers: layers of the language model whose attention is averaged; None takes all.
+        judge: tells what of an answer is in the picture; None if nobody knows.
 
     Raises:
         DecodingError: if a parameter, the inputs or the model is not usable. Whether the layers of the language model
@@ -133,7 +220,7 @@ def explain_answers(
     case = _Case(model, processor, inputs, contrast, vit)
     tokens = [_generate(case, max_new_tokens, processors) for processors in ([], [contrast])]
     words = [group_words(token_spans(processor.tokenizer, ids)) for ids in tokens]
-    differs = find_differences([word.text for word in words[0]], [word.text for word in words[1]])
+    differs = find_differences(*([bare(word.text) for word in spelled] for spelled in words))
     greedy, damro = (
         _explain(case, ids, spelled, candidates, looked_at) for ids, spelled in zip(tokens, words, strict=True)
     )
@@ -144,9 +231,37 @@ def explain_answers(
         vit=vit,
         alpha=contrast.alpha,
         beta=contrast.beta,
-        greedy=replace(greedy, method="greedy", differs=differs[0]),
-        damro=replace(damro, method="damro", differs=differs[1]),
+        greedy=replace(greedy, method="greedy", differs=differs[0], in_picture=find_truth(greedy.words, judge)),
+        damro=replace(damro, method="damro", differs=differs[1], in_picture=find_truth(damro.words, judge)),
     )
+
+
+def bare(word: str) -> str:
+    """A word as it is compared: in lower case and without what stands around it.
+
+    Example:
+        >>> bare("Fork."), bare("(a"), bare(",")
+        ('fork', 'a', '')
+    """
+    return word.strip(_PUNCTUATION).lower()
+
+
+def find_truth(words: Sequence[Word], judge: Judge | None) -> tuple[bool | None, ...]:
+    """For each word, whether what it names, or is a part of the name of, is in the picture.
+
+    Example:
+        >>> words = [Word("A", 0, 1, (0,)), Word("hot", 2, 5, (1,)), Word("dog.", 6, 10, (2,))]
+        >>> find_truth(words, lambda text: [(2, 9, False)])
+        (None, False, False)
+    """
+    named = [] if judge is None else judge(" ".join(word.text for word in words))
+    found: list[bool | None] = []
+    start = 0
+    for word in words:
+        end = start + len(word.text)
+        found.append(next((there for first, last, there in named if first < end and last > start), None))
+        start = end + 1
+    return tuple(found)
 
 
 def find_differences(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
@@ -197,6 +312,7 @@ def _explain(
         text=case.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
         words=tuple(words),
         differs=(),
+        in_picture=(),
         maps=maps,
         overlap=patch_overlap(case.vit.weights[0], maps, [flagged])[:, 0],
         steps=steps,

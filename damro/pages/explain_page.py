@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from damro.inspection import ContrastInspection
-from damro.pages.explain import ExplainedAnswer, Explanation
+from damro.pages.explain import ExplainedAnswer, Explanation, GoneWord
 from damro.vision.sources import SOURCE_NAMES
 
+_TRUTH = {None: "", True: "in the picture", False: "not in the picture"}
 _TITLES = {"greedy": "Greedy search", "damro": "With DAMRO"}
 
 
@@ -66,7 +67,8 @@ def _page_values(explanation: Explanation) -> dict[str, Any]:
         "attention": SOURCE_NAMES[vit.source],
         "seen": pack_map(vit.weights[0]),
         "answers": [_answer_values(answer, count) for answer in (explanation.greedy, explanation.damro)],
-        "taken": taken_rows(explanation.damro.steps, explanation.damro.tokens, explanation.damro.candidates),
+        "gone": [_gone_values(explanation.greedy, word) for word in explanation.gone()],
+        "judged": any(there is not None for there in (*explanation.greedy.in_picture, *explanation.damro.in_picture)),
     }
 
 
@@ -98,12 +100,21 @@ def _answer_values(answer: ExplainedAnswer, outliers: int) -> dict[str, Any]:
                 "id": f"{answer.method}-{number}",
                 "text": word.text,
                 "differs": answer.differs[number],
+                "truth": _TRUTH[answer.in_picture[number]],
                 "overlap": round(float(answer.overlap[number]) * outliers),
                 "steps": [_step_values(answer, step) for step in word.tokens],
                 **pack_map(answer.maps[number]),
             }
         )
     return {"method": answer.method, "title": _TITLES[answer.method], "words": words}
+
+
+def _gone_values(greedy: ExplainedAnswer, word: GoneWord) -> dict[str, str]:
+    """A word that is gone: what each prompt thought of it where the greedy answer says it."""
+    shares = (greedy.steps.full, greedy.steps.negative, greedy.steps.contrast)
+    full, negative, contrast = (percent(math.exp(float(of[word.step]))) for of in shares)
+    truth = _TRUTH[word.in_picture]
+    return {"text": word.text, "truth": truth, "full": full, "negative": negative, "contrast": contrast}
 
 
 def _step_values(answer: ExplainedAnswer, step: int) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def _row_values(text: str, shares: list[Tensor], chosen: bool, out: bool) -> dic
     return {
         "text": text,
         "mark": "chosen" if chosen else "taken" if out else "",
-        "note": "chosen" if chosen else "taken out" if out else "",
+        "note": "chosen" if chosen else "passed over" if out else "",
         "shares": [(name, _share(share)) for name, share in zip(names, shares, strict=True)],
     }
 

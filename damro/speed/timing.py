@@ -27,7 +27,14 @@ from damro.generation import generate
 Call = Callable[..., Any]
 """Generates once; takes the keywords of ``generate``."""
 
+Tell = Callable[[str, int, int], None]
+"""Called with (what is being measured, steps done, of how many)."""
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 class Run(NamedTuple):
@@ -125,26 +132,39 @@ def _others(method: str) -> list[str]:
 
 
 def measure(
-    model: PreTrainedModel, calls: Mapping[str, Call], *, new_tokens: int, repeats: int = 3
-) -> dict[str, Speed]:
+    model: PreTrainedModel, calls: Mapping[str, Call], *, new_tokens: int, repeats: int = 3, tell: Tell = _nobody
+) -> Iterator[tuple[str, Speed]]:
     """Times calls in turn, so that whatever else the machine does strikes all of them alike.
 
     A first round, not counted, warms up and takes memory and vision passes.
+
+    Args:
+        model: the LVLM.
+        calls: by name.
+        new_tokens: of every call.
+        repeats: counted rounds.
+        tell: told before every call.
+
+    Yields:
+        A name and its figures, as soon as the last round has come by it.
     """
     device = model.device
     options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
     bound = {name: _bind(call, options) for name, call in calls.items()}
     tower = family_of(model).vision_tower(model)
     costs = {}
-    for name, call in bound.items():
+    for place, (name, call) in enumerate(bound.items()):
+        tell(f"{name}, first run", place, len(calls) * (repeats + 1))
         with counted(tower) as passes, peak_memory(device) as peak:
             rows = len(call())
         costs[name] = (rows, len(passes), peak[0] if peak else None)
     runs: dict[str, list[Run]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in bound.items():
+    for number in range(1, repeats + 1):
+        for place, (name, call) in enumerate(bound.items()):
+            tell(f"{name}, run {number} of {repeats}", number * len(calls) + place, len(calls) * (repeats + 1))
             runs[name].append(time_call(call, device))
-    return {name: _summary(runs[name], *costs[name]) for name in calls}
+            if number == repeats:
+                yield name, _summary(runs[name], *costs[name])
 
 
 def _bind(call: Call, options: Mapping[str, Any]) -> Call:

@@ -32,7 +32,7 @@ class ClsQueryKeys:
 
 
 @contextmanager
-def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQueryKeys]]:
+def record_cls(tower: Any, layers: Sequence[int], every: bool = False) -> Iterator[dict[int, ClsQueryKeys]]:
     """While open, keeps the [CLS] query and the keys of some layers whenever the tower runs in this thread.
 
     Without [CLS] it keeps all queries.
@@ -40,6 +40,7 @@ def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQuery
     Args:
         tower: a ViT of transformers, with `q_proj` and `k_proj` or a fused `qkv` in each layer.
         layers: layer numbers from 0.
+        every: keep the queries of all tokens in any case.
 
     Yields:
         A dict that is filled, by layer, while the tower runs. The hooks are removed on exit, also when the body
@@ -47,7 +48,7 @@ def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQuery
     """
     recorded: dict[int, ClsQueryKeys] = {}
     parts: dict[int, dict[str, Tensor]] = {number: {} for number in layers}
-    first_only = has_cls(tower)
+    first_only = has_cls(tower) and not every
     looks = [
         (module, _keep(parts[number], name, first_only))
         for number in layers
@@ -57,7 +58,7 @@ def record_cls(tower: Any, layers: Sequence[int]) -> Iterator[dict[int, ClsQuery
         yield recorded
     for number, kept in parts.items():
         if kept:
-            recorded[number] = _split(kept, tower.config.num_attention_heads)
+            recorded[number] = _split(kept, tower.config.num_attention_heads, every)
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
@@ -134,6 +135,21 @@ def head_weights(recorded: ClsQueryKeys) -> Tensor:
     return torch.stack(weights)
 
 
+def full_weights(recorded: ClsQueryKeys) -> Tensor:
+    """What every token pays to every token, the mean over heads: `(tiles, tokens, tokens)`, float32.
+
+    Args:
+        recorded: with the queries of all tokens, `(tiles, heads, tokens, d)`.
+
+    Example:
+        >>> import torch
+        >>> full_weights(ClsQueryKeys(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 3))).tolist()
+        [[[0.5, 0.5], [0.5, 0.5]]]
+    """
+    query, keys = recorded.query.float(), recorded.keys.float()
+    return torch.softmax(query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1).mean(dim=1)
+
+
 def _join(weights: Tensor, heads: Heads) -> Tensor:
     """`(tiles, heads, n)` to `(tiles, n)`."""
     if heads == "mean":
@@ -160,12 +176,13 @@ def _keep(kept: dict[str, Tensor], name: str, first_only: bool) -> Look:
     return hook
 
 
-def _split(kept: dict[str, Tensor], heads: int) -> ClsQueryKeys:
+def _split(kept: dict[str, Tensor], heads: int, every: bool) -> ClsQueryKeys:
     """Cuts recorded projections into heads."""
     if "qkv" in kept:
         tiles, tokens, _ = kept["qkv"].shape
         fused = kept["qkv"].view(tiles, tokens, 3, heads, -1)  # query, key, value
-        return ClsQueryKeys(fused[:, 0, 0], fused[:, :, 1].transpose(1, 2))
+        query = fused[:, :, 0].transpose(1, 2) if every else fused[:, 0, 0]
+        return ClsQueryKeys(query, fused[:, :, 1].transpose(1, 2))
     tiles, tokens, _ = kept["keys"].shape
     query = kept["query"].view(tiles, kept["query"].shape[1], heads, -1).transpose(1, 2)
     query = query[:, :, 0] if query.shape[2] == 1 else query

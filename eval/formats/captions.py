@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,12 @@ CAPTION_KEYS: tuple[str, ...] = ("caption", "answer", "text", "output", "respons
 """Keys under which a record may hold its caption; ``text`` beside another of them is the question."""
 
 
-def read_captions(path: Path | str) -> list[Record]:
+def read_captions(path: Path | str, more: Sequence[str] = ()) -> list[Record]:
     """Read captions from a file of any form named above.
+
+    Args:
+        path: The file.
+        more: Keys to keep of what CHAIR scripts write beside a caption.
 
     Returns:
         Records that name their image under one of `IMAGE_KEYS` and hold their caption under one of `CAPTION_KEYS`, as
@@ -47,7 +51,7 @@ def read_captions(path: Path | str) -> list[Record]:
         return rows
     for key in ("imgToEval", "sentences"):
         if key in whole:
-            return _listed(whole[key], f"{path}, {key}")
+            return _listed(whole[key], f"{path}, {key}", more)
     if whole and all(isinstance(text, str) for text in whole.values()):
         return [Record(f"{path}, {image!r:.40}", {"image_id": image, "caption": text}) for image, text in whole.items()]
     raise DataFormatError(
@@ -83,7 +87,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _listed(values: Any, where: str) -> list[Record]:
+def _listed(values: Any, where: str, more: Sequence[str]) -> list[Record]:
     """The records in a list, or in an object by their ids, without their scores."""
     if not values or not isinstance(values, Mapping | list):
         raise DataFormatError(f"{where}: must hold captions, got {short(values)}")
@@ -92,7 +96,7 @@ def _listed(values: Any, where: str) -> list[Record]:
     for key, value in items:
         if not isinstance(value, Mapping):
             raise DataFormatError(f"{where}, {key!r:.40}: must be an object with a caption, got {short(value)}")
-        fields = {name: value[name] for name in (*IMAGE_KEYS, *CAPTION_KEYS) if name in value}
+        fields = {name: value[name] for name in (*IMAGE_KEYS, *CAPTION_KEYS, *more) if name in value}
         if isinstance(values, Mapping) and not any(name in fields for name in IMAGE_KEYS):
             fields["image_id"] = key
         records.append(Record(f"{where}, {key!r:.40}", fields))

@@ -168,8 +168,8 @@ def _table(comparison: Comparison) -> dict[str, Any]:
 
 
 def _cell(row: Row) -> dict[str, str]:
-    kind = ""
-    if row.difference is not None and is_clear(row.difference, row.measure.unit) and row.measure.better:
+    kind, shown = "", (row.measure.unit, row.measure.digits)
+    if row.difference is not None and is_clear(row.difference, *shown) and row.measure.better:
         kind = "better" if (row.difference.estimate < 0) == (row.measure.better == "lower") else "worse"
-    difference = show_difference(row.difference, row.measure.unit)
-    return {"value": show_value(row.value, row.measure.unit), "difference": difference, "kind": kind}
+    difference = show_difference(row.difference, *shown)
+    return {"value": show_value(row.value, *shown), "difference": difference, "kind": kind}

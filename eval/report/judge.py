@@ -15,6 +15,7 @@ import numpy as np
 
 from damro.eval.benchmark import Records, answered_in_all
 from damro.eval.errors import EvalError
+from damro.eval.judged.replies import Ask, JudgeReplyError
 from damro.eval.records import RecordWriter, iterate_records
 from damro.eval.runs.identity import DIGEST, ForeignRecordError, digest_of_json
 from damro.eval.runs.record import check_same, load_run, write_run
@@ -40,8 +41,6 @@ The order of the assistants must not influence you. Reply with these two lines a
 Accuracy: A=<grade> B=<grade>
 Detailedness: A=<grade> B=<grade>"""
 
-Ask = Callable[[str, bytes | None], str]
-"""Sends a text and an image (PNG bytes, or None) to the judge and returns its reply."""
 OpenBytes = Callable[[str], bytes | None]
 
 
@@ -50,10 +49,6 @@ class Grades(NamedTuple):
 
     accuracy: tuple[float, float]
     detailedness: tuple[float, float]
-
-
-class JudgeReplyError(EvalError):
-    """The judge's reply is none, or holds no grades."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What asks an OpenAI-compatible server for grades: bounded in time and length, and silent about passwords."""
+"""What asks an OpenAI-compatible server as a judge: bounded in time and length, and silent about passwords."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from damro.eval.errors import EvalError
-from damro.eval.report.judge import Ask, JudgeReplyError
+from damro.eval.judged.replies import Ask, JudgeReplyError
 
 MAX_REPLY = 1 << 20
-"""Bytes of a server's reply; two lines of grades take some hundred."""
+"""Bytes of a server's reply; two lines of grades take some hundred, reasons and lists some thousand."""
 CONNECT_SECONDS = 5.0
 _RETRIES = 4
 _MAX_TOKENS = 64
@@ -67,7 +67,9 @@ def secret_masker(endpoint: str, key: str | None) -> Callable[[str], str]:
     return mask
 
 
-def openai_judge(endpoint: str, model: str, key: str | None, *, timeout: float = 60.0) -> Ask:
+def openai_judge(
+    endpoint: str, model: str, key: str | None, *, timeout: float = 60.0, max_tokens: int = _MAX_TOKENS
+) -> Ask:
     """Return what asks an OpenAI-compatible server; connection faults and overload are tried again by the client.
 
     What it returns or raises holds neither the key nor the address' password, should the server echo them.
@@ -78,6 +80,7 @@ def openai_judge(endpoint: str, model: str, key: str | None, *, timeout: float =
         model: The judge's name there.
         key: The key, or None for servers that want none.
         timeout: Seconds until an answer must be there, all tries together; connecting may take `CONNECT_SECONDS`.
+        max_tokens: The longest reply; the default is for two lines of grades.
 
     Raises:
         EvalError: The ``openai`` package is not installed, the address is none, the timeout not above 0; when asking,
@@ -103,13 +106,13 @@ def openai_judge(endpoint: str, model: str, key: str | None, *, timeout: float =
             address = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
             content.append({"type": "image_url", "image_url": {"url": address}})
         with client.chat.completions.with_streaming_response.create(
-            model=model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=_MAX_TOKENS
+            model=model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=max_tokens
         ) as reply:
             return bytes(reply.read())
 
     def ask(text: str, image: bytes | None) -> str:
         try:
-            return mask(read_completion(_within(timeout, lambda: send(text, image))))
+            return mask(read_completion(_within(timeout, lambda: send(text, image)), max_tokens))
         except JudgeReplyError as error:
             raise JudgeReplyError(mask(str(error))) from None
         except (TimeoutError, openai.APITimeoutError, library.TimeoutException):
@@ -126,8 +129,12 @@ def openai_judge(endpoint: str, model: str, key: str | None, *, timeout: float =
     return ask
 
 
-def read_completion(body: bytes) -> str:
+def read_completion(body: bytes, max_tokens: int = _MAX_TOKENS) -> str:
     """Return the text of a chat completion.
+
+    Args:
+        body: What the server sent.
+        max_tokens: What the reply was limited to, for the message.
 
     Raises:
         JudgeReplyError: It is none, holds no text, or was cut where a grade may have gone on.
@@ -145,7 +152,7 @@ def read_completion(body: bytes) -> str:
         start = _one_line(body[:400].decode("utf-8", "replace"))
         raise JudgeReplyError(f"reply must be a chat completion that holds a text, got {start[:120]!r}")
     if end == "length" and text[-1].isdigit():
-        raise JudgeReplyError(f"reply must end by itself, was cut after {_MAX_TOKENS} tokens: {text[-120:]!r}")
+        raise JudgeReplyError(f"reply must end by itself, was cut after {max_tokens} tokens: {text[-120:]!r}")
     return text
 
 

@@ -25,7 +25,7 @@ FEWEST = 6
 the same way in 2 of 2**5 cases: more often than the 5 % that an interval leaves."""
 
 
-def show_value(value: Interval | None, unit: str = "%") -> str:
+def show_value(value: Interval | None, unit: str = "%", digits: int = 1) -> str:
     """Write a value with its interval, fractions in percent; of one image without.
 
     Example:
@@ -33,11 +33,13 @@ def show_value(value: Interval | None, unit: str = "%") -> str:
         ('80.5 [79.0, 82.0]', '-')
         >>> show_value(Interval(1.0, float("-inf"), float("inf"), 0.95, 2000))
         '100.0'
+        >>> show_value(Interval(2.125, 1.9, 2.25, 0.95, 2000), "", 2)
+        '2.12 [1.90, 2.25]'
     """
-    return "-" if value is None else _show(value, unit, sign="")
+    return "-" if value is None else _show(value, unit, digits, sign="")
 
 
-def show_difference(value: Interval | None, unit: str = "%") -> str:
+def show_difference(value: Interval | None, unit: str = "%", digits: int = 1) -> str:
     """Write a difference with its interval, in points; a star marks one that `is_clear`.
 
     Example:
@@ -48,10 +50,10 @@ def show_difference(value: Interval | None, unit: str = "%") -> str:
     """
     if value is None:
         return ""
-    return _show(value, unit, sign="+") + ("*" if is_clear(value, unit) else "")
+    return _show(value, unit, digits, sign="+") + ("*" if is_clear(value, unit, digits) else "")
 
 
-def is_clear(difference: Interval, unit: str = "%") -> bool:
+def is_clear(difference: Interval, unit: str = "%", digits: int = 1) -> bool:
     """Whether the interval of a difference lies on one side of zero, as it is shown, and is of enough images.
 
     Example:
@@ -59,16 +61,18 @@ def is_clear(difference: Interval, unit: str = "%") -> bool:
         (True, False)
         >>> is_clear(Interval(-1.0, -1.0, -1.0, 0.95, 2000, samples=2))
         False
+        >>> is_clear(Interval(0.2, 0.04, 0.3, 0.95, 2000), ""), is_clear(Interval(0.2, 0.04, 0.3, 0.95, 2000), "", 2)
+        (False, True)
     """
     if difference.ends is None or (difference.samples is not None and difference.samples < FEWEST):
         return False
-    low, high = (round(_factor(unit) * end, 1) for end in difference.ends)
+    low, high = (round(_factor(unit) * end, digits) for end in difference.ends)
     return low > 0 or high < 0
 
 
-def _show(value: Interval, unit: str, sign: str) -> str:
+def _show(value: Interval, unit: str, digits: int, sign: str) -> str:
     numbers = [value.estimate, *(value.ends or ())]
-    shown, *ends = [f"{_factor(unit) * number:{sign}z.1f}" for number in numbers]
+    shown, *ends = [f"{_factor(unit) * number:{sign}z.{digits}f}" for number in numbers]
     return f"{shown} [{', '.join(ends)}]" if ends else shown
 
 
@@ -233,8 +237,9 @@ def _paragraphs(lines: Sequence[str]) -> list[str]:
 
 
 def _cell(row: Row, line_break: str) -> str:
-    difference = show_difference(row.difference, row.measure.unit)
-    return show_value(row.value, row.measure.unit) + (line_break + difference if difference else "")
+    difference = show_difference(row.difference, row.measure.unit, row.measure.digits)
+    value = show_value(row.value, row.measure.unit, row.measure.digits)
+    return value + (line_break + difference if difference else "")
 
 
 def _numbers(interval: Interval | None) -> list[float | str]:

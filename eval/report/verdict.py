@@ -59,7 +59,7 @@ def is_better(measure: Measure, difference: Interval | None) -> bool:
         >>> is_better(Measure(first_column, "accuracy"), Interval(0.01, -0.01, 0.03, 0.95, 2000))
         False
     """
-    if difference is None or measure.better is None or not is_clear(difference, measure.unit):
+    if difference is None or measure.better is None or not is_clear(difference, measure.unit, measure.digits):
         return False
     return difference.high < 0 if measure.better == "lower" else difference.low > 0
 

@@ -3,9 +3,9 @@
   const stops = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
     .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const byId = (id) => document.getElementById(id);
-  const canvas = byId("map"), picture = document.querySelector(".frame img");
+  const canvas = byId("map"), picture = byId("under");
   const words = [...document.querySelectorAll(".word")], seenLegend = byId("legend").textContent;
-  let chosen = byId("show-seen");
+  let chosen = byId("show-seen"), before = null;
 
   // Between two stops of the colour map, in proportion. share is in 0 .. 1.
   function colourOf(share) {
@@ -19,7 +19,8 @@
     canvas.height = Number(source.dataset.rows);
     const context = canvas.getContext("2d"), pixels = context.createImageData(canvas.width, canvas.height);
     for (let cell = 0; cell < cells.length; cell += 1) {
-      pixels.data.set([...colourOf(cells.charCodeAt(cell) / 255), 255], cell * 4);
+      const share = cells.charCodeAt(cell) / 255;  // what weighs little lets the picture through
+      pixels.data.set([...colourOf(share), Math.round(255 * (0.25 + 0.6 * share))], cell * 4);
     }
     context.putImageData(pixels, 0, 0);
     byId("peak").textContent = source.dataset.peak;
@@ -37,6 +38,7 @@
 
   function choose(source) {
     chosen = source;
+    byId("show-seen").checked = source === byId("show-seen");
     for (const word of words) {
       if (word === source) word.setAttribute("aria-current", "true");
       else word.removeAttribute("aria-current");
@@ -55,7 +57,9 @@
       if (next) { event.preventDefault(); next.focus(); }
     });
   });
-  byId("show-seen").addEventListener("click", () => choose(byId("show-seen")));
+  byId("show-seen").addEventListener("change", (event) => {
+    if (event.target.checked) { before = chosen; choose(event.target); } else choose(before);
+  });
   byId("smooth").addEventListener("change", (event) => canvas.classList.toggle("smooth", event.target.checked));
   byId("show-map").addEventListener("change", (event) => {
     canvas.hidden = !event.target.checked;
@@ -66,6 +70,9 @@
   });
 
   document.documentElement.classList.add("js");
+  picture.src = byId("photo").src;
   picture.classList.add("grey");
-  choose(words.find((word) => word.classList.contains("differs") && word.closest("#damro")) || words[0] || chosen);
+  const first = words.find((word) => word.classList.contains("differs")) || words[0] || chosen;
+  before = first;
+  choose(first);
 })();

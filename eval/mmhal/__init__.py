@@ -1,0 +1,1 @@
+"""MMHal-Bench: questions about images, whose answers a judge rates from 0 to 6."""
