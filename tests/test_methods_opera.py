@@ -16,7 +16,9 @@ import damro
 from damro.answering import Answer, answer_chats
 from damro.cli import main
 from damro.decoding.errors import ParameterError, UnsupportedModelError
+from damro.decoding.families import family_of
 from damro.decoding.hypotheses import Hypotheses
+from damro.decoding.search import begin, row_of
 from damro.inputs import Chat, prepare_chats
 from damro.loading import load_model
 from damro.methods import OPERA, Scene, parse
@@ -385,7 +387,7 @@ def answer(model: Any, inputs: Inputs, new: int, **told: Any) -> Any:
     return damro.generate(model, inputs, OPERA(**parameters), max_new_tokens=new, **told)
 
 
-@pytest.mark.parametrize("case", range(len(RELEASED)))
+@pytest.mark.parametrize("case", [0, 1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_answers_and_scores_are_those_of_the_released_code(case: int) -> None:
     told, tokens, score = RELEASED[case]
     inputs = llava_inputs()
@@ -517,6 +519,24 @@ def test_prompts_of_tokens(name: str) -> None:
     together = answer(model, inputs, 8, **OFTEN, eos_token_id=None)
     assert together.shape == (len(inputs["input_ids"]), inputs["input_ids"].shape[1] + 8)
     assert torch.equal(*without_penalty(model, inputs, eos_token_id=None))
+
+
+@pytest.mark.parametrize("name", [name for name in ("qwen2_5_vl", "gemma3", "smolvlm") if name in ZOO])
+@torch.no_grad()
+def test_going_back_reads_what_had_been_read(name: str) -> None:
+    """Positions of several axes, sliding windows; behind a prompt that is not the first of its batch."""
+    model, inputs = zoo_model(name), zoo_inputs(name, TWO_IMAGES)
+    full: Any = OPERA().prepare(model, inputs, Scene())
+    tokens = torch.tensor([[5, 6, 9], [7, 8, 4]])
+    with begin(family_of(model).decoder(model), row_of(full.full, 1), 2) as beams:
+        for column in tokens.unbind(dim=-1):
+            beams.feed(column)
+        straight = beams.logits
+        beams.keep(torch.tensor([1, 1]))
+        beams.feed(torch.tensor([1, 2]))
+        assert not torch.allclose(beams.logits, straight, atol=1e-3)
+        beams.rewind(tokens)
+        torch.testing.assert_close(beams.logits, straight, atol=2e-5, rtol=0)
 
 
 def test_without_penalty_it_is_beam_search() -> None:
