@@ -120,7 +120,7 @@ def test_questions_about_one_image_are_answered_as_one_by_one(family: str, metho
 
 
 def test_every_contrast_is_tested_here() -> None:
-    assert set(OPTIONS) == set(METHODS) - {"greedy"}
+    assert set(OPTIONS) == {name for name in METHODS if not METHODS[name].searches} - {"greedy"}
 
 
 @pytest.mark.parametrize("method", ["vcd", "random-k"])
@@ -199,7 +199,7 @@ def test_a_pruned_prompt_is_contrasted_with_the_same_view() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "opera"}, "method must be one of greedy, damro, .*, vcd, icd, m3id, got 'opera'"),
+        ({"method": "magic"}, "method must be one of greedy, damro, .*, vcd, icd, m3id.*, got 'magic'"),
         ({"method": "greedy"}, "method must be a contrast, got 'greedy'; plain decoding needs no processor"),
         ({"method": "vcd", "steps": 3}, "vcd must have parameters of alpha, .*, noise_step, .*, got 'steps'"),
         ({"method": "vcd", "pruning": None}, "vcd must have parameters of .*, got 'pruning'"),
