@@ -50,6 +50,10 @@ AttentionChange = Callable[[Tensor, int, Columns], Tensor]
 those rows to other logits. The first columns of K are the prompt's. Query q stands in column `K - Q + q`: a run may
 feed the whole prompt, one token, or several."""
 
+AttentionLook = Callable[[Tensor, Tensor, int, Columns], None]
+"""Sees logits of attention as an :data:`AttentionChange` leaves them, the values `(R, heads, K, d)` that are attended
+to, the number of the layer, and the prompt's columns in those rows."""
+
 StateChange = Callable[[Tensor, Columns], Tensor]
 """From what a module puts out, `(R, T, D)`, and the prompt's columns in those rows to what takes its place."""
 
@@ -61,10 +65,17 @@ class Alteration:
     Attributes:
         attention: changes the logits of attention in the language model's layers; None leaves them as they are.
         outputs: modules of the language model, and what changes their outputs.
+        look: sees the attention of every layer; None if nobody does.
     """
 
     attention: AttentionChange | None = None
     outputs: tuple[tuple[nn.Module, StateChange], ...] = ()
+    look: AttentionLook | None = None
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether attention must be worked out where it can be changed or seen."""
+        return self.attention is not None or self.look is not None
 
 
 class _Now(threading.local):
@@ -96,7 +107,7 @@ def reading(decoder: Any, prompt: Prompt) -> Iterator[None]:
         try:
             _NOW.alteration = alteration
             _NOW.columns = Columns(prompt.image_mask, prompt.attention_mask.bool())
-            changes = alteration is not None and alteration.attention is not None
+            changes = alteration is not None and alteration.of_attention
             # With no config, whatever a pass further out has put in place of the model's own attention is out of it.
             stack.enter_context(attending(_ATTENTION, [decoder.get_decoder().config] if changes else []))
             for module, change in () if alteration is None else alteration.outputs:
@@ -140,8 +151,12 @@ def _attend(
     if attention_mask is not None:
         logits = logits + attention_mask[..., : logits.shape[-1]]
     alteration, columns = _NOW.alteration, _NOW.columns
-    if alteration is not None and alteration.attention is not None and columns is not None:
-        logits = alteration.attention(logits, module.layer_idx, columns.of_rows(len(query), query.device))
+    if alteration is not None and columns is not None:
+        of_rows = columns.of_rows(len(query), query.device)
+        if alteration.attention is not None:
+            logits = alteration.attention(logits, module.layer_idx, of_rows)
+        if alteration.look is not None:
+            alteration.look(logits, value, module.layer_idx, of_rows)
     weights = torch.softmax(logits, dim=-1).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
@@ -163,3 +178,24 @@ def layers_of(decoder: Any) -> nn.ModuleList:
             f"{type(decoder.get_decoder()).__name__} without; use a method that leaves the inside alone"
         )
     return layers
+
+
+_MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+
+def mlps_of(decoder: Any) -> list[nn.Module]:
+    """The part of each layer that works on every column by itself.
+
+    Raises:
+        UnsupportedModelError: as :func:`layers_of`; or if a layer has no such module.
+    """
+    found = []
+    for layer in layers_of(decoder):
+        mlp = next((getattr(layer, name) for name in _MLPS if isinstance(getattr(layer, name, None), nn.Module)), None)
+        if mlp is None:
+            raise UnsupportedModelError(
+                f"language model must have an MLP module in each layer for its output to be changed, got none in "
+                f"{type(layer).__name__}; use a method that leaves the inside alone"
+            )
+        found.append(mlp)
+    return found

@@ -19,7 +19,7 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, un
     Args:
         seeds: One for each row.
         temperature: Divides the scores first, above 0.
-        top_p: Then only the likeliest tokens that together reach this probability stay.
+        top_p: Then only the likeliest tokens that together reach this probability stay, at least one.
 
     Example:
         >>> scores = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
@@ -37,9 +37,10 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, un
         scaled = torch.log_softmax(scores.float() / self._temperature, dim=-1)
         if self._top_p < 1:
             ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-            # A token goes if those before it reach top_p already; the first never does.
-            before = ordered.exp().cumsum(dim=-1) - ordered.exp()
-            scaled = scaled.masked_fill((before >= self._top_p).scatter(-1, order, before >= self._top_p), -torch.inf)
+            # A token goes if those before it reach top_p already; the first never does, not even at 0.
+            gone = ordered.exp().cumsum(dim=-1) - ordered.exp() >= self._top_p
+            gone[:, 0] = False
+            scaled = scaled.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
         # Drawn on the CPU, so that every device draws the same. -log of an exponential draw is a Gumbel draw.
         noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one) for one in self._streams])
         return scaled - noise.log().to(scaled.device)

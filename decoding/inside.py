@@ -71,6 +71,23 @@ def check_model(decoder: Any, contrast: Contrast | Prompt | Search) -> None:
         check_searchable(decoder)
     if not works_inside(contrast):
         return
+    check_decoder(decoder)
+    if changes_attention(contrast) and (why := why_alone(decoder)) is not None:
+        raise UnsupportedModelError(
+            f"language model must attend to all columns by a function that can be exchanged for its attention to be "
+            f"changed, got {type(decoder.get_decoder()).__name__}: {why}; use a method that leaves the inside alone"
+        )
+
+
+def check_decoder(decoder: Any) -> None:
+    """Refuses language models whose layers cannot be read or changed column by column.
+
+    Args:
+        decoder: the language model with its head.
+
+    Raises:
+        UnsupportedModelError: an encoder-decoder, or a language model that keeps states.
+    """
     name = type(decoder.get_decoder()).__name__
     if is_encoder_decoder(decoder) or not keeps_columns(decoder):
         kind = "an encoder-decoder" if is_encoder_decoder(decoder) else "one that keeps states"
@@ -78,17 +95,12 @@ def check_model(decoder: Any, contrast: Contrast | Prompt | Search) -> None:
             "language model must read from left to right by attention in every layer for a method that works inside of "
             f"it, got {kind}, {name}; use a method that leaves the inside alone"
         )
-    if changes_attention(contrast) and (why := why_alone(decoder)) is not None:
-        raise UnsupportedModelError(
-            f"language model must attend to all columns by a function that can be exchanged for its attention to be "
-            f"changed, got {name}: {why}; use a method that leaves the inside alone"
-        )
 
 
 def changes_attention(contrast: Contrast | Prompt | Search) -> bool:
-    """Whether attention of the language model is changed."""
+    """Whether attention of the language model is changed or seen."""
     altered = (prompt.altered for prompt in prompts_of(contrast))
-    return any(one is not None and one.attention is not None for one in altered)
+    return any(one is not None and one.of_attention for one in altered)
 
 
 def check_settings(decoder: Any, contrast: Contrast | Prompt, strategy: str, call: Mapping[str, Any]) -> None:

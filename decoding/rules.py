@@ -96,27 +96,28 @@ class MixRule:
     Attributes:
         of_full: a.
         of_other: b; below 0 the other prompt is subtracted, above 0 it is added.
-        beta: plausibility cutoff in (0, 1].
+        beta: plausibility cutoff in (0, 1]; None keeps every token.
 
     Example:
         >>> import torch
         >>> full, other = torch.tensor([[2.0, 1.9, -5.0]]), torch.tensor([[0.0, 2.0, 9.0]])
-        >>> MixRule(of_full=1.0, of_other=1.0, beta=0.5)(full, other, step=0).exp().round(decimals=3).tolist()
-        [[0.13, 0.87, 0.0]]
+        >>> scores = MixRule(of_full=1.0, of_other=1.0, beta=0.5)(full, other, step=0)
+        >>> [round(p, 2) for p in scores[0].exp().tolist()]
+        [0.13, 0.87, 0.0]
     """
 
     of_full: float
     of_other: float
-    beta: float
+    beta: float | None
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
-        check_value("beta", self.beta, Cutoff, ParameterError)
+        check_value("beta", self.beta, Cutoff | None, ParameterError)
 
     def needed(self, full: Tensor, step: int) -> Tensor:
         """Plausible tokens, where there is more than one; none without the other."""
-        if self.of_other == 0:
-            return torch.zeros_like(full, dtype=torch.bool)
+        if self.of_other == 0 or self.beta is None:
+            return torch.full_like(full, self.of_other != 0, dtype=torch.bool)
         return unless_alone(plausible_tokens(full, self.beta))
 
     def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
@@ -124,7 +125,9 @@ class MixRule:
         mixed = self.of_full * full.float()
         if negative is not None:
             mixed = mixed + self.of_other * negative.float()
-        return torch.log_softmax(mixed.masked_fill(~plausible_tokens(full, self.beta), float("-inf")), dim=-1)
+        if self.beta is not None:
+            mixed = mixed.masked_fill(~plausible_tokens(full, self.beta), float("-inf"))
+        return torch.log_softmax(mixed, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -191,14 +191,19 @@ class Benchmark:
 
 
 class TableBenchmark(Benchmark):
-    """A benchmark of yes/no questions that may stand in a table with their images.
+    """A benchmark whose questions may stand in a table with their images.
 
-    The dataclass that inherits declares the three parameters, where they belong among its own.
+    The dataclass that inherits declares the two parameters, where they belong among its own.
+
+    Attributes:
+        data: a table instead, with the images in it: a Parquet file or a folder of them, a data set of the hub
+            (hf:lmms-lab/POPE), or a TSV, CSV, Excel or JSON file that has them as base64, as VLMEvalKit's; or one whose
+            rows name files in the folder of images.
+        columns: which column of the table is what, where they are called otherwise, such as image=img question=q.
     """
 
     data: str | None
     columns: tuple[str, ...]
-    read: Literal["text", "logits"]
 
     def __post_init__(self) -> None:
         """Check the parameters, and that columns are those of a table."""
@@ -210,6 +215,15 @@ class TableBenchmark(Benchmark):
     def has_images(self) -> bool:
         """Whether its data say what the images are."""
         return self.data is not None
+
+
+class YesNoBenchmark(TableBenchmark):
+    """A benchmark of yes/no questions, whose answers may be read from logits.
+
+    The dataclass that inherits declares the parameter beside the other two.
+    """
+
+    read: Literal["text", "logits"]
 
     @property
     def reads_logits(self) -> bool:

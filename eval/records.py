@@ -296,6 +296,7 @@ def digest_of_file(path: Path | str) -> str:
         DataFormatError: The file cannot be read.
     """
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataFormatError(f"{path}: cannot be read ({error.strerror}): give a readable file") from error

@@ -22,19 +22,32 @@ OpenImage = Callable[[str], "Image.Image"]
 
 
 class Sample(NamedTuple):
-    """One prompt about one image.
+    """One prompt, about one image or none.
 
     Attributes:
         sample_id: Unique in its run.
-        image: The image's name in its source, with "/" between folders.
+        image: The image's name in its source, with "/" between folders; None for a text alone.
         prompt: What the model is asked.
         fields: What the record shall also hold: split, question_id, label, image_id, ...
     """
 
     sample_id: str
-    image: str
+    image: str | None
     prompt: str
     fields: Mapping[str, Any]
+
+
+def image_of(sample: Sample) -> str:
+    """Return the name of a sample's image.
+
+    Raises:
+        EvalError: It has none.
+    """
+    if sample.image is None:
+        raise EvalError(
+            f"sample {sample.sample_id} must have an image to be read so, has none: leave --read logits out"
+        )
+    return sample.image
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Dataset:
         """
         if not isinstance(self.open_image, ImageSource):
             return []
-        return self.open_image.missing((sample.image for sample in self.samples), at_most=0.5)
+        return self.open_image.missing((one.image for one in self.samples if one.image is not None), at_most=0.5)
 
     def digest_image(self, name: str) -> str | None:
         """Return the SHA-256 of an image's file; None where there is none, or images come from no `ImageSource`."""
@@ -77,7 +90,8 @@ def check_samples(samples: Sequence[Sample]) -> None:
         EvalError: There are none, an image's name leaves its folder, or an id stands twice.
     """
     for sample in samples:
-        check_inside(sample.image)
+        if sample.image is not None:
+            check_inside(sample.image)
     if not samples:
         raise EvalError("a run must have at least one sample, got none: check --split, --limit and the files given")
     if len({sample.sample_id for sample in samples}) < len(samples):

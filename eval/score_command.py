@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
-from damro.eval.benchmark import Group, Measure
+from damro.eval.benchmark import Group, Measure, Scoring
+from damro.parameters import parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from damro.eval.statistics import Interval
+
+_IN_A_LINE = 3
+"""So many metrics fit 80 characters with intervals beside the values; with more they stand below."""
 
 
 def add_answers_parser(
@@ -21,6 +25,8 @@ def add_answers_parser(
     about: str,
     description: str,
     run: Callable[[argparse.Namespace], int],
+    *,
+    answers: str = "answer files",
 ) -> argparse.ArgumentParser:
     """Add a benchmark to the ``score`` commands, with ``--answers`` and ``--json``.
 
@@ -30,12 +36,36 @@ def add_answers_parser(
         about: A line of help.
         description: What files are read.
         run: What the command does.
+        answers: Help of ``--answers``.
     """
     parser = subparsers.add_parser(name, help=about, description=description)
-    parser.add_argument("--answers", nargs="+", metavar="FILE", required=True, help="answer files")
+    parser.add_argument("--answers", nargs="+", metavar="FILE", required=True, help=answers)
     parser.add_argument("--json", action="store_true", help="print one JSON object, fractions unrounded")
     parser.set_defaults(run=run)
     return parser
+
+
+def add_scoring_flags(
+    parser: argparse.ArgumentParser, scoring: type[Scoring], names: Collection[str] | None = None
+) -> None:
+    """Add a flag for every parameter of a benchmark's scoring, as ``damro run`` has them.
+
+    Args:
+        parser: Of the command.
+        scoring: The class.
+        names: Those to add; None adds all.
+    """
+    for one in parameters(scoring):
+        if names is not None and one.name not in names:
+            continue
+        default = "" if one.default in (None, False) else f" (default: {one.default})"
+        options: dict[str, Any] = {"help": f"{one.help.rstrip('.')}{default}", "default": one.default}
+        if one.kind is bool:
+            parser.add_argument(one.flag, action="store_true", **options)
+        elif one.choices:
+            parser.add_argument(one.flag, choices=one.choices, **options)
+        else:
+            parser.add_argument(one.flag, metavar="FILE", **options)
 
 
 def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
@@ -55,7 +85,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
     console = Console()
     console.print(_table(title, groups))
-    console.print("Brackets: 95 % bootstrap interval.", markup=False, highlight=False)
+    console.print("Beside or below a value: its 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
         if told:
@@ -67,24 +97,30 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
 
 def _table(title: str, groups: Sequence[Group]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     from damro.eval.report.text import to_rich
 
     measures = groups[0].measures
+    below = len(measures) > _IN_A_LINE
     table = Table(title=title)
     table.add_column("")
     for measure in measures.values():
         table.add_column(measure.title, justify="right")
     for group in groups:
         found = group.intervals()
-        table.add_row(to_rich(group.name), *(to_rich(_cell(found[name], measures[name])) for name in measures))
+        shown = (_cell(found[name], measure, below=below) for name, measure in measures.items())
+        table.add_row(to_rich(group.name), *map(Text, shown))
     return table
 
 
-def _cell(value: Interval | None, measure: Measure) -> str:
+def _cell(value: Interval | None, measure: Measure, *, below: bool) -> str:
     """A value with its interval, shares in percent."""
     if value is None:
         return "-"
     scale, digits = (100 if measure.unit else 1), measure.digits
-    ends = "" if value.ends is None else " [{:.{n}f}, {:.{n}f}]".format(*(scale * end for end in value.ends), n=digits)
-    return f"{scale * value.estimate:.2f}{ends}"
+    shown = f"{scale * value.estimate:.2f}"
+    if value.ends is None:
+        return shown
+    low, high = (f"{scale * end:.{digits}f}" for end in value.ends)
+    return shown + (f"\n{low}-{high}" if below else f" [{low}, {high}]")

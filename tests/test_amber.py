@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 from run_cli import call
+from test_formats_images import picture, text_of, write_tsv
+from test_formats_tables import write_excel, write_parquet
 
 from damro.cli import main
 from damro.eval.amber import AmberAnswer, describe_objects, extract_nouns, load_questions, load_words, score_groups
 from damro.eval.amber import descriptions as module
-from damro.eval.benchmark import Records, find_benchmark
+from damro.eval.amber.files import load_answers
+from damro.eval.benchmark import DataRequest, Records, find_benchmark
 from damro.eval.benchmark import score_run as score_records
-from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 from damro.tiny.scenes import scene
 
 FOLDER = Path(__file__).parent / "data" / "amber"
@@ -201,3 +204,95 @@ def test_what_a_run_needs_is_said(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_scoring_imports_no_torch() -> None:
     code = "import sys, damro.eval.amber, damro.eval.amber.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def of_vlmevalkit() -> list[dict[str, Any]]:
+    """Predictions as VLMEvalKit writes them: the yes/no questions, with type and label, numbered in its own way."""
+    types = {one["id"]: one["type"] for one in json.loads((FOLDER / "annotations.json").read_text())}
+    return [
+        {
+            "index": number,
+            "category": types[int(one.question.question_id)],
+            "image_path": one.question.image,
+            "question": one.question.text,
+            "answer": str(one.question.label),
+            "prediction": one.text,
+        }
+        for number, one in enumerate(yes_no_answers())
+    ]
+
+
+def of_lmms() -> list[dict[str, Any]]:
+    """Samples of lmms-eval's task amber_g: descriptions without an id, and the objects as text."""
+    return [
+        {
+            "doc_id": int(one.question.question_id) - 1,
+            "input": "Describe this image",
+            "target": str(list(one.question.truth)),
+            "filtered_resps": one.text,
+            "amber_chair": {"chair_score": 0},
+        }
+        for one in answers()
+        if one.question.kind == "generative"
+    ]
+
+
+def test_predictions_of_vlmevalkit_score_as_the_official_form(tmp_path: Path) -> None:
+    path = write_excel(tmp_path / "model_AMBER.xlsx", of_vlmevalkit())
+    groups = score_groups(load_answers([path], None), None)
+    assert {group.name: tuple(group.scores["script"].values()) for group in groups} == PRINTED
+    assert groups[-1].counts == score_groups(yes_no_answers(), None)[-1].counts
+
+
+def test_samples_of_lmms_eval_score_as_the_official_form(tmp_path: Path) -> None:
+    path = tmp_path / "samples_amber_g.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in of_lmms()[::-1]))
+    found = load_answers([path], FOLDER)
+    assert found == [one for one in answers() if one.question.kind == "generative"]
+    with pytest.raises(EvalError, match="that hold no labels must come with --annotations"):
+        load_answers([path], None)
+    others = of_lmms()
+    others[0]["target"], others[1]["target"] = others[1]["target"], others[0]["target"]
+    path.write_text("".join(json.dumps(one) + "\n" for one in others))
+    with pytest.raises(AlignmentError, match="sample 0 must be of AMBER's image 1, is of another"):
+        load_answers([path], FOLDER)
+
+
+def test_files_of_other_tasks_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"doc_id": 0, "filtered_resps": "Yes", "target": "yes"}))
+    with pytest.raises(DataFormatError, match="lmms-eval's task amber_g"):
+        load_answers([path], FOLDER)
+    table = write_tsv(tmp_path / "a.tsv", [{**of_vlmevalkit()[0], "category": "existence"}])
+    with pytest.raises(DataFormatError, match="VLMEvalKit for AMBER, with 'category' one of"):
+        load_answers([table], FOLDER)
+
+
+def test_a_table_of_vlmevalkit_asks_without_the_official_files(tmp_path: Path) -> None:
+    rows = [{**one, "image": text_of(picture(int(one["index"] % 2)))} for one in of_vlmevalkit()]
+    benchmark = find_benchmark("amber", {"data": str(write_tsv(tmp_path / "AMBER.tsv", rows))})
+    dataset = benchmark.load(DataRequest())
+    records = {
+        one.sample_id: {**one.fields, "image": one.image, "answer": rows[int(one.sample_id)]["prediction"]}
+        for one in dataset.samples
+    }
+    groups = score_records(benchmark, records, benchmark.scoring())
+    assert {group.name: tuple(group.scores["script"].values()) for group in groups} == PRINTED
+    state = find_benchmark("amber", {"data": str(tmp_path / "AMBER.tsv"), "split": ("relation",)})
+    assert {one.fields["kind"] for one in state.load(DataRequest()).samples} == {"relation"}
+
+
+def test_a_table_of_descriptions_takes_their_objects_from_the_official_files(tmp_path: Path) -> None:
+    rows = [
+        {"question_id": n, "task_type": "generative", "text": "?", "image": {"bytes": picture(n), "path": None}}
+        for n in range(1, 5)
+    ]
+    data = str(write_parquet(tmp_path / "a.parquet", rows))
+    with pytest.raises(EvalError, match="--annotations must come with descriptions"):
+        find_benchmark("amber", {"data": data}).load(DataRequest())
+    dataset = find_benchmark("amber", {"data": data, "annotations": str(FOLDER)}).load(DataRequest())
+    assert [one.fields["truth"] for one in dataset.samples][3] == ["dog", "ball"]
+    rows[0]["question_id"] = 5
+    write_parquet(tmp_path / "a.parquet", rows)
+    with pytest.raises(AlignmentError, match="must have the number of AMBER's image, 1 to 1004, got '5'"):
+        find_benchmark("amber", {"data": data, "annotations": str(FOLDER)}).load(DataRequest())

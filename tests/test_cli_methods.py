@@ -84,6 +84,17 @@ def test_every_parameter_is_a_flag_with_its_help(capsys: pytest.CaptureFixture[s
     assert "vcd: how far the image has gone in a diffusion process of 1000 steps" in text
 
 
+def test_help_says_what_a_flag_is_to_each_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    split = text.partition(" --split SPLIT [SPLIT ...] ")[2].partition(" --questions ")[0]
+    for name, owner in BENCHMARKS.items():
+        told = [one.help.rstrip(".") for one in parameters(owner) if one.name == "split"]
+        assert all(f"{name}: {text}" in split for text in told), name
+    assert "(default: exact for crpe, letter for mmvp)" in text
+
+
 def test_the_package_itself_is_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "damro", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"damro {__version__}\n"

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_formats_images import picture, text_of, write_tsv
+from test_formats_tables import write_excel, write_parquet
 
 from damro.cli import main
 from damro.eval.benchmark import DataRequest, score_run
-from damro.eval.choices import ChoiceScoring, read_choice
-from damro.eval.crpe.benchmark import Crpe
+from damro.eval.choices import read_choice
+from damro.eval.crpe.benchmark import Crpe, CrpeScoring
+from damro.eval.crpe.files import load_answers
 from damro.eval.crpe.questions import load_questions
-from damro.eval.crpe.scoring import ALL
-from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.crpe.scoring import ALL, score_groups
+from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 
 # all-seeing-v2/llava/eval/eval_crpe.py of repository OpenGVLab/all-seeing (commit 5cb8cea) on the answers of `made`:
 # questions and accuracy in percent, as it prints them.
@@ -60,8 +63,9 @@ def scored(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> d
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_exact_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = scored(tmp_path, capsys, "--choice", "exact")
+def test_the_default_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = scored(tmp_path, capsys)
+    assert found == scored(tmp_path, capsys, "--choice", "exact")
     assert {name: (one["n"], round(100 * one["accuracy"], 2)) for name, one in found.items() if name != ALL} == OFFICIAL
     assert list(found) == [*OFFICIAL, ALL]
     right = sum(n * share / 100 for n, share in OFFICIAL.values())
@@ -69,8 +73,8 @@ def test_exact_is_the_official_script(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_letter_reads_marks_and_tells_what_chose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exact = scored(tmp_path, capsys, "--choice", "exact")[ALL]
-    letter = scored(tmp_path, capsys)[ALL]
+    exact = scored(tmp_path, capsys)[ALL]
+    letter = scored(tmp_path, capsys, "--choice", "letter")[ALL]
     texts = [one["text"] for one in made()[1]]
     assert exact["unparsed"] == sum(len(text) > 1 for text in texts)
     assert letter["unparsed"] == texts.count("none of them") > 0
@@ -90,11 +94,11 @@ def test_a_run_scores_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str
     records: dict[str, dict[str, Any]] = {
         one.sample_id: {**one.fields, "image": one.image, "answer": said[one.sample_id]} for one in dataset.samples
     }
-    groups = score_run(Crpe(), records, ChoiceScoring())
+    groups = score_run(Crpe(), records, CrpeScoring())
     assert [group.name for group in groups] == list(expected)
     assert [group.scores["accuracy"] for group in groups] == [one["accuracy"] for one in expected.values()]
     records["relation/2"] = {"error": "no such file"}
-    short = score_run(Crpe(), records, ChoiceScoring())[-1]
+    short = score_run(Crpe(), records, CrpeScoring())[-1]
     assert short.scores["n"] == 38 and [note.value for note in short.notes if note.name == "left out"] == [1]
     path = write(tmp_path / "records.jsonl", [one for one in records.values() if "answer" in one])
     assert main(["score", "crpe", "--answers", path]) == 0
@@ -154,3 +158,78 @@ def test_an_unknown_rule() -> None:
         read_choice("A", {"A": "x"}, "best")
     with pytest.raises(EvalError, match="at least one option"):
         read_choice("A", {})
+
+
+def of_vlmevalkit() -> list[dict[str, Any]]:
+    """Predictions as VLMEvalKit writes them: no ids, four in a row are a question."""
+    return [
+        {
+            "index": asked["question_id"],
+            "image_path": asked["image"],
+            "question": asked["text"],
+            "answer": f"{asked['correct_option']}. it",
+            "category": asked["category"],
+            "prediction": said["text"],
+        }
+        for asked, said in zip(*made(), strict=True)
+    ]
+
+
+def of_lmms() -> list[dict[str, Any]]:
+    """Samples of lmms-eval's task crpe_relation: no category; answers as a filter reads them, and as they are."""
+    records = []
+    for place, (asked, said) in enumerate(zip(*made(), strict=True)):
+        kept = {} if len(said["text"]) == 1 else {"resps": [said["text"]]}
+        sample = {"doc_id": place, "input": f"{asked['text']}\nPlease answer directly.", "exact_match": 0.0}
+        records.append({**sample, "target": asked["correct_option"], "filtered_resps": said["text"][0], **kept})
+    return records[::-1]
+
+
+@pytest.mark.parametrize("tool", ["lmms", "xlsx", "tsv"])
+def test_files_of_other_tools_score_as_the_official_form(tool: str, tmp_path: Path) -> None:
+    questions, answers = made()
+    asked = write(tmp_path / "crpe_relation.jsonl", questions)
+    official = score_groups(load_answers(write(tmp_path / "answers.jsonl", answers), asked))
+    if tool == "lmms":
+        found = score_groups(load_answers(write(tmp_path / "samples.jsonl", of_lmms()), asked))
+    else:
+        write_table = write_excel if tool == "xlsx" else write_tsv
+        found = score_groups(load_answers(write_table(tmp_path / f"CRPE_RELATION.{tool}", of_vlmevalkit())))
+    assert [(one.name, one.scores) for one in found] == [(one.name, one.scores) for one in official]
+    assert [one.counts for one in found] == [one.counts for one in official]
+
+
+def test_files_of_other_tools_that_do_not_fit(tmp_path: Path) -> None:
+    asked = write(tmp_path / "crpe_relation.jsonl", made()[0])
+    samples = of_lmms()
+    with pytest.raises(EvalError, match=r"hold no category, so that --questions must be given: crpe_relation\.jsonl"):
+        load_answers(write(tmp_path / "samples.jsonl", samples))
+    samples[0]["doc_id"], samples[8]["doc_id"] = samples[8]["doc_id"], samples[0]["doc_id"]
+    with pytest.raises(AlignmentError, match="sample 147 must be of question 147 of --questions, asks .What is it"):
+        load_answers(write(tmp_path / "samples.jsonl", samples), asked)
+    table = write_tsv(tmp_path / "a.tsv", of_vlmevalkit())
+    with pytest.raises(EvalError, match="must be left out for predictions of VLMEvalKit"):
+        load_answers(table, asked)
+    mixed = of_vlmevalkit()
+    mixed[1]["question"] = mixed[1]["question"].replace("What", "Who")
+    with pytest.raises(AlignmentError, match="line .*: 4 predictions of a category in a row must be of one question"):
+        load_answers(write_tsv(tmp_path / "a.tsv", mixed))
+    with pytest.raises(DataFormatError, match="prediction of VLMEvalKit for CRPE"):
+        load_answers(write_tsv(tmp_path / "a.tsv", [{"index": 0, "prediction": "A", "question": "Is it?"}]))
+
+
+def test_tables_ask_as_the_files_do(tmp_path: Path) -> None:
+    questions, _ = made()
+    write(tmp_path / "crpe_relation.jsonl", questions)
+    expected = Crpe().load(DataRequest(images=tmp_path))
+    hub = [{**one, "image": {"bytes": picture(int(one["image"][-5]) % 3), "path": one["image"]}} for one in questions]
+    kit = [{**one, "image": text_of(picture(int(one["image_path"][-5]) % 3))} for one in of_vlmevalkit()]
+    for path in (write_parquet(tmp_path / "a.parquet", hub), write_tsv(tmp_path / "CRPE.tsv", kit)):
+        dataset = Crpe(data=str(path)).load(DataRequest())
+        found = {one.sample_id: (one.prompt, dict(one.fields)) for one in dataset.samples}
+        assert found == {one.sample_id: (one.prompt, dict(one.fields)) for one in expected.samples}
+        assert len({one.image for one in dataset.samples}) == 3  # images of the same bytes are one
+    by_name = write_tsv(tmp_path / "named.tsv", of_vlmevalkit())
+    assert Crpe(data=str(by_name)).load(DataRequest(images=tmp_path)).samples == expected.samples
+    with pytest.raises(EvalError, match="at least one sample"):
+        Crpe(data=str(by_name), split=("exist",)).load(DataRequest(images=tmp_path))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from damro.decoding.errors import ParameterError
-from damro.decoding.rules import check_strengths, contrast_scores, plausible_tokens
+from damro.decoding.rules import MixRule, check_strengths, contrast_scores, plausible_tokens
 
 
 def by_hand(full: list[float], negative: list[float], alpha: float, beta: float) -> list[float]:
@@ -123,3 +123,12 @@ def test_beta_out_of_range(beta):
 def test_strengths_at_the_ends_of_their_ranges():
     check_strengths(0, 1)
     check_strengths(100.0, 1e-9)
+
+
+def test_a_mixture_without_a_cutoff_keeps_every_token() -> None:
+    full, other = torch.tensor([[9.0, 0.0, -9.0]]), torch.tensor([[0.0, 2.0, 9.0]])
+    rule = MixRule(of_full=0.7, of_other=0.3, beta=None)
+    assert rule.needed(full, 0).tolist() == [[True] * 3]
+    torch.testing.assert_close(rule(full, other, 0), (0.7 * full + 0.3 * other).log_softmax(dim=-1))
+    assert not MixRule(1.0, 0.0, None).needed(full, 0).any()
+    torch.testing.assert_close(MixRule(1.0, 0.0, None)(full, None, 0), full.log_softmax(dim=-1))

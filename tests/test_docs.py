@@ -145,7 +145,7 @@ def test_python_blocks_are_python(page: Path) -> None:
 @EVERY_PAGE
 def test_command_lines_are_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_parser()
-    for line in "".join(blocks(page.read_text(), "sh")).splitlines():
+    for line in "".join(blocks(page.read_text(), "sh")).replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["damro"]:
             try:

@@ -1,5 +1,8 @@
 """Tables of questions with their images, and `damro run` on them: in the schemas of lmms-lab/POPE and lmms-lab/MME."""
 
+import base64
+import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from test_formats_tables import write_excel, write_parquet
 
 from damro.cli import main
 from damro.eval.benchmark import DataRequest
+from damro.eval.chair.benchmark import Chair
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.formats.images import Role, choose_columns
 from damro.eval.mme.benchmark import Mme
@@ -280,3 +284,127 @@ def test_files_of_other_columns_are_no_table(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b.parquet", [{"image": "a", "text": "b", "answer": "yes"}])
     with pytest.raises(DataFormatError, match=r"b\.parquet: must have the columns of a\.parquet"):
         Pope(data=str(tmp_path)).load(DataRequest())
+
+
+def write_tsv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """As VLMEvalKit writes its tables: every cell in quotes."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def text_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_base64_in_a_tsv_of_vlmevalkit(tmp_path: Path) -> None:
+    """An image is base64 or the index of a row that has it; a question may stand in several splits."""
+    told = [
+        ("0", text_of(picture(0))),
+        ("1", "0"),
+        ("2", text_of(picture(1))),
+        ("3", "9"),
+        ("4", text_of(50 * b"no image")),
+    ]
+    rows = [
+        {
+            "index": index,
+            "image": image,
+            "image_path": f"COCO_val2014_{'00134'[int(index)]:0>12}.jpg",
+            "question": f"Is there a {index} in the image?",
+            "answer": ("Yes", "No")[int(index) % 2],
+            "category": "popular,random" if index == "0" else "random",
+        }
+        for index, image in told
+    ]
+    dataset = Pope(data=str(write_tsv(tmp_path / "POPE.tsv", rows))).load(DataRequest())
+    assert [sample.sample_id for sample in dataset.samples] == [
+        *("popular/1", "random/1", "random/2", "random/3", "random/4", "random/5")
+    ]
+    images = [str(sample.image) for sample in dataset.samples]
+    assert images[:4] == ["COCO_val2014_000000000000.jpg"] * 3 + ["COCO_val2014_000000000001.jpg"]
+    assert dataset.open_image(images[0]).tobytes() == scene("test", 0).image.convert("RGB").tobytes()
+    assert dataset.digest_image(images[3]) == hashlib.sha256(picture(1)).hexdigest()
+    with pytest.raises(EvalError, match="'index' of a row that has it, got '9'"):
+        dataset.open_image(images[4])
+    with pytest.raises(ImageError):
+        dataset.open_image(images[5])
+
+
+def test_base64_in_parquet_and_with_the_mark_of_a_url(tmp_path: Path) -> None:
+    rows = pope_rows([picture(0)], ["random"])
+    for row in rows:
+        row["image"] = "data:image/png;base64," + text_of(picture(0))
+    dataset = Pope(data=str(write_parquet(tmp_path / "a.parquet", rows))).load(DataRequest())
+    assert {sample.image for sample in dataset.samples} == {"COCO_val2014_000000000000.jpg"}
+    assert dataset.open_image("COCO_val2014_000000000000.jpg").size == scene("test", 0).image.size
+    with pytest.raises(EvalError, match="must be left out where the images are in the table"):
+        Pope(data=str(tmp_path / "a.parquet")).load(DataRequest(images=tmp_path))
+
+
+def test_base64_of_mme(tmp_path: Path) -> None:
+    rows = [
+        {
+            "index": n,
+            "image": text_of(picture(7)) if n == 0 else "0",
+            "image_path": "existence/0001.png",
+            "question": f"Is it {n}?",
+            "answer": ("Yes", "No")[n],
+            "category": "existence",
+        }
+        for n in (0, 1)
+    ]
+    dataset = Mme(data=str(write_tsv(tmp_path / "MME.tsv", rows))).load(DataRequest())
+    assert [sample.sample_id for sample in dataset.samples] == ["existence/0001.png/1", "existence/0001.png/2"]
+    assert {sample.image for sample in dataset.samples} == {"existence/0001.png"}
+    assert dataset.open_image("existence/0001.png").size == scene("test", 7).image.size
+
+
+def caption_rows(*identifiers: Any, column: str = "image_id") -> list[dict[str, Any]]:
+    return [{column: name, "image": {"bytes": picture(n), "path": None}} for n, name in enumerate(identifiers)]
+
+
+def test_images_of_a_table_are_captioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each once, by number or COCO's name, if the ground truth has it; and a run scores them."""
+    objects = tmp_path / "objects.json"
+    objects.write_text(json.dumps({"42": ["dog"], "73": ["cat", "dog"], "cats.png": ["cat"]}))
+    rows = [*caption_rows(42, 73, 74), *caption_rows(42)]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    dataset = Chair(data=str(path), objects=str(objects)).load(DataRequest())
+    assert {sample.sample_id: sample.fields["image_id"] for sample in dataset.samples} == {"42": 42, "73": 73}
+    assert {sample.prompt for sample in dataset.samples} == {"Generate a short caption of this image."}
+    image = {sample.sample_id: str(sample.image) for sample in dataset.samples}["73"]
+    assert dataset.digest_image(image) == hashlib.sha256(picture(1)).hexdigest()
+    assert dataset.truth == {"42": ["dog"], "73": ["cat", "dog"]} and dataset.data["table"]["rows"] == 4
+    named = write_tsv(
+        tmp_path / "b.tsv", [{"pic": text_of(picture(n)), "file": f"COCO_val2014_{n:012d}"} for n in (42, 73)]
+    )
+    columns = ("image=pic", "image_id=file")
+    other = Chair(data=str(named), columns=columns, objects=str(objects)).load(DataRequest(seed=1))
+    assert {sample.sample_id for sample in other.samples} == {"42", "73"}
+    out = tmp_path / "out"
+    options = ["--objects", str(objects), "--matcher", "builtin", "--max-new-tokens", "4", "--device", "cpu"]
+    assert main(["run", "chair", "--data", str(path), *options, "--out", str(out), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["captions"]
+    assert scores["n_captions"] == 2
+
+
+def test_which_images_of_a_table_are_captioned(tmp_path: Path) -> None:
+    objects, ids = tmp_path / "objects.json", tmp_path / "ids.txt"
+    objects.write_text(json.dumps({str(n): ["dog"] for n in range(9)}))
+    path = str(write_parquet(tmp_path / "a.parquet", caption_rows(*range(8))))
+    ids.write_text("5, 3")
+    asked = Chair(data=path, objects=str(objects), image_ids=str(ids)).load(DataRequest())
+    assert [sample.sample_id for sample in asked.samples] == ["5", "3"]
+    two = [Chair(data=path, objects=str(objects)).load(DataRequest(limit=2, seed=seed)).samples for seed in (1, 1, 2)]
+    assert len(two[0]) == 2 and two[0] == two[1] != two[2]
+    ids.write_text("5, 8")
+    with pytest.raises(EvalError, match=r"must hold the images of --image-ids, lacks 1 of 2 \(8\)"):
+        Chair(data=path, objects=str(objects), image_ids=str(ids)).load(DataRequest())
+    objects.write_text(json.dumps({"a.png": ["dog"]}))
+    with pytest.raises(EvalError, match=r"its ids \(0, 1, 2, ...\) are none of the ground truth's: name their column"):
+        Chair(data=path, objects=str(objects)).load(DataRequest())
+    with pytest.raises(DataFormatError, match=r"a column for image_id \(image_id or .*has 'n', 'image'"):
+        Chair(data=str(write_parquet(tmp_path / "b.parquet", caption_rows(1, column="n")))).load(DataRequest())

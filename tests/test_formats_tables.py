@@ -19,7 +19,7 @@ def write_excel(path: Path, rows: list[dict[str, Any]]) -> Path:
     book = openpyxl.Workbook()
     book.active.append(list(rows[0]))
     for row in rows:
-        book.active.append([value or None for value in row.values()])
+        book.active.append([None if value == "" else value for value in row.values()])
     book.save(path)
     return path
 

@@ -6,28 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_formats_images import picture as content
+from test_formats_images import text_of, write_tsv
+from test_formats_tables import write_excel, write_parquet
 
+from damro import tiny
 from damro.cli import main
 from damro.eval.benchmark import BENCHMARKS, DataRequest, Scoring, score_run
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.groups import Group
 from damro.eval.hallusion.benchmark import Hallusion, to_answer
-from damro.eval.hallusion.questions import load_questions
+from damro.eval.hallusion.files import load_answers
+from damro.eval.hallusion.questions import PLACE, load_questions
 from damro.eval.hallusion.scoring import ALL, score_groups
 from damro.tiny.scenes import scene
 
 # utils.py of repository tianyi-lab/HallusionBench (commit 744007c) on the answers of `made`, a judge's verdicts being
-# right, wrong and unclear as they were made: right and all questions, figures, question pairs.
+# right, wrong and unclear as they were made: right and all questions, figures, question pairs, easy and hard parts.
 OFFICIAL = {
-    ALL: (111, 144, 22, 50, 18, 48),
-    "VD": (54, 72, 12, 30, 8, 24),
-    "VS": (57, 72, 10, 20, 10, 24),
+    ALL: (111, 144, 22, 50, 18, 48, 33, 48, 32, 48),
+    "VD": (54, 72, 12, 30, 8, 24, 20, 24, 12, 24),
+    "VS": (57, 72, 10, 20, 10, 24, 13, 24, 20, 24),
 }
 # The same without the questions that have no figure.
 WITH_FIGURES = {
-    ALL: (92, 120, 22, 50, 23, 48),
-    "VD": (54, 72, 12, 30, 8, 24),
-    "VS": (38, 48, 10, 20, 15, 24),
+    ALL: (92, 120, 22, 50, 23, 48, 38, 48, 32, 48),
+    "VD": (54, 72, 12, 30, 8, 24, 20, 24, 12, 24),
+    "VS": (38, 48, 10, 20, 15, 24, 18, 24, 20, 24),
 }
 
 
@@ -46,7 +51,7 @@ def made() -> list[dict[str, Any]]:
                         {
                             "category": category,
                             "subcategory": subcategory,
-                            "visual_input": "0" if bare else "1",
+                            "visual_input": "0" if bare else "2" if figure > (category == "VS") else "1",
                             "set_id": str(number),
                             "figure_id": str(figure),
                             "question_id": str(question),
@@ -71,10 +76,10 @@ def groups_of(records: list[dict[str, Any]]) -> dict[str, Group]:
 def test_the_counts_are_those_of_the_official_script(bare: bool) -> None:
     groups = groups_of([one for one in made() if bare or one["filename"]])
     assert {name: numbers(group) for name, group in groups.items()} == (OFFICIAL if bare else WITH_FIGURES)
-    for name, (right, n, figures_right, figures, pairs_right, pairs) in (OFFICIAL if bare else WITH_FIGURES).items():
+    for name, columns in (OFFICIAL if bare else WITH_FIGURES).items():
         scores = groups[name].scores
-        shares = (right / n, figures_right / figures, pairs_right / pairs)
-        assert (scores["aAcc"], scores["fAcc"], scores["qAcc"]) == pytest.approx(shares)
+        shares = [right / n for right, n in zip(columns[::2], columns[1::2], strict=True)]
+        assert [scores[metric] for metric in ("aAcc", "fAcc", "qAcc", "easy", "hard")] == pytest.approx(shares)
         estimates = [value and value.estimate for value in groups[name].intervals().values()]
         assert estimates == pytest.approx(shares)
 
@@ -105,26 +110,32 @@ def official(folder: Path) -> Path:
     return images
 
 
-def answer_all(images: Path, limit: int | None = None) -> dict[str, dict[str, Any]]:
+def answer_all(images: Path, *split: str) -> dict[str, dict[str, Any]]:
     said = {tuple(one.values())[:2] + tuple(one.values())[3:6]: one["model_prediction"] for one in made()}
-    dataset = Hallusion().load(DataRequest(images=images, limit=limit))
+    dataset = Hallusion(split=split).load(DataRequest(images=images))
     keys = ("category", "subcategory", "set_id", "figure_id", "question_id")
     return {
         one.sample_id: {**one.fields, "answer": said[tuple(one.fields[key] for key in keys)]} for one in dataset.samples
     }
 
 
-def test_a_run_asks_what_has_a_figure_and_scores_the_same(tmp_path: Path) -> None:
+def test_a_run_asks_all_or_what_has_a_figure_and_scores_the_same(tmp_path: Path) -> None:
     dataset = Hallusion().load(DataRequest(images=official(tmp_path)))
-    assert len(dataset.samples) == 120 and dataset.missing_images() == []
+    assert len(dataset.samples) == 144 and dataset.missing_images() == []
+    assert [sample.image is None for sample in dataset.samples] == [False] * 120 + [True] * 24
     assert dataset.data["questions"]["without_figure"] == 24
     assert dataset.samples[0].prompt == "Is it 0? Please answer yes or no."
-    groups = score_run(Hallusion(), answer_all(tmp_path / "hallusion_bench"), Scoring())
-    assert {group.name: numbers(group) for group in groups} == WITH_FIGURES
+    images = tmp_path / "hallusion_bench"
+    for split, expected in (((), OFFICIAL), (("image",), WITH_FIGURES)):
+        groups = score_run(Hallusion(), answer_all(images, *split), Scoring())
+        assert {group.name: numbers(group) for group in groups} == expected
+    assert len(answer_all(images, "non_image")) == 24
+    with pytest.raises(EvalError, match="must be of image, non_image, got 'figure'"):
+        answer_all(images, "figure")
 
 
 def test_what_lacks_an_answer_is_left_out_and_told(tmp_path: Path) -> None:
-    records = answer_all(official(tmp_path))
+    records = answer_all(official(tmp_path), "image")
     gone = "VD/illusion/0/0/0"
     records[gone] = {"error": "no such file"}
     group = score_run(Hallusion(), records, Scoring())[-1]
@@ -133,7 +144,8 @@ def test_what_lacks_an_answer_is_left_out_and_told(tmp_path: Path) -> None:
     for *place, figure, question in asked:
         figures[*place, figure].add(question)
         pairs[*place, question].add(figure)
-    assert numbers(group)[1::2] == (len(asked), len(figures) - 1, len(pairs) - 1)
+    assert numbers(group)[1:6:2] == (len(asked), len(figures) - 1, len(pairs) - 1)
+    assert numbers(group)[7::2] == (47, 48)  # the question that is gone was of an original figure
     assert {note.name: note.value for note in group.notes if "left out" in note.name} == {
         "figures left out": 1,
         "pairs left out": 1,
@@ -151,7 +163,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert low < 111 / 144 < high
     assert main(["score", "hallusion", "--answers", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "77.08 [" in text and "WARNING: unparsed" in text
+    assert "77.08" in text and "easy %" in text and "WARNING: unparsed" in text
     assert main(["score", "hallusion", "--answers", str(path), str(path)]) == 2
     assert "once" in capsys.readouterr().err
 
@@ -163,6 +175,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"category": "VX"}, "VD or VS"),
         ({"question": None}, "'question'"),
         ({"filename": 3}, "filename"),
+        ({"visual_input": "3"}, "visual_input must be one of 0, 1, 2"),
     ],
 )
 def test_malformed_questions(change: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -193,3 +206,120 @@ def test_damro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "hallusion", "--model", "tiny", *arguments]) == 0
     scores = json.loads(capsys.readouterr().out)["methods"]["greedy"]["scores"]["VD"]
     assert (scores["n"], scores["figures"]) == (6, 3)
+
+
+def of_vlmevalkit() -> list[dict[str, Any]]:
+    """Predictions as VLMEvalKit writes them: the questions with a figure, where one stands under ``index``."""
+    records = []
+    for one in made():
+        if not one["filename"]:
+            continue
+        names = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id")
+        told = {"index": "_".join(one[name] for name in names), "category": one["category"]}
+        told |= {"l2-category": one["subcategory"], "question": one["question"]}
+        records.append({**told, "answer": ("No", "Yes")[int(one["gt_answer"])], "prediction": one["model_prediction"]})
+    return records
+
+
+def of_lmms() -> list[dict[str, Any]]:
+    """Samples of lmms-eval's task hallusion_bench_image, whose metrics hold the question, in any order."""
+    records = []
+    for number, one in enumerate(one for one in made() if one["filename"]):
+        sample = {
+            "doc_id": number,
+            "target": "It is.",
+            "filtered_resps": one["model_prediction"],
+            "input": one["question"],
+        }
+        records.append({**sample, "aAcc": one, "fAcc": one, "qAcc": one})
+    return records[::-1]
+
+
+@pytest.mark.parametrize(("tool", "ending"), [("vlmevalkit", "xlsx"), ("vlmevalkit", "tsv"), ("lmms", "jsonl")])
+def test_files_of_other_tools_score_as_the_official_form(tool: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"answers.{ending}"
+    if tool == "lmms":
+        path.write_text("".join(json.dumps(one) + "\n" for one in of_lmms()))
+    elif ending == "xlsx":
+        write_excel(path, of_vlmevalkit())
+    else:
+        write_tsv(path, of_vlmevalkit())
+    groups = score_groups(load_answers(path))
+    assert {group.name: numbers(group) for group in groups} == WITH_FIGURES
+
+
+def test_files_of_other_tasks_and_scores_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"doc_id": 0, "filtered_resps": "Yes", "input": "Is it?", "mme_score": {}}))
+    assert main(["score", "hallusion", "--answers", str(path)]) == 2
+    assert "lmms-eval's task hallusion_bench_image" in capsys.readouterr().err
+    scores = tmp_path / "model_HallusionBench_score.csv"
+    scores.write_text("split,aAcc,fAcc,qAcc\nOverall,1,2,3\n")
+    assert main(["score", "hallusion", "--answers", str(scores)]) == 2
+    assert "holds scores of VLMEvalKit: give its predictions" in capsys.readouterr().err
+
+
+def table_rows(bare: bool = True) -> list[dict[str, Any]]:
+    """As lmms-lab/HallusionBench has them."""
+    rows = []
+    for one in made()[::4]:
+        if bare or one["filename"]:
+            picture = {"bytes": content(int(one["figure_id"])), "path": None}
+            row = {key: value for key, value in one.items() if key != "model_prediction"}
+            rows.append({**row, "image": picture if one["filename"] else None})
+    return rows
+
+
+def test_a_table_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name, wanted in (("image", True), ("non_image", False)):
+        rows = [one for one in table_rows() if bool(one["filename"]) is wanted]
+        write_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet", rows)
+    dataset = Hallusion(data=str(tmp_path)).load(DataRequest())
+    expected = sorted("/".join(one[key] for key in PLACE) for one in table_rows())
+    assert sorted(sample.sample_id for sample in dataset.samples) == expected
+    seen = [sample for sample in dataset.samples if sample.image is not None]
+    assert 0 < len(dataset.samples) - len(seen) == dataset.data["questions"]["without_figure"]
+    figure = next(sample for sample in seen if sample.fields["figure_id"] == "2")
+    assert dataset.open_image(str(figure.image)).size == scene("test", 2).image.size
+    assert figure.fields["visual_input"] == "2"
+
+
+def test_a_table_of_vlmevalkit(tmp_path: Path) -> None:
+    rows = [
+        {**{key: value for key, value in one.items() if key != "prediction"}, "image": text_of(content(n % 2))}
+        for n, one in enumerate(of_vlmevalkit())
+    ]
+    dataset = Hallusion(data=str(write_tsv(tmp_path / "HallusionBench.tsv", rows))).load(DataRequest())
+    assert {sample.sample_id for sample in dataset.samples} == {
+        "/".join(one[key] for key in PLACE) for one in made() if one["filename"]
+    }
+    assert all(sample.image is not None for sample in dataset.samples)
+
+
+def test_questions_without_a_figure_are_answered_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By every method with the answer of the language model alone, as stock `generate` gives it."""
+    images = official(tmp_path)
+    for path in images.rglob("*.png"):
+        scene("test", 1).image.save(path)
+    out = ["--out", str(tmp_path / "out"), "--limit", "6", "--json"]
+    options = ["--images", str(images), "--max-new-tokens", "5", "--device", "cpu", *out]
+    assert main(["run", "hallusion", "--split", "non_image", "--methods", "greedy", "damro", *options]) == 0
+    scores = json.loads(capsys.readouterr().out)["methods"]
+    assert scores["damro"]["scores"]["VS"]["without_figure"] == 6 and scores["damro"]["failed"] == 0
+    records = {
+        method: [json.loads(line) for line in (tmp_path / "out" / method / "records.jsonl").read_text().splitlines()]
+        for method in ("greedy", "damro")
+    }
+    files = {method: (tmp_path / "out" / method / "records.jsonl").read_text() for method in records}
+    assert main(["run", "hallusion", "--split", "non_image", "--methods", "greedy", "damro", *options]) == 0  # goes on
+    assert files == {method: (tmp_path / "out" / method / "records.jsonl").read_text() for method in records}
+    answers = {method: [one["answer"] for one in of] for method, of in records.items()}
+    assert answers["greedy"] == answers["damro"] and all(answers["greedy"])
+    assert all(one["image"] is None and "image_digest" not in one for one in records["damro"])
+    model, processor = tiny.load()
+    prompt = f"USER: {records['damro'][0]['prompt']} ASSISTANT:"
+    inputs = processor.tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    text = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answers["damro"][0] == text.strip()

@@ -96,6 +96,19 @@ def test_several_images_and_none_in_one_task(evaluate: Any) -> None:
     assert len(stock) == SCENES
 
 
+@pytest.mark.parametrize("simple", [True, False])
+def test_its_own_model_of_openai_asks_the_endpoint(evaluate: Any, simple: bool) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from serve_server import serving
+
+    with serving(*load_model("tiny"), "damro:alpha=3,top_k=4") as (address, _):
+        served = f"model=tiny,base_url={address}/v1,api_key=none"
+        asked, _ = evaluate("scenes", "openai", served, simple=simple)
+        assert asked == evaluate("scenes", "damro", "pretrained=tiny,method=damro,alpha=3,top_k=4", batch_size=4)[0]
+        pairs, _ = evaluate("scenes_pair", "openai", served, simple=simple)  # marks for images stand in its texts
+        assert pairs == evaluate("scenes_pair", "damro", "pretrained=tiny,method=damro,alpha=3,top_k=4")[0]
+
+
 def test_until_ends_answers(evaluate: Any) -> None:
     whole, _ = evaluate("scenes", "damro", "pretrained=tiny,method=greedy", batch_size=5)
     cut, _ = evaluate("scenes_stop", "damro", "pretrained=tiny,method=greedy", batch_size=5)

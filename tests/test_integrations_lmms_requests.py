@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from damro.errors import InputsError, ParameterError
-from damro.integrations import lmms_eval
+from damro.integrations import lmms_eval, versions
 from damro.integrations.lmms_eval.requests import (
     as_images,
     read_generation,
     read_messages,
     read_recipe,
 )
-from damro.integrations.turns import to_chat
+from damro.turns import to_chat
 
 DOT, DASH = Image.new("RGB", (4, 4)), Image.new("RGB", (9, 3))
 
@@ -62,7 +62,7 @@ def test_sampling_is_what_temperature_and_do_sample_agree_on(told: Any, temperat
 def test_other_keywords_are_passed_on_or_told_of(caplog: pytest.LogCaptureFixture) -> None:
     told = {"num_beams": 3, "top_p": 0, "max_new_tokens": 7, "repetition_penalty": 1.0, "image_aspect_ratio": "pad"}
     found = read_generation(told)
-    assert (found.settings, found.top_p, found.max_new_tokens) == ({"num_beams": 3}, 1.0, 7)
+    assert (found.settings, found.top_p, found.max_new_tokens) == ({"num_beams": 3}, 0.0, 7)
     assert not caplog.records
     assert read_generation({"top_k": 5, "colour": "red"}).settings == {}
     assert [record.getMessage() for record in caplog.records] == [
@@ -90,6 +90,8 @@ def test_images_stand_in_front_or_where_the_text_has_them() -> None:
     assert parts_of(to_chat([("user", [""])])) == [""]
     with pytest.raises(InputsError, match="a mark <image> for every image or none, got 1 for 2"):
         to_chat([("user", [DOT, DASH, "<image>\nWhat?"])])
+    chat = to_chat([("user", [DOT, "What?"]), ("assistant", ["A dot"]), ("user", ["And <image>?", DASH])])
+    assert parts_of(chat) == ["IMAGE", "What?", "A dot", "And ", "IMAGE", "?"]
     with pytest.raises(InputsError, match="got 1 for 0"):
         to_chat([("user", ["<image>\nWhat?"])])
 
@@ -121,9 +123,19 @@ def test_an_interface_that_has_moved_is_told_with_the_version_that_works(monkeyp
     monkeypatch.setitem(sys.modules, "lmms_eval.models.registry_v2", None)
     monkeypatch.setitem(sys.modules, "lmms_eval.models", type(sys)("lmms_eval.models"))
     monkeypatch.setitem(sys.modules, "lmms_eval", type(sys)("lmms_eval"))
-    with pytest.raises(ImportError, match=r"the interface of 0\.7\.3, got .*; pip install 'lmms-eval==0\.7\.3'"):
+    with pytest.raises(
+        ImportError, match=r"the interface of 0\.7\.3 with .*, got .*; pip install 'lmms-eval==0\.7\.3'"
+    ):
         lmms_eval.manifest()
     monkeypatch.setitem(sys.modules, "lmms_eval.api.instance", None)
     monkeypatch.delitem(sys.modules, "damro.integrations.lmms_eval.model", raising=False)
     with pytest.raises(ImportError, match=r"lmms-eval must have the interface of 0\.7\.3"):
         import damro.integrations.lmms_eval.model  # noqa: F401
+
+
+def test_a_version_that_no_test_has_seen_is_told_with_the_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "version", {"lmms-eval": "0.8.0", "ms-vlmeval": "0.0.20"}.__getitem__)
+    assert versions.untested("ms-vlmeval", "0.0.20") is None
+    assert versions.untested(lmms_eval.PACKAGE, lmms_eval.WORKS_WITH) == (
+        "lmms-eval is tested in version 0.7.3, got 0.8.0; if it fails, pip install 'lmms-eval==0.7.3'"
+    )

@@ -11,8 +11,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import damro
 from damro.errors import ParameterError
@@ -77,9 +80,9 @@ def write_data(folder: Path) -> list[tuple[int, str]]:
     return asked
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, module: str = "damro.integrations.vlmeval") -> subprocess.CompletedProcess[str]:
     ours = {"LMUData": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PRED_FORMAT": "tsv"}
-    command = [sys.executable, "-m", "damro.integrations.vlmeval", *arguments, "--work-dir", str(folder / "out")]
+    command = [sys.executable, "-m", module, *arguments, "--work-dir", str(folder / "out")]
     return subprocess.run(command, cwd=folder, env={**os.environ, **ours}, capture_output=True, text=True, timeout=900)
 
 
@@ -89,7 +92,9 @@ def predictions(folder: Path, model: str) -> list[str]:
         return [row["prediction"] for row in csv.DictReader(table, delimiter="\t")]
 
 
-needs_vlmeval = pytest.mark.skipif(find_spec("vlmeval") is None, reason="ms-vlmeval is not installed")
+needs_vlmeval = pytest.mark.skipif(
+    find_spec("vlmeval") is None, reason="ms-vlmeval is not installed: make test-vlmeval"
+)
 
 
 @pytest.mark.slow
@@ -124,3 +129,42 @@ def test_an_error_of_the_model_is_no_success(tmp_path: Path) -> None:
     done = run(tmp_path, "--pretrained", "tiny", "--method", "damra", "--data", "scenes", "--mode", "infer")
     assert done.returncode == 1
     assert "errors of the model, the first of the model: ParameterError: method must be one of" in done.stderr
+
+
+@pytest.mark.slow
+@needs_vlmeval
+def test_vlmevalkit_asks_the_endpoint(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from serve_server import serving
+
+    csv.field_size_limit(10**9)
+    asked = write_data(tmp_path)
+    model, processor = load_model("tiny")
+    chats: list[Any] = []
+    with serving(model, processor) as (address, endpoint):
+        answer = endpoint._batcher._answer_together
+
+        def recording(batch: Any) -> None:
+            chats.extend(job.asked.chat for job in batch)
+            answer(batch)
+
+        endpoint._batcher._answer_together = recording  # type: ignore[method-assign]
+        arguments = ["--model", "tiny", "--base-url", f"{address}/v1", "--max-tokens", "64", "--data", "scenes"]
+        method = json.dumps({"method": "damro", "alpha": 3})
+        done = run(tmp_path, *arguments, "--mode", "infer", "--extra-body", method, module="vlmeval.run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(chats) == SCENES
+    shown = [small(scene("test", number).image) for number, _ in asked]
+    heard: dict[tuple[int, str], str] = {}
+    for chat in chats:  # VLMEvalKit sends images as JPEG, so what is to be answered is what has come
+        [question] = [part["text"] for part in chat.messages[0]["content"] if part["type"] == "text"]
+        inputs = prepare_inputs(processor, chat.images, [question], model)
+        ids = damro.generate(model, inputs, "damro:alpha=3", max_new_tokens=64, do_sample=False)
+        number = int(np.argmin([np.abs(small(chat.images[0]) - one).mean() for one in shown]))
+        heard[number, question] = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert predictions(tmp_path, "tiny") == [heard[one] for one in asked]
+
+
+def small(image: Image.Image) -> np.ndarray:
+    """An image in few pixels, which tell it from others after JPEG too."""
+    return np.asarray(image.convert("RGB").resize((16, 16)), float)

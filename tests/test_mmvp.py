@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_formats_images import picture, text_of, write_tsv
+from test_formats_tables import write_excel, write_parquet
 
 from damro.cli import main
 from damro.eval.benchmark import DataRequest, score_run
 from damro.eval.choices import ChoiceScoring
-from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.errors import AlignmentError, DataFormatError, EvalError
 from damro.eval.mmvp.benchmark import Mmvp, to_answer
+from damro.eval.mmvp.files import load_answers
 from damro.eval.mmvp.questions import load_questions
 from damro.eval.mmvp.scoring import score_groups
+from damro.tiny.scenes import scene
 
 # What scripts/gpt_grader.py of repository tsb0601/MMVP (commit 7635005) prints for the answers of `made`, a judge
 # saying yes to those that are right.
@@ -109,3 +113,84 @@ def test_malformed_files(tmp_path: Path) -> None:
         to_answer({"question_id": 1}, "line 1")
     with pytest.raises(EvalError, match="at least one pair"):
         score_groups([to_answer(made()[0], "line 1")])
+
+
+def of_vlmevalkit() -> list[dict[str, Any]]:
+    """Predictions as VLMEvalKit writes them, whose index begins at 0 and whose order is any."""
+    records = []
+    for one in made():
+        told = {"index": one["question_id"] - 1, "question": one["prompt"].partition(" (a)")[0]}
+        told |= {"A": "Open", "B": "Closed", "answer": one["answer"][1].upper(), "prediction": one["response"]}
+        records.append(told)
+    return records[::-1]
+
+
+def of_lmms() -> list[dict[str, Any]]:
+    """Samples of lmms-eval's task mmvp, whose metrics say which row was asked, and whose options are lines."""
+    records = []
+    for one in made():
+        row, gold = one["question_id"] - 1, one["answer"][1].upper()
+        asked = one["prompt"].partition(" (a)")[0] + "\nA. Open\nB. Closed\nAnswer with the option's letter."
+        told = {"index": row, "pair_index": row // 2, "pred": one["response"], "gt": gold}
+        sample = {"doc_id": row, "target": gold, "input": asked, "filtered_resps": one["response"]}
+        records.append({**sample, "mmvp_accuracy": told, "mmvp_pair_accuracy": told})
+    return records
+
+
+@pytest.mark.parametrize("tool", ["lmms", "vlmevalkit"])
+def test_files_of_other_tools_score_as_the_official_form(tool: str, tmp_path: Path) -> None:
+    if tool == "lmms":
+        path = tmp_path / "samples_mmvp.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in of_lmms()))
+    else:
+        path = write_excel(tmp_path / "model_MMVP.xlsx", of_vlmevalkit())
+    answers = load_answers(path)
+    assert {one.options for one in answers} == {"(a) Open (b) Closed"}
+    (group,) = score_groups(answers)
+    (official,) = score_groups(to_answer(one, "made") for one in made())
+    assert group.scores == official.scores and group.counts == official.counts
+
+
+def test_files_that_are_no_answers_to_mmvp(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "a.tsv", of_vlmevalkit()[:-2] + of_vlmevalkit()[-1:])
+    with pytest.raises(AlignmentError, match="two predictions in a row must be of one question"):
+        load_answers(path)
+    write_tsv(path, [{"index": 0, "prediction": "Yes", "question": "Is it?"}])
+    with pytest.raises(DataFormatError, match="prediction of VLMEvalKit for MMVP"):
+        load_answers(path)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"doc_id": 0, "filtered_resps": "Yes", "input": "Is it?"}))
+    with pytest.raises(DataFormatError, match="lmms-eval's task mmvp"):
+        load_answers(path)
+
+
+def test_tables_ask_as_the_folder_does(tmp_path: Path) -> None:
+    expected = Mmvp().load(DataRequest(images=folder(tmp_path)))
+    hub = [
+        {
+            "Index": one["question_id"],
+            "Question": one["prompt"].partition(" (a)")[0],
+            "Options": "(a) Open (b) Closed",
+            "Correct Answer": one["answer"],
+            "image": {"bytes": picture(one["question_id"] % 3), "path": f"{one['question_id']}.jpg"},
+        }
+        for one in made()
+    ]
+    kit = [
+        {
+            **{key: value for key, value in one.items() if key != "prediction"},
+            "image": text_of(picture(one["index"] % 3)),
+        }
+        for one in of_vlmevalkit()
+    ]
+    for path in (write_parquet(tmp_path / "a.parquet", hub), write_tsv(tmp_path / "MMVP.tsv", kit)):
+        dataset = Mmvp(data=str(path)).load(DataRequest())
+        found = [(one.sample_id, one.prompt, dict(one.fields)) for one in dataset.samples]
+        assert found == [(one.sample_id, one.prompt, dict(one.fields)) for one in expected.samples]
+        opened = dataset.open_image(str(dataset.samples[4].image))
+        number = 5 if path.suffix == ".parquet" else 4
+        assert opened.tobytes() == scene("test", number % 3).image.convert("RGB").tobytes()
+    with pytest.raises(DataFormatError, match="options, or 'A' and 'B'"):
+        Mmvp(data=str(write_tsv(tmp_path / "a.tsv", [{"image": "a.png", "question": "?", "answer": "A"}]))).load(
+            DataRequest(images=tmp_path)
+        )

@@ -7,8 +7,9 @@ import pytest
 from damro.eval.benchmark import score_run
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.pope.benchmark import Pope, PopeScoring
-from damro.eval.pope.probability import p_yes_of, score_shares
+from damro.eval.pope.probability import score_shares
 from damro.eval.pope.questions import Question
+from damro.eval.thresholds import p_yes_of
 
 
 def pairs_of(*shares: tuple[str, float | None]) -> list[tuple[Question, float | None]]:
@@ -87,3 +88,27 @@ def test_a_run_is_scored_by_its_probabilities() -> None:
 def test_no_probability(fields: dict[str, object]) -> None:
     with pytest.raises(DataFormatError, match="record '7' must have a probability under 'p_yes'"):
         p_yes_of(fields, "7")
+
+
+def test_a_run_over_splits_has_the_mean_beside_the_pooled_questions() -> None:
+    """For answers and for P(yes): the mean is that of the splits' figures, the last group pools."""
+    dice = random.Random(1)
+    records: dict[str, dict[str, object]] = {}
+    for split, n in (("coco/random", 30), ("coco/popular", 12)):
+        for number in range(n):
+            share = dice.random()
+            told = {"split": split, "image": f"{number // 3}.jpg", "question": "?", "label": dice.choice(["yes", "no"])}
+            records[f"{split}/{number}"] = {**told, "answer": "Yes" if share >= 0.5 else "No", "p_yes": share}
+    for benchmark in (Pope(), Pope(read="logits")):
+        *splits, mean, pooled = score_run(benchmark, records, PopeScoring())
+        assert [group.name for group in (*splits, mean, pooled)] == [
+            *("coco/random", "coco/popular", "mean of splits", "all splits")
+        ]
+        for name in benchmark.reads_logits * ["auc"] + ["accuracy", "f1"]:
+            values = [group.scores[name] for group in splits]
+            assert mean.scores[name] == pytest.approx(sum(values) / 2) != pooled.scores[name]
+            interval = mean.intervals()[name]
+            assert interval is not None and interval.estimate == pytest.approx(mean.scores[name])
+        assert (mean.notes[-1].name, mean.notes[-1].value) == ("splits", 2)
+    named = [group.name for group in score_run(Pope(), records, PopeScoring(rules=("pope", "opera")))]
+    assert named[2:4] == ["mean of splits", "all splits"] and named[6] == "mean of splits (opera)"

@@ -184,7 +184,8 @@ def test_the_whole_of_a_run_is_read_as_its_first_rule_does() -> None:
     runs = {"greedy": {**answers(4), **{f"t/{key}": fields for key, fields in parts.items()}}}
     comparison = compare(find_benchmark("pope"), "m", runs, PopeScoring(rules=("opera", "lmms")))
     assert [group.name for group in comparison.baseline.groups] == [
-        *("s", "t", "all splits", "s (lmms)", "t (lmms)", "all splits (lmms)")
+        *("s", "t", "mean of splits", "all splits"),
+        *("s (lmms)", "t (lmms)", "mean of splits (lmms)", "all splits (lmms)"),
     ]
     assert (comparison.baseline.whole.name, comparison.baseline.whole.scores["rule"]) == ("all splits", "opera")
 

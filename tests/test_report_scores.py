@@ -114,9 +114,9 @@ def test_splits_and_all_of_them() -> None:
     records = recorded_run()
     again = {f"again/{key}": {**fields, "split": "again"} for key, fields in records.items() if fields["label"] == "no"}
     groups = score_run("pope", {**records, **again}, PopeScoring())
-    assert [group.name for group in groups] == ["coco/adversarial", "again", "all splits"]
-    assert [group.scores["fp"] for group in groups] == [117, 117, 234]
-    assert len(groups[2].counts) == 500
+    assert [group.name for group in groups] == ["coco/adversarial", "again", "mean of splits", "all splits"]
+    assert [group.scores.get("fp") for group in groups] == [117, 117, None, 234]
+    assert len(groups[3].counts) == 500
 
 
 def test_corrected_labels(tmp_path: Path) -> None:

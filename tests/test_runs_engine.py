@@ -254,6 +254,8 @@ def test_seeded_sampling_keeps_the_nucleus_and_what_was_excluded() -> None:
     result = SeededSampling([1, 2, 3], top_p=0.7)(torch.zeros(3, 1, dtype=torch.long), scores)
     assert result.isfinite().tolist() == [[False, True, True, False]] * 3
     assert not torch.equal(result[0], result[1])
+    alone = SeededSampling([1, 2, 3], top_p=0)(torch.zeros(3, 1, dtype=torch.long), scores)
+    assert alone.isfinite().tolist() == [[False, True, False, False]] * 3
 
 
 def test_answers_of_one_token_for_all_methods_are_the_engines(loaded: Loaded) -> None:

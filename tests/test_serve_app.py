@@ -111,6 +111,7 @@ def test_a_seed_settles_what_is_sampled(client: Any) -> None:
     messages = ask(CAPTION, scene("test", 1).image)
     drawn = [text_of(client, messages, temperature=2.0, seed=seed) for seed in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+    assert text_of(client, messages, temperature=2.0, top_p=0, seed=2) == text_of(client, messages)
 
 
 def test_what_waits_is_answered_together_and_each_as_alone(tiny: Loaded) -> None:
@@ -160,6 +161,20 @@ def test_texts_alone_and_several_images_are_answered(client: Any, tiny: Loaded) 
     assert text_of(client, ask("Is there a cat?", *pictures)) == expected
 
 
+def test_images_stand_where_the_text_of_their_message_has_marks(client: Any, tiny: Loaded) -> None:
+    pictures = [scene("test", 3).image, scene("test", 4).image]
+    text = "USER: Look: <image>\nand <image>\nIs there a cat? ASSISTANT:"
+    inputs = tiny.processor(images=pictures, text=text, return_tensors="pt")
+    ids = damro.generate(tiny.model, inputs, "damro", max_new_tokens=24, do_sample=False)
+    expected = tiny.processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    for order in (slice(None), slice(None, None, -1)):  # tools send the texts first, or the images
+        [asked] = ask("Look: <image>and <image>Is there a cat?", *pictures)
+        images, words = asked["content"][:2], asked["content"][2:]
+        parts = [images, words][order]
+        message = {"role": "user", "content": [*parts[0], *parts[1]]}
+        assert text_of(client, [message]) == expected
+
+
 def test_earlier_turns_are_read(client: Any, tiny: Loaded) -> None:
     picture = scene("test", 6).image
     chat = [
@@ -190,6 +205,7 @@ def put(url: Any, kind: str = "image_url") -> list[Any]:
 
 
 GOOD = ask(CAPTION, scene("test", 0).image)
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("http image", {"messages": put("http://example.com/a.png")}, "since this server fetches nothing, got"),
     ("file image", {"messages": put("file:///etc/passwd")}, r"image_url.url must be a data URL .*'file:///etc/passwd'"),
@@ -198,7 +214,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("large image", {"messages": ask("?", Image.new("L", (6000, 5000)))}, "image must have at most 25000000 pixels"),
     ("audio", {"messages": put("", "input_audio")}, r"messages\[0\].content\[0\] must be a part"),
     ("many images", {"messages": ask("?", *[Image.new("L", (8, 8))] * 17)}, "about at most 16 images, got 17"),
-    ("image token", {"messages": ask("a <image>?", Image.new("L", (8, 8)))}, "must not hold the model's image token"),
+    ("image token", {"messages": [{"role": "user", "content": "a <image>?"}]}, "must not hold the model's image token"),
+    ("marks", {"messages": ask("a <image> <image>?", Image.new("L", (8, 8)))}, "for every image or none, got 2 for 1"),
     ("no messages", {"messages": []}, "messages must be a list of at least one message"),
     ("role", {"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role must be one of system, .*'tool'"),
     ("last", {"messages": [{"role": "assistant", "content": "x"}]}, "must be user in the last message, got"),
@@ -211,7 +228,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("endless", {"extra_body": {"temperature": 10**400}}, "temperature must be a number"),
     ("much", {"messages": ask("?", *[Image.new("L", (4000, 4000))] * 2)}, "at most 25000000 pixels together, got 32"),
     ("temperature", {"temperature": -1}, "temperature must be a number"),
-    ("top_p", {"top_p": 0}, r"top_p must be a number in \(0, 1\], got 0"),
+    ("top_p", {"top_p": 1.5}, r"top_p must be a number in \[0, 1\], got 1.5"),
+    ("tools", {"tools": [TOOL], "tool_choice": "required"}, 'tool_choice must be "none" or "auto", as nothing else'),
+    ("penalty", {"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty must be 1, as nothing else is done"),
     ("n", {"n": 2}, "n must be 1, as nothing else is done here, got 2"),
     ("stop", {"stop": [""]}, "stop must be a text that is not empty"),
     ("tokens", {"extra_body": {"max_tokens": 5000}}, "max_tokens must be a whole number from 1 to 4096, got 5000"),

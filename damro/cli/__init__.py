@@ -39,6 +39,7 @@ _COMMANDS = (
     "methods",
     "benchmarks",
     "families",
+    "steer",
     "scene",
     "setup_nltk",
 )

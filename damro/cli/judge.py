@@ -118,7 +118,7 @@ def _image_opener(args: argparse.Namespace, runs: Iterable[Records]) -> Callable
         open_image = bounded(folder, request.max_pixels)
         first, second = runs
         answered = answered_in_all([first, second])
-        folder.missing((fields["image"] for key, fields in first.items() if key in answered), at_most=0)
+        folder.missing((one["image"] for key, one in first.items() if key in answered and one["image"]), at_most=0)
         check_images([fields for key, fields in first.items() if key in answered], folder.digest)
 
     def open_bytes(name: str) -> bytes:

@@ -77,10 +77,8 @@ def add_flags(group: Any, owners: Mapping[str, type], leave_out: Collection[str]
         if name in leave_out:
             continue
         one = next(iter(having.values()))
-        names = "" if len(having) == len(owners) else f"{', '.join(having)}: "
-        default = "" if one.default in (None, False, ()) else f" (default: {_shown_default(one)})"
         # argparse reads a percent sign as the beginning of a name.
-        options: dict[str, Any] = {"dest": name, "help": f"{names}{one.help}{default}".replace("%", "%%")}
+        options: dict[str, Any] = {"dest": name, "help": _help(having, len(owners)).replace("%", "%%")}
         if one.kind is bool:
             group.add_argument(one.flag, action="store_const", const="true", **options)
         elif one.several:
@@ -135,6 +133,26 @@ def _read(one: Parameter, text: Any, error: type[Exception]) -> Any:
     if not one.several:
         return one.read(text, error)
     return tuple(value for part in text for value in one.read(part, error))
+
+
+def _help(having: Mapping[str, Parameter], owners: int) -> str:
+    """What a parameter is to each class that has it; those to which it is the same stand together."""
+    texts: dict[str, dict[str, Parameter]] = {}
+    for owner, one in having.items():
+        texts.setdefault(one.help.rstrip("."), {})[owner] = one
+    parts = [f"{', '.join(same)}: {text}{_defaults(same)}" for text, same in texts.items()]
+    if len(texts) == 1 and len(having) == owners:
+        [(text, same)] = texts.items()
+        return f"{text}{_defaults(same)}"
+    return "; ".join(parts)
+
+
+def _defaults(same: Mapping[str, Parameter]) -> str:
+    """The default, or those of each class where they differ."""
+    shown = {owner: _shown_default(one) for owner, one in same.items() if one.default not in (None, False, ())}
+    if len(set(shown.values())) > 1:
+        return f" (default: {', '.join(f'{text} for {owner}' for owner, text in shown.items())})"
+    return f" (default: {next(iter(shown.values()))})" if shown else ""
 
 
 def _shown_default(one: Parameter) -> str:

@@ -114,7 +114,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data", "'damro benchmarks' lists what each benchmark has")
     add_flags(group, dict(BENCHMARKS))
     group.add_argument("--images", metavar="DIR", help="COCO val2014, or the benchmark's folder; 'tiny' needs none")
-    group.add_argument("--limit", type=int, metavar="N", help="at most N samples (of each split)")
+    group.add_argument("--limit", type=int, metavar="N", help="at most N samples; of each split for pope and amber")
     add_max_pixels(group)
     group.add_argument(
         "--scenes", type=int, metavar="N", help="embedded scenes, for 'tiny' without --images (default: 200)"

@@ -9,13 +9,18 @@ Importing this package imports no torch.
 from damro.methods.base import Cost, Method, Scene
 from damro.methods.controls import LeastK, NoImage, RandomK
 from damro.methods.damro import Damro
+from damro.methods.deco import DeCo
+from damro.methods.dola import DoLa
 from damro.methods.greedy import Greedy
 from damro.methods.icd import ICD
 from damro.methods.m3id import M3ID
+from damro.methods.only import Only
 from damro.methods.opera import OPERA
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registry import METHODS
 from damro.methods.vcd import VCD
+from damro.methods.vista import Vista
+from damro.methods.vti import VTI
 
 __all__ = [
     "ICD",
@@ -23,15 +28,20 @@ __all__ = [
     "METHODS",
     "OPERA",
     "VCD",
+    "VTI",
     "Cost",
     "Damro",
+    "DeCo",
+    "DoLa",
     "Greedy",
     "LeastK",
     "Method",
     "NoImage",
+    "Only",
     "RandomK",
     "Recipe",
     "Scene",
+    "Vista",
     "as_recipe",
     "labels",
     "parse",

@@ -19,6 +19,7 @@ from damro.inputs import Chat
 from damro.methods import METHODS, Recipe, parse
 from damro.parameters import build, given, parameters
 from damro.serve.errors import RequestError
+from damro.turns import place_images
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -30,17 +31,20 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
+    "repetition_penalty": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 """Fields of OpenAI's that ask for something which is not done here, and the values that ask for nothing."""
-_UNREAD = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
-"""Fields that no answer depends on."""
+_UNREAD = (
+    "user", "metadata", "store", "service_tier", "tools", "parallel_tool_calls", "safety_identifier",
+    "prompt_cache_key",
+)  # fmt: skip
+"""Fields that no answer depends on. Tools are an offer, which some clients make with every request: none is called."""
 _USUAL_LENGTH = 1024
 _MOST_STOPS = 16
 _HOTTEST = 100.0
@@ -127,7 +131,7 @@ def read_request(body: bytes, model: str, default: Recipe, limits: Limits) -> As
     return Asked(
         chat=_chat(told.get("messages"), limits),
         recipe=recipe,
-        top_p=_number(told, "top_p", 1.0, 0.0, 1.0, above=True),
+        top_p=_number(told, "top_p", 1.0, 0.0, 1.0),
         seed=_whole(told, "seed", -(2**63), 2**63 - 1, secrets.randbits(63)),
         max_new_tokens=_length(told, limits),
         stop=_stop(told.get("stop", ())),
@@ -169,21 +173,32 @@ def _recipe(told: Mapping[str, Any], default: Recipe) -> Recipe:
 def _chat(messages: Any, limits: Limits) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "a list of at least one message", messages)
-    turns, images = [], []
+    turns: list[tuple[str, Sequence[str | bytes]]] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             role = message.get("role") if isinstance(message, dict) else message
             raise _wrong(f"{where}.role", f"one of {', '.join(_ROLES)}", role)
-        parts = list(_parts(message.get("content"), f"{where}.content"))
-        images += [part for part in parts if isinstance(part, bytes)]
-        content = [{"type": "image"} if isinstance(part, bytes) else {"type": "text", "text": part} for part in parts]
-        turns.append({"role": _ROLES[message["role"]], "content": content})
-    if turns[-1]["role"] != "user":
+        turns.append((_ROLES[message["role"]], _parts(message.get("content"), f"{where}.content")))
+    if turns[-1][0] != "user":
         raise _wrong(f"messages[{len(turns) - 1}].role", "user in the last message", messages[-1]["role"])
-    if len(images) > limits.images:
-        raise _wrong("messages", f"about at most {limits.images} images", len(images))
-    return Chat(tuple(turns), tuple(_open(images, limits.pixels)))
+    files = [part for _, parts in turns for part in parts if isinstance(part, bytes)]
+    if len(files) > limits.images:
+        raise _wrong("messages", f"about at most {limits.images} images", len(files))
+    images = tuple(_open(files, limits.pixels))
+    left = iter(images)
+    return Chat(tuple({"role": role, "content": _content(parts, left)} for role, parts in turns), images)
+
+
+def _content(parts: Sequence[str | bytes], images: Iterator[Image.Image]) -> list[dict[str, str]]:
+    """The parts of one message, with images where its texts have marks for them, as some tools send them."""
+    opened = [next(images) if isinstance(part, bytes) else part for part in parts]
+    if not any(isinstance(part, bytes) for part in parts):
+        return [{"type": "text", "text": part} for part in opened if isinstance(part, str)]
+    try:
+        return place_images(opened)
+    except DecodingError as error:
+        raise RequestError(str(error), param="messages") from error
 
 
 def _parts(content: Any, where: str) -> Sequence[str | bytes]:
@@ -259,13 +274,10 @@ def _whole(told: Mapping[str, Any], name: str, low: int, high: int, default: int
     return value
 
 
-def _number(
-    told: Mapping[str, Any], name: str, default: float, low: float, high: float, *, above: bool = False
-) -> float:
+def _number(told: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
     value = told.get(name, default)
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fits or not low <= value <= high or (above and value == low):
-        raise _wrong(name, f"a number in {'(' if above else '['}{low:g}, {high:g}]", value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise _wrong(name, f"a number in [{low:g}, {high:g}]", value)
     return float(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from damro.decoding.errors import InputsError, UnsupportedModelError
 from damro.decoding.hooks import hooked
 from damro.decoding.prompts import Prompt
 
+_ENTERING = -1
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "embedding_norm")
 
 
@@ -25,7 +26,7 @@ class Readout(ABC):
     @property
     @abstractmethod
     def layers(self) -> Sequence[int]:
-        """The layers of the language model whose output is wanted, counted from 0."""
+        """The layers of the language model whose output is wanted, counted from 0; -1 is what enters the first one."""
 
     @abstractmethod
     def logits(self, states: Sequence[Tensor], full: Tensor, head: LayerHead) -> Tensor:
@@ -39,6 +40,28 @@ class Readout(ABC):
         Returns:
             `(R, V)`.
         """
+
+
+class LayersReadout(Readout):
+    """A readout that a function makes of some layers.
+
+    Args:
+        layers: see :attr:`Readout.layers`.
+        read: see :meth:`Readout.logits`.
+    """
+
+    def __init__(self, layers: Sequence[int], read: Callable[[Sequence[Tensor], Tensor, LayerHead], Tensor]) -> None:
+        self._layers = tuple(layers)
+        self._read = read
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """See :attr:`Readout.layers`."""
+        return self._layers
+
+    def logits(self, states: Sequence[Tensor], full: Tensor, head: LayerHead) -> Tensor:
+        """See :meth:`Readout.logits`."""
+        return self._read(states, full, head)
 
 
 class LayerHead:
@@ -62,11 +85,17 @@ class LayerHead:
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """Logits `(..., V)`, float32, of states `(..., D)`."""
+    def __call__(self, states: Tensor, *, norm: bool = True) -> Tensor:
+        """Logits `(..., V)`, float32, of states `(..., D)`; without `norm` the output layer reads them as they are."""
         weight: Any = self._output.weight
-        logits: Tensor = self._output(self._norm(states).to(weight.device)).float() * self._scale
+        ended = self.normed(states) if norm else states
+        logits: Tensor = self._output(ended.to(weight.device)).float() * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def normed(self, states: Tensor) -> Tensor:
+        """States `(..., D)` behind the model's last norm."""
+        ended: Tensor = self._norm(states)
+        return ended
 
     def check(self, last: Tensor, full: Tensor) -> None:
         """Checks the head on what the last layer put out, `(R, D)`, by the model's own logits, `(R, V)`.
@@ -104,10 +133,10 @@ class ReadoutBranch:
 
     Attributes:
         passes: 0.
-        may_wait: False, as the next pass writes over what was seen of this one.
+        may_wait: True, as a step at which nobody asks needs no reading afterwards.
     """
 
-    may_wait = False
+    may_wait = True
     passes = 0
 
     def __init__(self, decoder: Any, readout: Readout, prompt: Prompt) -> None:
@@ -131,9 +160,14 @@ class ReadoutBranch:
         def keep_logits(module: nn.Module, args: Any, output: Any) -> None:
             held.full = output.logits[:, -1].detach()
 
-        wanted = sorted({*self._readout.layers, last})
+        def keep_entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+            states: Tensor = args[0] if args else kwargs["hidden_states"]
+            held.states[_ENTERING] = states[:, -1].detach()
+
+        wanted = sorted({*self._readout.layers, last} - {_ENTERING})
         after = [(self._layers[number], keep(number)) for number in wanted]
-        with hooked(after=[*after, (self._decoder, keep_logits)]):
+        before = [(self._layers[0], keep_entering)] if _ENTERING in self._readout.layers else []
+        with hooked(before=before, after=[*after, (self._decoder, keep_logits)]):
             try:
                 yield
             finally:

@@ -19,10 +19,11 @@ from damro.eval.amber.questions import (
     load_questions,
     load_words,
 )
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Records, Scoring
+from damro.eval.amber.table import load_table
+from damro.eval.benchmark import DataRequest, Group, Records, Scoring, TableBenchmark
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.records import digest_of_file
-from damro.eval.samples import Dataset, Sample, check_samples, folder_opener
+from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, folder_opener
 
 _DIMENSION_OF = {kind: name for name, kinds in DIMENSIONS.items() for kind in kinds}
 
@@ -43,14 +44,15 @@ class AmberScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class Amber(Benchmark):
+class Amber(TableBenchmark):
     """AMBER: descriptions, and yes/no questions on existence, attributes and relations (Wang et al. 2023).
 
     A template of prompts is for the yes/no questions, and for the descriptions where these are asked for alone.
 
     Attributes:
         split: generative, existence, attribute, relation; none for all four.
-        annotations: folder of the official files, data of github.com/junyangwang0410/AMBER (Apache-2.0).
+        annotations: folder of the official files, data of github.com/junyangwang0410/AMBER (Apache-2.0); not needed for
+            the yes/no questions of a table.
     """
 
     name: ClassVar = "amber"
@@ -64,24 +66,37 @@ class Amber(Benchmark):
 
     split: tuple[str, ...] = ()
     annotations: str | None = None
+    data: str | None = None
+    columns: tuple[str, ...] = ()
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
-        folder = self._folder()
-        if request.images is None:
-            raise EvalError("amber needs its images, AMBER_1.jpg to AMBER_1004.jpg, got none: give --images")
-        opener = folder_opener(request.images)
+        opener: ImageSource
+        source: dict[str, Any] = {}
+        if self.data:
+            folder = None if self.annotations is None else Path(self.annotations)
+            table = load_table(self.data, self.columns, request.images, self.split, folder)
+            questions, opener, source["table"] = table
+        else:
+            folder = self._folder()
+            if request.images is None:
+                raise EvalError(
+                    "amber needs its images, AMBER_1.jpg to AMBER_1004.jpg, got none: give --images, or --data with a "
+                    "table"
+                )
+            questions, opener = load_questions(folder, self.split), folder_opener(request.images)
         taken: Counter[str] = Counter()
         by_image: dict[str, list[Sample]] = {}
-        for asked in load_questions(folder, self.split):
+        for asked in questions:
             dimension = _DIMENSION_OF[asked.kind]
             taken[dimension] += 1
             if request.limit is None or taken[dimension] <= request.limit:
                 by_image.setdefault(asked.image, []).append(self._sample(request, asked))
         samples = [sample for of_image in by_image.values() for sample in of_image]
         check_samples(samples)
-        files = {name: digest_of_file(find_file(folder, name)) for name in (QUERIES, ANNOTATIONS, RELATION, SAFE_WORDS)}
-        return Dataset(samples, opener, {"questions": {"n": len(samples), "sha256": files}})
+        official = () if folder is None else (QUERIES, ANNOTATIONS, RELATION, SAFE_WORDS)
+        files = {name: digest_of_file(find_file(Path(str(folder)), name)) for name in official}
+        return Dataset(samples, opener, {"questions": {"n": len(samples), "sha256": files}, **source})
 
     def score(self, records: Records, scoring: AmberScoring) -> list[Group]:
         """A group of the descriptions, one a kind of questions, a dimension and all of them, and the AMBER score."""

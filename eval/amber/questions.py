@@ -86,9 +86,7 @@ def load_questions(folder: Path, dimensions: Sequence[str] = ()) -> list[AmberQu
         EvalError: A dimension is unknown, or a file is not there.
         DataFormatError: A file is malformed, or a question has no annotation.
     """
-    unknown = [name for name in dimensions if name not in DIMENSIONS]
-    if unknown:
-        raise EvalError(f"--split must be of AMBER's tasks ({', '.join(DIMENSIONS)}), got {unknown[0]!r}")
+    check_dimensions(dimensions)
     wanted = {kind for name in dimensions or DIMENSIONS for kind in DIMENSIONS[name]}
     words = load_words(folder)
     annotated = {_id(record): record for record in read_records(find_file(folder, ANNOTATIONS))}
@@ -104,6 +102,17 @@ def load_questions(folder: Path, dimensions: Sequence[str] = ()) -> list[AmberQu
         if question.kind in wanted:
             questions.append(question)
     return questions
+
+
+def check_dimensions(dimensions: Sequence[str]) -> None:
+    """Refuse a dimension that is none of `DIMENSIONS`.
+
+    Raises:
+        EvalError: One is.
+    """
+    unknown = [name for name in dimensions if name not in DIMENSIONS]
+    if unknown:
+        raise EvalError(f"--split must be of AMBER's tasks ({', '.join(DIMENSIONS)}), got {unknown[0]!r}")
 
 
 def load_words(folder: Path) -> WordLists:

@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from damro.eval.benchmark import Benchmark, DataRequest, Difference, Group, Note, Records, Scoring
+from damro.eval.benchmark import DataRequest, Difference, Group, Note, Records, Scoring, TableBenchmark
 from damro.eval.chair.coco import ImageId, image_key, normalize_objects, read_objects
 from damro.eval.chair.groups import EQUAL_LENGTH, ReadCaptions, cut_captions, drop_cut_sentences, score_group
-from damro.eval.chair.images import DAMRO_500, choose_images, read_image_ids
+from damro.eval.chair.images import DAMRO_500, ROLES, choose_images, choose_rows, read_image_ids
 from damro.eval.chair.matchers import load_matcher
 from damro.eval.chair.scoring import Caption, parse_captions
 from damro.eval.chair.texts import shortest
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
 from damro.eval.errors import EvalError
+from damro.eval.formats.images import load_image_table
 from damro.eval.records import digest_of_file
 from damro.eval.resources import coco_objects_path
 from damro.eval.samples import (
     Dataset,
+    ImageSource,
     Sample,
     check_samples,
     digest_of,
@@ -52,7 +54,7 @@ class ChairScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class Chair(Benchmark):
+class Chair(TableBenchmark):
     """CHAIR: which objects that a caption names are not in the image (Rohrbach et al., EMNLP 2018).
 
     Attributes:
@@ -75,6 +77,8 @@ class Chair(Benchmark):
     objects: str | None = None
     image_ids: str | None = None
     vocabulary: str | None = None
+    data: str | None = None
+    columns: tuple[str, ...] = ()
 
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
@@ -85,12 +89,20 @@ class Chair(Benchmark):
             images = {str(number): name for number, name in enumerate(truth)}
             objects_of = {key: truth[name] for key, name in images.items()}
             return Dataset(self._captions(request, images), open_scene, source, objects_of)
-        folder = need_folder(request.images, self.name)
-        opener = folder_opener(folder)
         objects = self.truth(request)
-        images = choose_images(folder, objects, self.image_ids, request.limit, request.seed)
+        opener: ImageSource
+        data: dict[str, Any] = {}
+        if self.data:
+            table = load_image_table(self.data, ROLES, self.columns, request.images)
+            rows = choose_rows(self.data, table.rows, objects, self.image_ids, request.limit, request.seed)
+            names, opener = table.images(list(rows.values()), "image_id")
+            images, data["table"] = dict(zip(rows, names, strict=True)), table.source
+        else:
+            folder = need_folder(request.images, self.name)
+            opener = folder_opener(folder)
+            images = choose_images(folder, objects, self.image_ids, request.limit, request.seed)
         file = Path(self.objects) if self.objects else coco_objects_path()
-        data: dict[str, Any] = {
+        data |= {
             "objects": {"file": file.name, "sha256": digest_of_file(file)},
             "images": {"n": len(images), "sha256": digest_of(sorted(images))},
         }

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from damro.eval.chair.benchmark import ChairScoring
 from damro.eval.chair.coco import ImageId, Progress, build_objects, read_objects
 from damro.eval.chair.groups import EQUAL_LENGTH, ReadCaptions, cut_captions, drop_cut_sentences, score_group
-from damro.eval.chair.matchers import MATCHERS, Matcher, load_matcher
+from damro.eval.chair.matchers import Matcher, load_matcher
 from damro.eval.chair.scoring import align, parse_captions
 from damro.eval.chair.texts import shortest
 from damro.eval.chair.vocabulary import Vocabulary, load_vocabulary
@@ -20,6 +21,7 @@ from damro.eval.errors import EvalError
 from damro.eval.formats.captions import CAPTION_KEYS, IMAGE_KEYS, read_captions
 from damro.eval.groups import Group, Note
 from damro.eval.records import write_whole
+from damro.eval.score_command import add_scoring_flags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 _ROWS = (
     ("CHAIRs  captions with a hallucinated object", "chair_s"),
     ("CHAIRi  mentions that are hallucinated", "chair_i"),
-    ("CHAIRi  each object once per caption", "chair_i_unique"),
+    ("CHAIRi unique  each object once per caption", "chair_i_unique"),
     ("Recall  objects in the images that are named", "recall"),
     ("Precision  objects named that are in the images", "precision"),
     ("F1  of precision and recall", "f1"),
@@ -70,19 +72,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="folder with COCO's instances_*.json and captions_*.json, to make the objects from; kept there as JSON",
     )
-    parser.add_argument(
-        "--matcher",
-        choices=("auto", *MATCHERS),
-        default="auto",
-        help="what finds the objects in a caption (default: nltk where its data is present, else builtin)",
-    )
+    add_scoring_flags(parser, ChairScoring, ("matcher", "drop_cut_sentence"))
     parser.add_argument(
         "--vocabulary", metavar="FILE", help="words and their synonyms to look for, instead of COCO's 80 objects"
-    )
-    parser.add_argument(
-        "--drop-cut-sentence",
-        action="store_true",
-        help="leave out a last sentence without an end, as a limit of tokens (64, say) cuts it",
     )
     parser.add_argument(
         "--records",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from damro.eval.choices import CHOICE_RULES
-from damro.eval.crpe.benchmark import to_answer
-from damro.eval.crpe.questions import load_questions
-from damro.eval.crpe.scoring import CrpeAnswer, score_groups
-from damro.eval.errors import AlignmentError, DataFormatError
-from damro.eval.records import read_records
-from damro.eval.score_command import add_answers_parser, show_groups
+from damro.eval.crpe.benchmark import CrpeScoring
+from damro.eval.crpe.files import load_answers
+from damro.eval.crpe.scoring import score_groups
+from damro.eval.errors import AlignmentError
+from damro.eval.score_command import add_answers_parser, add_scoring_flags, show_groups
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -27,14 +25,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "crpe",
         "score single-choice answers to CRPE",
-        "Score the records of damro run crpe, or with --questions the answers of the official scripts: 'question_id' "
+        "Score the records of damro run crpe, the predictions of VLMEvalKit (MODEL_CRPE_EXIST.xlsx), or with "
+        "--questions the samples of lmms-eval (crpe_relation) and the answers of the official scripts: 'question_id' "
         "and 'text' (or 'answer') a line, a file of answers for each file of questions.",
         run,
     )
     parser.add_argument(
         "--questions", nargs="+", metavar="FILE", help="crpe_exist.jsonl, crpe_relation.jsonl, in the order of answers"
     )
-    parser.add_argument("--choice", choices=CHOICE_RULES, default="letter", help="the rule that reads the letter")
+    add_scoring_flags(parser, CrpeScoring)
     return parser
 
 
@@ -50,31 +49,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EvalError: A file is malformed, or answers and questions do not fit.
     """
-    answers: list[CrpeAnswer] = []
-    if args.questions:
-        answers += _joined(args.questions, args.answers)
-    else:
-        answers += [to_answer(fields, where) for path in args.answers for where, fields in read_records(path)]
-    show_groups("CRPE", score_groups(answers, args.choice), as_json=args.json)
-    return 0
-
-
-def _joined(questions: Sequence[str], answers: Sequence[str]) -> Iterator[CrpeAnswer]:
-    if len(questions) != len(answers):
+    questions: Sequence[str | None] = args.questions or [None] * len(args.answers)
+    if len(questions) != len(args.answers):
         raise AlignmentError(
-            f"--questions must be as many files as --answers, got {len(questions)} and {len(answers)}: give each "
+            f"--questions must be as many files as --answers, got {len(questions)} and {len(args.answers)}: give each "
             "file of answers its questions"
         )
-    for place, (asked_in, answered_in) in enumerate(zip(questions, answers, strict=True)):
-        asked = {one.question_id: one for one in load_questions(asked_in)}
-        for where, fields in read_records(answered_in):
-            one = asked.pop(str(fields.get("question_id")), None)
-            if one is None:
-                raise AlignmentError(
-                    f"{where}: question_id must be one of {asked_in} and be answered once, got "
-                    f"{ascii(fields.get('question_id'))[:60]}"
-                )
-            text = fields.get("answer", fields.get("text"))
-            if not isinstance(text, str):
-                raise DataFormatError(f"{where}: must have the answer as 'text' or 'answer', got {ascii(text)[:60]}")
-            yield CrpeAnswer(one.category, f"{place}/{one.circle}", one.image, one.text, one.gold, text)
+    answers = []
+    for place, (path, asked_in) in enumerate(zip(args.answers, questions, strict=True)):
+        found = load_answers(path, asked_in)
+        # A question is told apart by its file, but in records of runs, of which several files may be one run.
+        answers += [one._replace(circle=f"{place}/{one.circle}") for one in found] if asked_in else found
+    show_groups("CRPE", score_groups(answers, args.choice), as_json=args.json)
+    return 0

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from damro.eval.choices import parse_options
 from damro.eval.errors import DataFormatError
-from damro.eval.records import read_records
+from damro.eval.records import Record, read_records
 
 FILES = {"exist": "crpe_exist.jsonl", "relation": "crpe_relation.jsonl"}
 """The files of the two splits."""
 CATEGORIES = ("exist", "subject", "predicate", "object")
 """What is asked about, in the order in which it is shown."""
+_OPTIONS = re.compile(r"^[A-Z]\.", re.MULTILINE)
 ORDERS = 4
 """So many lines of a category in a row are one question with its options in other orders."""
 
@@ -45,9 +48,29 @@ def load_questions(path: Path | str) -> list[CrpeQuestion]:
         DataFormatError: The file cannot be read, a line lacks something, an id stands twice, or a category has not the
             lines of whole questions.
     """
+    return to_questions(read_records(path), path)
+
+
+def stem_of(text: str) -> str:
+    r"""Return a question without its options.
+
+    Example:
+        >>> stem_of("What is it?\nA. a cat\nB. a dog\nAnswer with the letter.")
+        'What is it?'
+    """
+    return _OPTIONS.split(text, maxsplit=1)[0].strip()
+
+
+def to_questions(records: Iterable[Record], path: Path | str) -> list[CrpeQuestion]:
+    """Return the questions of records in the official form; see `load_questions`.
+
+    Args:
+        records: In their order.
+        path: Where they are from, for error messages.
+    """
     questions: list[CrpeQuestion] = []
     seen: Counter[str] = Counter()
-    for where, fields in read_records(path):
+    for where, fields in records:
         texts = {name: fields.get(name) for name in ("category", "image", "text", "correct_option")}
         for name, value in texts.items():
             if not isinstance(value, str) or not value.strip():

@@ -4,7 +4,8 @@
 category in a row, which are one question with its options in four orders, all must be right. That script takes an
 answer longer than one letter for wrong, "A." too (rule `exact` of `damro.eval.choices`), and groups answers as they
 stand in the file of answers; here the file of questions says which belong together. *single* is the share of right
-lines, which is what VLMEvalKit tells (``CRPE`` of ``vlmeval/dataset/image_vqa.py``): it has no circles.
+lines. VLMEvalKit counts as *accuracy* does since September 2025 (``CRPE`` of ``vlmeval/dataset/image_vqa.py``), reading
+the first letter of an answer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class CrpeAnswer(NamedTuple):
     text: str
 
 
-def score_groups(given: Iterable[CrpeAnswer], rule: str = "letter") -> list[Group]:
+def score_groups(given: Iterable[CrpeAnswer], rule: str = "exact") -> list[Group]:
     """Return a group a category and, of several, one of all. Images are what a bootstrap draws.
 
     A question that lacks the answer to one of its orders is left out, and told.

@@ -108,7 +108,7 @@ def _metrics_of(name: str, pope: Comparison, chair: Comparison) -> dict[str, Any
         for group, below in zip(entry.groups, base.groups, strict=True):
             found[group.name] = group.to_dict(None if entry is base else below)
     captions = found.pop("captions")
-    splits = {group.removeprefix("tiny/"): scores for group, scores in found.items() if group != "all splits"}
+    splits = {group.removeprefix("tiny/"): scores for group, scores in found.items() if group.startswith("tiny/")}
     return {"pope": splits, "chair": captions}
 
 

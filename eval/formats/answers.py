@@ -25,9 +25,13 @@ _COCO_STEM = re.compile(r"COCO_(?:train|val|test)20\d\d_\d{12}")
 _IMAGE_KEYS = ("image_path", "image_source", "image_name", "image")
 _NAME_LENGTH = 256  # an image column of VLMEvalKit's tables holds base64 or the number of another row
 _SCORES = {
-    "lmms-eval": (("results", "configs"), "the samples it writes with --log_samples (*_samples_TASK.jsonl)"),
-    "VLMEvalKit": (("split", "Overall"), "its predictions (MODEL_DATASET.xlsx)"),
+    ("results", "configs"): "lmms-eval: give the samples it writes with --log_samples (*_samples_TASK.jsonl)",
+    **dict.fromkeys(
+        (("split", "Overall"), ("split", "aAcc"), ("Average", "Overall"), ("Avg ACC",), ("exist", "total")),
+        "VLMEvalKit: give its predictions (MODEL_DATASET.xlsx)",
+    ),
 }
+"""By the keys that tell a file of scores, of which tool it is, and what to give."""
 
 
 class Form(NamedTuple):
@@ -44,8 +48,12 @@ class Form(NamedTuple):
     convert: Callable[[Mapping[str, Any], str], dict[str, Any]]
 
 
-def read_answers(path: Path | str) -> list[Record]:
+def read_answers(path: Path | str, forms: Sequence[Form] | None = None) -> list[Record]:
     """Read answers from a file of any tool named above.
+
+    Args:
+        path: The file.
+        forms: What is recognised and converted; None takes `FORMS`.
 
     Returns:
         Records with the answer under ``answer`` and, as far as the file tells, ``question_id``, ``image``,
@@ -59,7 +67,7 @@ def read_answers(path: Path | str) -> list[Record]:
     """
     rows = read_table(path)
     _refuse_scores(rows, path)
-    form = next((form for form in FORMS if form.fits(rows[0].fields)), None)
+    form = next((form for form in (FORMS if forms is None else forms) if form.fits(rows[0].fields)), None)
     if form is None:
         return rows
     other = next((row for row in rows if not form.fits(row.fields)), None)
@@ -74,9 +82,9 @@ def read_answers(path: Path | str) -> list[Record]:
 
 
 def _refuse_scores(rows: Sequence[Record], path: Path | str) -> None:
-    for tool, (keys, remedy) in _SCORES.items():
+    for keys, told in _SCORES.items():
         if all(key in rows[0].fields for key in keys):
-            raise DataFormatError(f"{path}: must hold answers, holds scores of {tool}: give {remedy}")
+            raise DataFormatError(f"{path}: must hold answers, holds scores of {told}")
 
 
 def _place(row: Record) -> int:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.formats.answers import with_ending
 from damro.eval.formats.hub import PREFIX, hub_files
-from damro.eval.formats.parquet import ParquetTable
-from damro.eval.formats.tables import read_table
-from damro.eval.records import digest_of_file
+from damro.eval.formats.packed import INDEX, PackedImages
+from damro.eval.formats.parquet import ImageCell, ParquetTable
+from damro.eval.formats.tables import each_row, is_delimited, read_table
+from damro.eval.records import Record, digest_of_file
 from damro.eval.samples import ImageSource, check_inside, folder_opener
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _IMAGE = "image"
+OpenCell = Callable[[int], ImageCell]
+"""From the number of a row to its image."""
 
 
 class Role(NamedTuple):
@@ -56,15 +61,15 @@ class ImageTable:
     Attributes:
         rows: In the order of the table.
         source: Files with their checksums, and which column is what, for ``run.json``.
-        table: Of Parquet files whose images may be in them; else None.
-        names: The column of images where they are named, by the number of the row.
+        cells: Where images are in the rows, what returns that of a row; else None.
+        names: Where rows name image files, these by the number of the row.
         column: The column of images.
         folder: Where the images lie that rows name; None where they are in the rows.
     """
 
     rows: list[Row]
     source: dict[str, Any]
-    table: ParquetTable | None
+    cells: OpenCell | None
     names: Mapping[int, str]
     column: str
     folder: Path | None
@@ -81,12 +86,8 @@ class ImageTable:
         Raises:
             EvalError: Rows name image files and no folder is given, or one is given that nothing heeds.
         """
-        if self.table is None or self.names:
-            if self.folder is None:
-                raise EvalError(
-                    f"--images must be the folder of the files that column {self.column!r} names, got none: give it"
-                )
-            return [self.names[row.number] for row in rows], folder_opener(self.folder)
+        if self.cells is None:
+            return self._named(rows)
         if self.folder is not None:
             raise EvalError(
                 f"--images must be left out where the images are in the table, got {str(self.folder)!r}: leave it out"
@@ -96,7 +97,7 @@ class ImageTable:
         names = []
         for row in rows:
             try:
-                content = self.table.image(row.number, self.column)
+                content = self.cells(row.number)
                 told = row.fields.get(name_role) or content.path
                 # Without bytes an image fails when it is opened, as one whose file does not open.
                 digest = _digest(content.content) if content.content else f"row {row.number + 1}"
@@ -105,7 +106,17 @@ class ImageTable:
             name = known.setdefault(digest, _name(told, digest, places))
             places.setdefault(name, row.number)
             names.append(name)
-        return names, TableImages(self.table, self.column, places)
+        return names, TableImages(self.cells, self.column, places)
+
+    def _named(self, rows: Sequence[Row]) -> tuple[list[str], ImageSource]:
+        if self.folder is None:
+            raise EvalError(
+                f"--images must be the folder of the files that column {self.column!r} names, got none: give it"
+            )
+        bare = next((row.where for row in rows if not self.names[row.number]), None)
+        if bare is not None:
+            raise DataFormatError(f"{bare}: {self.column!r} must name an image, is empty: leave out such rows")
+        return [self.names[row.number] for row in rows], folder_opener(self.folder)
 
 
 @dataclass(frozen=True)
@@ -113,12 +124,12 @@ class TableImages(ImageSource):
     """Opens the images of a table by their names.
 
     Attributes:
-        table: The Parquet files.
+        cells: Returns the image of a row.
         column: That of the images.
         rows: The row of each image.
     """
 
-    table: ParquetTable
+    cells: OpenCell
     column: str
     rows: Mapping[str, int]
 
@@ -142,7 +153,7 @@ class TableImages(ImageSource):
 
     def _content(self, name: str) -> bytes:
         row = self.rows[name]
-        content = self.table.image(row, self.column).content
+        content = self.cells(row).content
         if not content:
             raise EvalError(f"row {row + 1} of the table must hold an image under {self.column!r}, holds none")
         return content
@@ -154,7 +165,8 @@ def load_image_table(
     """Read a table of questions about images, but for the images.
 
     Args:
-        data: A file (Parquet, CSV, TSV, Excel, JSON), a folder of Parquet files, or ``hf:OWNER/NAME``.
+        data: A file (Parquet, CSV, TSV, Excel, JSON), a folder of Parquet files, or ``hf:OWNER/NAME``. Images may be
+            bytes (Parquet), base64 in text, or files that rows name.
         roles: What columns are for; one of them is ``image``.
         columns: ``ROLE=COLUMN``, where a column is called otherwise than `roles` has it.
         folder: Where the images lie that rows name.
@@ -165,25 +177,20 @@ def load_image_table(
         EvalError: ``columns`` is malformed, or the package that reads such files is not installed.
     """
     files = _files(data)
-    parquet = _is_parquet(files[0])
-    table = ParquetTable(files) if parquet else None
-    records = [] if parquet else read_table(files[0])
-    has = table.columns if table is not None else tuple(dict.fromkeys(key for one in records for key in one.fields))
+    table = ParquetTable(files) if _is_parquet(files[0]) else None
+    has, records = _columns_and_rows(files[0]) if table is None else (table.columns, ())
     chosen = choose_columns(data, has, roles, columns)
     wanted = {role: column for role, column in chosen.items() if role != _IMAGE}
-    image, names = chosen[_IMAGE], {}
-    plain = image in table.plain_columns if table is not None else True
+    image, packed, rows = chosen[_IMAGE], PackedImages(), []
+    inside = table is not None and image not in table.plain_columns
     if table is not None:
-        cells = table.rows([*wanted.values(), *([image] if plain else [])])
-        places = [f"{data}, row {number}" for number in range(1, len(table) + 1)]
-    else:
-        cells = (one.fields for one in records)
-        places = [one.where for one in records]
-    rows = []
-    for number, (where, fields) in enumerate(zip(places, cells, strict=True)):
+        own = [image, *([INDEX] if INDEX in table.plain_columns else [])] if not inside else []
+        cells = enumerate(table.rows(list(dict.fromkeys([*wanted.values(), *own]))), start=1)
+        records = (Record(f"{data}, row {number}", fields) for number, fields in cells)
+    for number, (where, fields) in enumerate(records):
         rows.append(Row(where, number, _texts(where, fields, wanted, roles)))
-        if plain:
-            names[number] = _texts(where, fields, {_IMAGE: image}, roles)[_IMAGE]
+        if not inside:
+            packed.add(number, where, fields.get(image), fields.get(INDEX))
     if not rows:
         raise DataFormatError(f"{data}: must hold at least one row, holds none")
     source = {
@@ -191,7 +198,21 @@ def load_image_table(
         "rows": len(rows),
         "columns": chosen,
     }
-    return ImageTable(rows, source, table, names, image, folder)
+    if table is not None and inside:
+        return ImageTable(rows, source, partial(table.image, column=image), {}, image, folder)
+    if packed.found:
+        return ImageTable(rows, source, packed, {}, image, folder)
+    return ImageTable(rows, source, None, packed.texts, image, folder)
+
+
+def _columns_and_rows(path: Path) -> tuple[Sequence[str], Iterable[Record]]:
+    """The columns of a table that is no Parquet, and its rows: of CSV and TSV one by one, images may be in them."""
+    if is_delimited(path):
+        rows = each_row(path)
+        first = next(rows)
+        return tuple(first.fields), chain([first], rows)
+    records = read_table(path)
+    return tuple(dict.fromkeys(key for one in records for key in one.fields)), records
 
 
 def choose_columns(data: str, has: Sequence[str], roles: Mapping[str, Role], told: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import csv
 import importlib
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +38,43 @@ def read_table(path: Path | str) -> list[Record]:
         >>> [record.fields for record in read_table(file)]
         [{'question_id': '1', 'answer': 'Yes'}]
     """
+    return list(each_row(path))
+
+
+def each_row(path: Path | str) -> Iterator[Record]:
+    """Yield what `read_table` returns, one after the other: for tables with images in them."""
     path = Path(path)
+    rows = iter(_rows(path))
+    first = next(rows, None)
+    if first is None:
+        raise DataFormatError(f"{path}: must hold at least one row below its header, holds none")
+    yield first
+    yield from rows
+
+
+def _rows(path: Path) -> Iterable[Record]:
     first = _first_bytes(path)
     if first.startswith(_ZIP):
-        rows = list(_excel_rows(path))
-    elif first.startswith(_PARQUET):
-        rows = list(_parquet_rows(path))
-    elif first.startswith(_OLD_EXCEL):
+        return _excel_rows(path)
+    if first.startswith(_PARQUET):
+        return _parquet_rows(path)
+    if first.startswith(_OLD_EXCEL):
         raise DataFormatError(f"{path}: must be .xlsx to be read, is Excel's older form: save it as .xlsx or .csv")
-    elif first.startswith(_PICKLE):
+    if first.startswith(_PICKLE):
         raise DataFormatError(
             f"{path}: must be data and no program, is a pickle, which can run code when it is read: convert it where "
             "it was written, pandas.read_pickle(FILE).to_json('answers.jsonl', orient='records', lines=True)"
         )
-    elif (delimiter := _DELIMITERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)) is not None:
-        rows = list(_delimited_rows(path, delimiter))
-    else:
-        return list(each_record(path))
-    if not rows:
-        raise DataFormatError(f"{path}: must hold at least one row below its header, holds none")
-    return rows
+    return _delimited_rows(path) if is_delimited(path) else each_record(path)
+
+
+def is_delimited(path: Path) -> bool:
+    """Whether the name of a file says that it is CSV or TSV, packed or not."""
+    return _suffix(path) in _DELIMITERS
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def is_text_file(path: Path) -> bool:
@@ -96,10 +113,12 @@ def _first_bytes(path: Path) -> bytes:
         raise DataFormatError(f"{path}: cannot be read ({error.strerror or error}): give a readable file") from error
 
 
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[Record]:
+def _delimited_rows(path: Path) -> Iterator[Record]:
     limit = csv.field_size_limit(_LONGEST_FIELD)  # columns of base64 images are longer than the module's own limit
+    packed = path.suffix.lower() == ".gz"
+    file = io.StringIO(read_text(path), newline="") if packed else path.open(encoding="utf-8-sig", newline="")
+    reader = csv.reader(file, delimiter=_DELIMITERS[_suffix(path)], strict=True)
     try:
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         for cells in reader:
             if not cells:
@@ -113,7 +132,10 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Record]:
                 yield Record(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise DataFormatError(f"{path}, line {reader.line_num}: not {path.suffix[1:].upper()} ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"{path}, line {reader.line_num + 1}: not UTF-8 text: save it as UTF-8") from error
     finally:
+        file.close()
         csv.field_size_limit(limit)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from damro.eval.hallusion.benchmark import to_answer
+from damro.eval.hallusion.files import load_answers
 from damro.eval.hallusion.questions import check_once
 from damro.eval.hallusion.scoring import score_groups
-from damro.eval.records import read_records
 from damro.eval.score_command import add_answers_parser, show_groups
 
 
@@ -25,7 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "hallusion",
         "score yes/no answers to HallusionBench",
         "Score answers in the form of the official HallusionBench_result.json: the records of HallusionBench.json with "
-        "the answer under 'model_prediction' (or 'answer'); also the records of damro run hallusion.",
+        "the answer under 'model_prediction' (or 'answer'); also the records of damro run hallusion, the samples of "
+        "lmms-eval (hallusion_bench_image) and the predictions of VLMEvalKit (MODEL_HallusionBench.xlsx).",
         run,
     )
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EvalError: A file is malformed, or answers a question twice.
     """
-    answers = [to_answer(fields, where) for path in args.answers for where, fields in read_records(path)]
+    answers = [answer for path in args.answers for answer in load_answers(path)]
     check_once((answer.asked for answer in answers), ", ".join(args.answers))
     show_groups("HallusionBench", score_groups(answers), as_json=args.json)
     return 0

@@ -14,6 +14,10 @@ CATEGORIES = ("VD", "VS")
 """Visual dependent: no answer without the figure. Visual supplement: common knowledge, which a figure may alter."""
 PLACE = ("category", "subcategory", "set_id", "figure_id", "question_id")
 """What names a question."""
+_VISUAL_OF = {("VD", True): "1", ("VD", False): "2", ("VS", True): "0", ("VS", False): ("1", "2")}
+"""By category and whether a figure is the first of its set, what the official file has."""
+_LABELS = {"yes": "1", "no": "0"}
+_VISUAL: tuple[Literal["0", "1", "2"], ...] = ("0", "1", "2")
 
 
 class HallusionQuestion(NamedTuple):
@@ -28,6 +32,7 @@ class HallusionQuestion(NamedTuple):
         question: The question.
         gold: The gold label.
         image: The figure's path below the folder of images; None without a figure.
+        visual: "0" without a figure, "1" of an original figure, "2" of an altered one; None where that is not told.
     """
 
     category: str
@@ -38,6 +43,7 @@ class HallusionQuestion(NamedTuple):
     question: str
     gold: Literal["yes", "no"]
     image: str | None
+    visual: Literal["0", "1", "2"] | None = None
 
     @property
     def of_set(self) -> tuple[str, ...]:
@@ -53,6 +59,11 @@ class HallusionQuestion(NamedTuple):
     def of_pair(self) -> tuple[str, ...]:
         """What names the question over the figures of its set: a question pair."""
         return (*self[:3], self.question_id)
+
+    @property
+    def of_half(self) -> tuple[str, ...]:
+        """What names the easy or the hard half of its pair: hard is what is asked of altered figures."""
+        return (*self.of_pair, "hard" if self.visual == "2" else "easy")
 
 
 def find_file(folder: Path) -> Path:
@@ -118,6 +129,38 @@ def to_question(fields: Mapping[str, Any], where: str) -> HallusionQuestion:
     if file is not None and not isinstance(file, str):
         raise DataFormatError(f"{where}: filename must be a path or null, got {ascii(file)[:60]}")
     image = PurePosixPath(file).as_posix() if file else None  # "./VD/..." is written there
-    return HallusionQuestion(
-        place[0], place[1], place[2], place[3], place[4], place[5], "yes" if gold == "1" else "no", image
-    )
+    label: Literal["yes", "no"] = "yes" if gold == "1" else "no"
+    visual = _visual(fields.get("visual_input"), where)
+    category, subcategory, set_id, figure_id, question_id, question = place
+    return HallusionQuestion(category, subcategory, set_id, figure_id, question_id, question, label, image, visual)
+
+
+def official_form(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a question of VLMEvalKit's as the official file has it; one that has that form already as it is.
+
+    There the label is Yes or No under ``answer``, and ``index`` says where a question stands: category, subcategory,
+    visual input, set, figure and question with "_" between.
+
+    Example:
+        >>> told = official_form({"index": "VS_map_2_0_1_3", "category": "VS", "answer": "Yes"})
+        >>> [told[name] for name in ("set_id", "figure_id", "question_id", "visual_input", "gt_answer")]
+        ['0', '1', '3', '2', '1']
+    """
+    told = dict(fields)
+    if isinstance(told.get("answer"), str):
+        told["gt_answer"] = _LABELS.get(told.pop("answer").strip().lower(), told.get("gt_answer"))
+    parts = str(told.get("index", "")).split("_")
+    if len(parts) >= 6 and not any(name in told for name in PLACE[2:]):
+        told |= dict(zip(PLACE[2:], parts[3:], strict=False))
+        if parts[2] in _VISUAL_OF.get((str(told.get("category")), parts[4] == "0"), ()):
+            told["visual_input"] = parts[2]
+    return told
+
+
+def _visual(value: object, where: str) -> Literal["0", "1", "2"] | None:
+    for known in _VISUAL:
+        if str(value) == known:
+            return known
+    if value is None:
+        return None
+    raise DataFormatError(f"{where}: visual_input must be one of {', '.join(_VISUAL)}, got {ascii(value)[:60]}")

@@ -5,7 +5,10 @@ The counts are those of ``utils.py`` of repository tianyi-lab/HallusionBench (`a
 
 - *aAcc*: the share of questions answered right;
 - *fAcc*: the share of figures of which all questions are;
-- *qAcc*: the share of question pairs of which all are: a question as it is asked of every figure of its set.
+- *qAcc*: the share of question pairs of which all are: a question as it is asked of every figure of its set;
+- *easy*, *hard*: the same of that part of a pair which is asked without a figure or of the original one, and of that
+  which is asked of altered figures (`get_eval_pair_easy`, `get_eval_pair_hard`: "easy aAcc" and "hard aAcc" of the
+  leaderboard, though they count pairs).
 
 Where a question of VS is asked without a figure, an unclear answer is right and no figure counts. Without a judge,
 answers are read as VLMEvalKit does without one (``vlmeval/dataset/utils/yorn.py``, `YOrN_Extraction`), the rule
@@ -27,11 +30,16 @@ from damro.eval.pope.rules import Verdict, parse_answer
 
 RULE = "vlmeval"
 """The rule that reads answers."""
-COLUMNS = ("right answers", "questions", "figures all right", "figures", "pairs all right", "pairs")
+COLUMNS = (
+    *("right answers", "questions", "figures all right", "figures", "pairs all right", "pairs"),
+    *("easy parts all right", "easy parts", "hard parts all right", "hard parts"),
+)
 MEASURES: dict[str, Measure] = {
     "aAcc": Measure(share(lambda m: m[..., 0], lambda m: m[..., 1]), "aAcc", plotted=True),
     "fAcc": Measure(share(lambda m: m[..., 2], lambda m: m[..., 3]), "fAcc", plotted=True),
     "qAcc": Measure(share(lambda m: m[..., 4], lambda m: m[..., 5]), "qAcc", plotted=True),
+    "easy": Measure(share(lambda m: m[..., 6], lambda m: m[..., 7]), "easy"),
+    "hard": Measure(share(lambda m: m[..., 8], lambda m: m[..., 9]), "hard"),
 }
 """Of the columns `COLUMNS`."""
 ALL = "VD and VS"
@@ -46,12 +54,14 @@ class HallusionAnswer(NamedTuple):
         text: The model's answer.
         figure_size: How many questions its figure has; None for those that are given.
         pair_size: How many questions its pair has; likewise.
+        half_size: How many the easy or hard part of its pair has; likewise.
     """
 
     asked: HallusionQuestion
     text: str
     figure_size: int | None = None
     pair_size: int | None = None
+    half_size: int | None = None
 
 
 def read_answer(text: str) -> Verdict:
@@ -97,10 +107,13 @@ def _group(name: str, answers: Sequence[HallusionAnswer]) -> Group:
         row[0] += is_right(answer)
         row[1] += 1
     figures = [one for one in answers if _has_figure(one.asked)]
-    halves = [
+    lacking = [
         _count_whole(counts, 2, [(one.asked.of_figure, is_right(one), one.figure_size) for one in figures]),
         _count_whole(counts, 4, [(one.asked.of_pair, is_right(one), one.pair_size) for one in answers]),
     ]
+    for column, half in ((6, "easy"), (8, "hard")):
+        parts = [one for one in answers if one.asked.visual is not None and one.asked.of_half[-1] == half]
+        _count_whole(counts, column, [(one.asked.of_half, is_right(one), one.half_size) for one in parts])
     totals = [int(sum(column)) for column in zip(*counts.values(), strict=True)]
     scores = {
         metric: totals[n] / totals[n + 1] if totals[n + 1] else None
@@ -116,7 +129,7 @@ def _group(name: str, answers: Sequence[HallusionAnswer]) -> Group:
     )
     notes += [
         Note(f"{what} left out", count, "questions of theirs have no answer", doubtful=True)
-        for what, count in zip(("figures", "pairs"), halves, strict=True)
+        for what, count in zip(("figures", "pairs"), lacking, strict=True)
         if count
     ]
     rows = {of_set: tuple(row) for of_set, row in counts.items()}

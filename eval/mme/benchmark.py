@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, TableBenchmark, share
+from damro.eval.benchmark import DataRequest, Group, Measure, Note, Records, Scoring, YesNoBenchmark, share
 from damro.eval.errors import EvalError
 from damro.eval.mme.questions import load_questions
 from damro.eval.mme.scoring import SUMS, MMEAnswer, MMEScore, parse_answer, score
 from damro.eval.mme.table import load_table
 from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, digest_of, folder_opener
+from damro.eval.thresholds import WIDTH, best_threshold, column_of, p_yes_of, threshold_measures
 
 if TYPE_CHECKING:
     from damro.eval.statistics import Array, Metric
@@ -26,22 +28,20 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 """Of the columns `COLUMNS`."""
+SHARE_MEASURES: dict[str, Measure] = {**MEASURES, **threshold_measures(len(COLUMNS), lambda m: m[..., 1])}
+"""Where P(yes) is read; of the columns `COLUMNS` and those of `damro.eval.thresholds`."""
 ALL = "all categories"
 """Name of the group that holds the total and the sums of `damro.eval.mme.scoring.SUMS`."""
 
 
 @dataclass(frozen=True)
-class Mme(TableBenchmark):
+class Mme(YesNoBenchmark):
     """MME: two yes/no questions an image, by category (Fu et al. 2023). Needs the benchmark's folder.
 
     Attributes:
         split: categories, such as existence; none for every one that is there.
-        data: a table instead of the folder, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/MME or
-            another data set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
-        read: text for the answers that are generated; logits for the likelier of yes and no by the scores of the first
-            token.
-        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
-            id=n category=kind.
+        read: text for the answers that are generated; logits for P(yes) from the scores of the first token, where the
+            likelier word is the answer.
     """
 
     name: ClassVar = "mme"
@@ -88,14 +88,19 @@ class Mme(TableBenchmark):
 
     def score(self, records: Records, scoring: Scoring) -> list[Group]:
         """A group a category and, of several, their sums."""
-        return score_groups(
-            MMEAnswer(*(fields[name] for name in ("category", "name", "question", "label", "answer")))
-            for fields in records.values()
-        )
+        answers = []
+        for key, fields in records.items():
+            answer = MMEAnswer(*(fields[name] for name in ("category", "name", "question", "label", "answer")))
+            answers.append(answer._replace(p_yes=p_yes_of(fields, key)) if self.reads_logits else answer)
+        return score_groups(answers, shares=self.reads_logits)
 
 
-def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:
+def score_groups(given: Iterable[MMEAnswer], *, shares: bool = False) -> list[Group]:
     """Return a group a category and, of several, one of their sums. Images with one answer are left out, and told.
+
+    Args:
+        given: The answers.
+        shares: Whether P(yes) was read, so that AUC and what a threshold could do are told, too.
 
     Raises:
         EvalError: No image has both its questions answered.
@@ -110,18 +115,21 @@ def score_groups(given: Iterable[MMEAnswer]) -> list[Group]:
         asked_of = Counter(answer.image for answer in of_category)
         whole = [answer for answer in of_category if asked_of[answer.image] == 2]
         if whole:
-            groups.append(_group(category, whole, halves=sum(count != 2 for count in asked_of.values())))
+            halves = sum(count != 2 for count in asked_of.values())
+            groups.append(_group(category, whole, halves, shares=shares))
             scored += whole
     if not groups:
         raise EvalError("mme must have at least one image with both its questions answered, got none")
     return [*groups, _sums(groups, score(scored))] if len(groups) > 1 else groups
 
 
-def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
+def _group(category: str, answers: Sequence[MMEAnswer], halves: int, *, shares: bool) -> Group:
     result = score(answers)
     counts: dict[str, list[float]] = {}
     for answer in answers:
-        columns = counts.setdefault(answer.image, [0.0, 0.0, 0.0, 1.0])
+        columns = counts.setdefault(answer.image, [0.0, 0.0, 0.0, 1.0, *([0.0] * WIDTH if shares else [])])
+        if answer.p_yes is not None:
+            columns[len(COLUMNS) + column_of(answer.gold, answer.p_yes)] += 1
         columns[0] += parse_answer(answer.answer) == answer.gold
         columns[1] += 1
         columns[2] = float(columns[0] == 2)
@@ -131,7 +139,23 @@ def _group(category: str, answers: Sequence[MMEAnswer], halves: int) -> Group:
         notes += (
             Note("halves", halves, "images with one of their two questions answered, and left out", doubtful=True),
         )
-    return Group(category, scores, {image: tuple(columns) for image, columns in counts.items()}, MEASURES, notes=notes)
+    rows = {image: tuple(columns) for image, columns in counts.items()}
+    if not shares:
+        return Group(category, scores, rows, MEASURES, notes=notes)
+    threshold, found = _threshold(list(rows.values()))
+    scores |= {**found, "threshold": threshold}
+    notes = (Note("read", "logits"), *notes, Note("best threshold", f"{threshold:.3g}"))
+    return Group(category, scores, rows, SHARE_MEASURES, notes=notes)
+
+
+def _threshold(rows: Sequence[tuple[float, ...]]) -> tuple[float, dict[str, float | None]]:
+    """The best threshold of P(yes), and what the measures are that depend on it alone."""
+    import numpy as np
+
+    means = np.mean(rows, axis=0)
+    values = {name: float(SHARE_MEASURES[name].compute(means)) for name in SHARE_MEASURES if name not in MEASURES}
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return best_threshold(means, len(COLUMNS)), finite
 
 
 def _other(count: int) -> Note:
@@ -153,7 +177,8 @@ def _sums(groups: Sequence[Group], result: MMEScore) -> Group:
     for number, group in enumerate(groups):
         for image, columns in group.counts.items():
             before = (0.0,) * (len(COLUMNS) * number)
-            counts[f"{group.name}/{image}"] = (*before, *columns, *(0.0,) * (width - len(before) - len(columns)))
+            own = columns[: len(COLUMNS)]
+            counts[f"{group.name}/{image}"] = (*before, *own, *(0.0,) * (width - len(before) - len(own)))
     other = sum(category.other for category in result.categories.values())
     return Group(ALL, scores, counts, measures, notes=(_other(other),))
 

@@ -13,6 +13,7 @@ from damro.eval.mme import MMEScore, score
 from damro.eval.mme.benchmark import ALL, score_groups
 from damro.eval.mme.files import load_files
 from damro.eval.mme.scoring import CATEGORIES, SUMS
+from damro.eval.score_command import add_answers_parser
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,23 +30,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     Returns:
         The new parser; its namespace has `run` as ``run``.
     """
-    parser = subparsers.add_parser(
+    parser = add_answers_parser(
+        subparsers,
         "mme",
-        help="score yes/no answers to MME's questions",
-        description="Score answer files of MME: image, question, gold and answer a line, with tabs between. The "
-        "category is the end of a file's name: existence.txt or my-model_existence.txt. Also answers of lmms-eval "
-        "(*_samples_*.jsonl), VLMEvalKit (.xlsx, .tsv, .json), DAMRO's and LLaVA's scripts (.jsonl).",
-    )
-    parser.add_argument(
-        "--answers", nargs="+", metavar="PATH", required=True, help="answer files, or folders of them (*.txt)"
+        "score yes/no answers to MME's questions",
+        "Score answer files of MME: image, question, gold and answer a line, with tabs between. The category is the "
+        "end of a file's name: existence.txt or my-model_existence.txt. Also answers of lmms-eval (*_samples_*.jsonl), "
+        "VLMEvalKit (.xlsx, .tsv, .json), DAMRO's and LLaVA's scripts (.jsonl).",
+        run,
+        answers="answer files, or folders of them (*.txt)",
     )
     parser.add_argument(
         "--questions",
         metavar="DIR",
         help="MME's folder, for the gold labels of answers that have none (LLaVA's .jsonl)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, scores unrounded")
-    parser.set_defaults(run=run)
     return parser
 
 

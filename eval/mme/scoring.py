@@ -41,6 +41,7 @@ class MMEAnswer(NamedTuple):
         question: The question.
         gold: The gold label.
         answer: The model's answer.
+        p_yes: The probability of a yes, where that was read in place of an answer.
     """
 
     category: str
@@ -48,6 +49,7 @@ class MMEAnswer(NamedTuple):
     question: str
     gold: Literal["yes", "no"]
     answer: str
+    p_yes: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from damro.eval.benchmark import Benchmark, DataRequest, Group, Records
+from damro.eval.benchmark import DataRequest, Group, Records, TableBenchmark
 from damro.eval.choices import ChoiceScoring
 from damro.eval.errors import DataFormatError, EvalError
 from damro.eval.mmvp.questions import FILE, IMAGES, load_questions, read_gold
 from damro.eval.mmvp.scoring import MmvpAnswer, score_groups
+from damro.eval.mmvp.table import load_table
 from damro.eval.records import digest_of_file
-from damro.eval.samples import Dataset, Sample, check_samples, folder_opener
+from damro.eval.samples import Dataset, ImageSource, Sample, check_samples, folder_opener
 
 
 @dataclass(frozen=True)
-class Mmvp(Benchmark):
+class Mmvp(TableBenchmark):
     """MMVP: pairs of images that CLIP takes for the same, with a question each (CVPR 2024). Needs its folder."""
 
     name: ClassVar = "mmvp"
@@ -27,15 +28,28 @@ class Mmvp(Benchmark):
     recorded: ClassVar = ("answer", "pair", "options", "correct_answer")
     command: ClassVar = "damro.eval.mmvp.command"
 
+    data: str | None = None
+    columns: tuple[str, ...] = ()
+
     def load(self, request: DataRequest) -> Dataset:
         """See :meth:`damro.eval.benchmark.Benchmark.load`."""
-        if request.images is None:
-            raise EvalError(f"mmvp needs its folder, which holds {FILE} and {IMAGES!r}: give --images")
-        opener, path = folder_opener(request.images), request.images / FILE
+        opener: ImageSource
+        source: dict[str, Any]
+        if self.data:
+            asked, opener, source = load_table(self.data, self.columns, request.images)
+        elif request.images is None:
+            raise EvalError(
+                f"mmvp needs its folder, which holds {FILE} and {IMAGES!r}: give --images, or --data with a table such "
+                "as hf:lmms-lab-eval/MMVP"
+            )
+        else:
+            opener, path = folder_opener(request.images), request.images / FILE
+            asked = [(one, f"{IMAGES}/{one.number}.jpg") for one in load_questions(path)]
+            source = {"file": FILE, "sha256": digest_of_file(path)}
         samples = [
             Sample(
                 str(one.number),
-                f"{IMAGES}/{one.number}.jpg",
+                image,
                 self.ask(request, f"{one.question} {one.options}"),
                 {
                     "pair": str(one.pair),
@@ -44,10 +58,10 @@ class Mmvp(Benchmark):
                     "correct_answer": f"({one.gold.lower()})",
                 },
             )
-            for one in load_questions(path)
+            for one, image in asked
         ][: request.limit]
         check_samples(samples)
-        return Dataset(samples, opener, {"questions": {"file": FILE, "sha256": digest_of_file(path)}})
+        return Dataset(samples, opener, {"questions": source})
 
     def score(self, records: Records, scoring: ChoiceScoring) -> list[Group]:
         """The one group of all pairs."""

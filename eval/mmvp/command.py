@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from damro.eval.choices import CHOICE_RULES
-from damro.eval.mmvp.benchmark import to_answer
+from damro.eval.choices import ChoiceScoring
+from damro.eval.mmvp.files import load_answers
 from damro.eval.mmvp.scoring import score_groups
-from damro.eval.records import read_records
-from damro.eval.score_command import add_answers_parser, show_groups
+from damro.eval.score_command import add_answers_parser, add_scoring_flags, show_groups
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -24,11 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "mmvp",
         "score answers to MMVP's pairs",
-        "Score the answers of MMVP's own script (.jsonl with question_id, prompt, answer and response), or the records "
-        "of damro run mmvp.",
+        "Score the answers of MMVP's own script (.jsonl with question_id, prompt, answer and response), the records of "
+        "damro run mmvp, the samples of lmms-eval (mmvp) or the predictions of VLMEvalKit (MODEL_MMVP.xlsx).",
         run,
     )
-    parser.add_argument("--choice", choices=CHOICE_RULES, default="letter", help="the rule that reads the letter")
+    add_scoring_flags(parser, ChoiceScoring)
     return parser
 
 
@@ -44,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EvalError: A file is malformed, or a pair has more than two answers.
     """
-    answers = [to_answer(fields, where) for path in args.answers for where, fields in read_records(path)]
+    answers = [answer for path in args.answers for answer in load_answers(path)]
     show_groups("MMVP", score_groups(answers, args.choice), as_json=args.json)
     return 0

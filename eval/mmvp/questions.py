@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from damro.eval.errors import DataFormatError
 from damro.eval.formats.tables import read_table
+from damro.eval.records import Record
 
 FILE = "Questions.csv"
 IMAGES = "MMVP Images"
@@ -45,6 +47,26 @@ def split_options(text: str) -> dict[str, str]:
     return {letter.upper(): option.strip() for letter, option in zip(parts[::2], parts[1::2], strict=True)}
 
 
+def lettered_options(options: Mapping[str, str]) -> str:
+    """Return options in the file's form.
+
+    Example:
+        >>> lettered_options({"A": "Open", "B": "Closed"})
+        '(a) Open (b) Closed'
+    """
+    return " ".join(f"({letter.lower()}) {option}" for letter, option in options.items())
+
+
+def in_brackets(letter: str) -> str:
+    """Return a right answer as the file has it.
+
+    Example:
+        >>> in_brackets("A"), in_brackets("(b)")
+        ('(a)', '(b)')
+    """
+    return f"({letter.strip().strip('()').lower()})"
+
+
 def read_gold(value: object, options: str, where: str) -> str:
     """Read a right answer, "(a)".
 
@@ -67,8 +89,17 @@ def load_questions(path: Path | str) -> list[MmvpQuestion]:
         DataFormatError: The file cannot be read, a row lacks something, rows are not numbered one after the other, or
             one has no partner.
     """
+    return to_questions(read_table(path), path)
+
+
+def to_questions(rows: Sequence[Record], path: Path | str) -> list[MmvpQuestion]:
+    """Return the questions of rows in the file's form; see `load_questions`.
+
+    Args:
+        rows: In their order.
+        path: Where they are from, for error messages.
+    """
     questions: list[MmvpQuestion] = []
-    rows = read_table(path)
     for place, (where, fields) in enumerate(rows, start=1):
         texts = [fields.get(name) for name in ("Question", "Options")]
         if not all(isinstance(text, str) and text.strip() for text in texts):

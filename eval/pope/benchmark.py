@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, TableBenchmark
+from damro.eval.benchmark import DataRequest, Difference, Group, Records, Scoring, YesNoBenchmark
 from damro.eval.errors import EvalError
 from damro.eval.pope.builder import build
-from damro.eval.pope.groups import score_group
+from damro.eval.pope.groups import mean_group, score_group
 from damro.eval.pope.labels import correct_pairs, load_labels
-from damro.eval.pope.probability import p_yes_of, score_shares
+from damro.eval.pope.probability import score_shares
 from damro.eval.pope.questions import Question, load_questions, to_question
 from damro.eval.pope.rules import RULES
 from damro.eval.pope.table import load_table
@@ -28,6 +28,7 @@ from damro.eval.samples import (
     open_scene,
     scene_objects,
 )
+from damro.eval.thresholds import p_yes_of
 
 T = TypeVar("T")
 ALL = "all"
@@ -68,19 +69,15 @@ class PopeScoring(Scoring):
 
 
 @dataclass(frozen=True)
-class Pope(TableBenchmark):
+class Pope(YesNoBenchmark):
     """POPE: yes/no questions about objects that are there and objects that are not (Li et al., EMNLP 2023).
 
     Attributes:
         split: the shipped questions, such as coco/random; all for the nine splits. Embedded scenes have random,
             popular and adversarial.
         questions: a file of questions instead, about any folder of images.
-        data: a table instead, with the images in it: a Parquet file, a folder of them, hf:lmms-lab/POPE or another data
-            set of the hub; or a CSV, Excel or JSON file whose rows name files in the folder of images.
         read: text for the answers that are generated and read by a rule; logits for P(yes) from the scores of the first
             token, which needs no rule.
-        columns: which column of the table is what, where they are called otherwise: image=img question=q answer=label
-            id=n category=kind name=file.
     """
 
     name: ClassVar = "pope"
@@ -126,17 +123,16 @@ class Pope(TableBenchmark):
         return Dataset(self._samples(request, questions), opener, data)
 
     def score(self, records: Records, scoring: PopeScoring) -> list[Group]:
-        """A group a split and, of several, all together; for every rule, or by P(yes)."""
+        """A group a split and, of several, the mean over them and all together; for every rule, or by P(yes)."""
         if self.reads_logits:
             if scoring.rules != PopeScoring.rules:
                 raise EvalError(f"--rules must be left out where logits are read, got {' '.join(scoring.rules)!r}")
-            return [score_shares(*one) for one in _split_up(records, scoring, p_yes_of)]
+            return _with_mean([score_shares(*one) for one in _split_up(records, scoring, p_yes_of)])
         parts = _split_up(records, scoring, lambda fields, key: str(fields["answer"]))
-        return [
-            score_group(split, pairs, rule, changes, beside=rule != scoring.named_rules[0])
-            for rule in scoring.named_rules
-            for split, pairs, changes in parts
-        ]
+        first, groups = scoring.named_rules[0], []
+        for rule in scoring.named_rules:
+            groups += _with_mean([score_group(*part[:2], rule, part[2], beside=rule != first) for part in parts])
+        return groups
 
     def paper_differences(self, request: DataRequest, scored: Group) -> list[Difference]:
         """See :meth:`damro.eval.benchmark.Benchmark.paper_differences`."""
@@ -202,6 +198,11 @@ class Pope(TableBenchmark):
             questions += [(f"tiny/{split}", to_question(one, f"question {one['question_id']}")) for one in records]
         data = {"questions": {"builder": "eval.pope.build", "scenes": scenes, "sha256": digest_of(objects)}}
         return Dataset(self._samples(request, questions), open_scene, data)
+
+
+def _with_mean(groups: list[Group]) -> list[Group]:
+    """Of several splits, their mean before the group of all questions, which stays the last."""
+    return [*groups[:-1], mean_group(groups[:-1]), groups[-1]] if len(groups) > 1 else groups
 
 
 def _split_up(

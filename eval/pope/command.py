@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from damro.eval.errors import EvalError
 from damro.eval.pope import POPE_SPLITS, RULES
+from damro.eval.pope.benchmark import PopeScoring
 from damro.eval.pope.joining import BY_KEY, Part, join_files
 from damro.eval.pope.labels import correct_pairs, load_labels
+from damro.eval.score_command import add_answers_parser, add_scoring_flags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,12 +31,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     Returns:
         The new parser; its namespace has `run` as ``run``.
     """
-    parser = subparsers.add_parser(
+    parser = add_answers_parser(
+        subparsers,
         "pope",
-        help="score yes/no answers to POPE questions",
-        description="Score recorded yes/no answers to POPE questions: of this program, of lmms-eval "
-        "(*_samples_*.jsonl), VLMEvalKit (.xlsx, .tsv, .json), LLaVA's and DAMRO's scripts. Files are .json, .jsonl, "
-        ".csv, .tsv, .gz of them, .xlsx or .parquet.",
+        "score yes/no answers to POPE questions",
+        "Score recorded yes/no answers to POPE questions: of this program, of lmms-eval (*_samples_*.jsonl), "
+        "VLMEvalKit (.xlsx, .tsv, .json), LLaVA's and DAMRO's scripts. Files are .json, .jsonl, .csv, .tsv, .gz of "
+        "them, .xlsx or .parquet. With --json, several splits come with their mean, and --rule all gives a list.",
+        run,
+        answers="answers under 'answer', 'text', 'output' or 'response': a file a split, or one with all of them",
     )
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument(
@@ -51,13 +56,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"shipped questions: {', '.join(POPE_SPLITS)}; neither where the answers have labels of their own",
     )
     parser.add_argument(
-        "--answers",
-        nargs="+",
-        metavar="FILE",
-        required=True,
-        help="answers under 'answer', 'text', 'output' or 'response': a file a split, or one with all of them",
-    )
-    parser.add_argument(
         "--by-order",
         action="store_true",
         help="join answers to questions by nothing but their order; the result says so",
@@ -68,16 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="pope",
         help="how an answer's text becomes yes or no (default: pope, the official one); all: a column for each",
     )
-    parser.add_argument("--labels", metavar="FILE", help="corrected labels, with exclusions")
-    parser.add_argument(
-        "--labels-complete", action="store_true", help="exclude what the file of labels does not name (RePOPE)"
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object, fractions unrounded; of several splits with their mean (a list with --rule all)",
-    )
-    parser.set_defaults(run=run)
+    add_scoring_flags(parser, PopeScoring, ("labels", "labels_complete"))
     return parser
 
 

@@ -89,22 +89,27 @@ def mean_group(groups: Sequence[Group]) -> Group:
     """
     if not groups:
         raise EvalError("groups must hold at least one split, got none")
-    measures = {name: one._replace(compute=_mean_of(one.compute, len(groups))) for name, one in MEASURES.items()}
+    first = groups[0]
+    width = len(next(iter(first.counts.values())))
+    measures = {
+        name: one._replace(compute=_mean_of(one.compute, len(groups), width)) for name, one in first.measures.items()
+    }
     scores: dict[str, float | None] = {}
-    for name in MEASURES:
+    for name in measures:
         values = [group.scores[name] for group in groups]
         scores[name] = None if None in values else sum(values) / len(values)
-    nothing = (0.0,) * len(OUTCOMES)
+    nothing = (0.0,) * width
     images = dict.fromkeys(image for group in groups for image in group.counts)
     counts = {image: tuple(n for group in groups for n in group.counts.get(image, nothing)) for image in images}
-    return Group(MEAN, scores, counts, measures)
+    kept = [note for note in first.notes if note.name in ("rule", "read")]
+    title = f"{MEAN} ({first.scores['rule']})" if first.beside else MEAN
+    return Group(title, scores, counts, measures, notes=(*kept, Note("splits", len(groups))), beside=first.beside)
 
 
-def _mean_of(metric: Metric, splits: int) -> Metric:
+def _mean_of(metric: Metric, splits: int, width: int) -> Metric:
     """The mean of a metric over splits whose columns stand side by side."""
 
     def mean(means: Array) -> Array:
-        width = len(OUTCOMES)
         total: Array = sum(metric(means[..., width * n : width * (n + 1)]) for n in range(splits))  # type: ignore[assignment]
         return total / splits
 

@@ -63,7 +63,8 @@ def _chosen(table: ImageTable, name: str, splits: Sequence[str], limit: int | No
     """Each row with its split, where it is one of those asked for and not beyond the limit."""
     by_split: dict[str, list[Row]] = {}
     for row in table.rows:
-        by_split.setdefault(row.fields.get("category") or name, []).append(row)
+        for split in filter(None, map(str.strip, (row.fields.get("category") or name).split(","))):
+            by_split.setdefault(split, []).append(row)  # VLMEvalKit asks once what stands in several splits
     unknown = [split for split in splits if split not in by_split]
     if unknown:
         raise EvalError(f"--split must be of the table's categories ({', '.join(by_split)}), got {unknown[0]!r}")

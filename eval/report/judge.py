@@ -180,7 +180,7 @@ def _judge_one(
     head, middle, tail = re.split(r"\{first\}|\{second\}", _INSTRUCTION.replace("{prompt}", "\0"))
     text = head.replace("\0", first["prompt"]) + shown[0] + middle + shown[1] + tail
     try:
-        image = open_bytes(first["image"])
+        image = None if first["image"] is None else open_bytes(first["image"])
     except (ValueError, OSError) as error:
         return {"id": name, "error": str(error)}
     reply = failure = ""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from damro.answering import search_config
+from damro.answering import Answer, answer_chats, search_config
 from damro.decoding.branches.encoder_decoder import returned_prompt
 from damro.decoding.counting import counting
 from damro.decoding.drawing import SeededSampling
@@ -30,7 +30,8 @@ from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folde
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.record import package_versions
 from damro.eval.runs.request import RunRequest
-from damro.eval.samples import OpenImage, Sample, bounded
+from damro.eval.samples import OpenImage, Sample, bounded, image_of
+from damro.inputs import Chat
 from damro.loading import Loaded, format_prompt, load_model, prepare_inputs
 from damro.methods import Greedy, Recipe, Scene
 from damro.methods.base import seed_of
@@ -74,6 +75,8 @@ class Engine:
         answers: dict[str, Answered] = {}
         images: dict[str, Image.Image] = {}
         for sample in batch:
+            if sample.image is None:
+                continue
             try:
                 images[sample.sample_id] = self.open_image(sample.image)
             except (ValueError, OSError) as error:
@@ -127,15 +130,26 @@ class Engine:
 
     def _answer_together(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
         """Answer a batch at once; questions about one image share its encoding and what they begin with."""
+        texts = [sample for sample in batch if sample.image is None]
+        if texts:
+            seen = [sample for sample in batch if sample.image is not None]
+            return {**self._answer_texts(texts), **(self._answer_together(seen, images) if seen else {})}
         if len({sample.image for sample in batch}) == 1:
             return self._generate(batch, images, shared=len(batch) > 1)
-        groups: dict[str, list[Sample]] = {}
+        groups: dict[str | None, list[Sample]] = {}
         for sample in batch:
             groups.setdefault(sample.image, []).append(sample)
         if max(map(len, groups.values())) == 1:
             return self._generate(batch, images, shared=False)
         parts = [self._generate(group, images, shared=len(group) > 1) for group in groups.values()]
         return {key: answered for part in parts for key, answered in part.items()}
+
+    def _answer_texts(self, batch: Sequence[Sample]) -> dict[str, Answered]:
+        """Answer prompts without an image: plainly, since there is nothing to contrast with."""
+        chats = [Chat(({"role": "user", "content": [{"type": "text", "text": one.prompt}]},)) for one in batch]
+        answers = [Answer(self.max_new_tokens, seed=seed_of(self.seed, one.sample_id, "tokens")) for one in batch]
+        answer_chats(self.model, self.processor, chats, self.recipe, answers, top_p=self.top_p)
+        return {one.sample_id: Answered(answer.text.strip()) for one, answer in zip(batch, answers, strict=True)}
 
     @torch.no_grad()
     def _generate(
@@ -172,7 +186,7 @@ class Engine:
             [sample.prompt for sample in batch],
             self.model,
         )
-        names = [batch[0].image] if shared else [sample.image for sample in batch]
+        names = list(map(image_of, batch[:1] if shared else batch))
         contrast = self.recipe.method.prepare(self.model, inputs, self.scene(names, shared=shared))
         processors: list[LogitsProcessor] = []
         if self.recipe.temperature:

@@ -32,7 +32,7 @@ from damro.decoding.search import Search
 from damro.eval.errors import EvalError
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.loop import Answered
-from damro.eval.samples import Sample
+from damro.eval.samples import Sample, image_of
 from damro.loading import prepare_inputs
 from damro.methods import Method, Scene
 from damro.methods.base import VisionRun, seed_of
@@ -60,9 +60,9 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
             raise EvalError(f"engines must be pruned alike to share a prompt, {name!r} is not: use Engine.answer")
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     place = torch.tensor([prompts.index(sample.prompt) for sample in samples])
-    image = any_engine.open_image(samples[0].image)
+    image = any_engine.open_image(image_of(samples[0]))
     inputs = prepare_inputs(any_engine.processor, [image] * len(prompts), prompts, any_engine.model)
-    reader = FirstToken([engine.recipe.method for engine in engines.values()], any_engine, inputs, samples[0].image)
+    reader = FirstToken([engine.recipe.method for engine in engines.values()], any_engine, inputs, image_of(samples[0]))
     answers = {}
     for name, engine in engines.items():
         method, temperature = engine.recipe

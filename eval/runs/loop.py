@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,7 +221,7 @@ def cut(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
         [['0.jpg', '0.jpg', '0.jpg'], ['1.jpg', '1.jpg', '1.jpg', '2.jpg']]
     """
     batch: list[Sample] = []
-    for _, neighbours in groupby(samples, key=attrgetter("image")):
+    for _, neighbours in groupby(samples, key=lambda sample: sample.image or ("", sample.sample_id)):
         group = list(neighbours)
         if batch and len(batch) + len(group) > size:
             yield batch

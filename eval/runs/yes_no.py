@@ -20,7 +20,7 @@ from damro.eval.errors import EvalError
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.first_token import FirstToken, check_steps
 from damro.eval.runs.loop import Answered
-from damro.eval.samples import Sample
+from damro.eval.samples import Sample, image_of
 from damro.loading import prepare_inputs
 
 _MARKS = "\u2581\u0120 "  # how tokenizers write that a space stands before a token
@@ -56,10 +56,10 @@ class YesNoEngine(Engine):
     @torch.no_grad()
     def _read(self, samples: Sequence[Sample], images: Mapping[str, Image.Image]) -> dict[str, Answered]:
         prompts = list(dict.fromkeys(sample.prompt for sample in samples))
-        image = images[samples[0].sample_id]
+        name, image = image_of(samples[0]), images[samples[0].sample_id]
         inputs = prepare_inputs(self.processor, [image] * len(prompts), prompts, self.model)
         method = self.recipe.method
-        reader = FirstToken([method], self, inputs, samples[0].image)
+        reader = FirstToken([method], self, inputs, name)
         shares = dict(zip(prompts, yes_shares(reader.scores(method), *self.tokens), strict=True))
         found = reader.patches(method)
         answers = {}

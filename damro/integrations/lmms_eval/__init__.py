@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from damro.integrations import versions
+
+PACKAGE = "lmms-eval"
+"""Its name on PyPI."""
 WORKS_WITH = "0.7.3"
 """The version of lmms-eval that the tests run."""
 
@@ -32,18 +35,5 @@ def manifest() -> Any:
 
 
 def moved(error: ImportError) -> ImportError:
-    """The error that says which version of lmms-eval works.
-
-    Example:
-        >>> print(moved(ImportError("cannot import name 'lmms'")))  # doctest: +ELLIPSIS
-        lmms-eval must have the interface of 0.7.3, got ...: cannot import name 'lmms'; pip install 'lmms-eval==0.7.3'
-    """
-    try:
-        found = version("lmms-eval")
-    except PackageNotFoundError:
-        found = "none"
-    return ImportError(
-        f"lmms-eval must have the interface of {WORKS_WITH}, got {found}: {error}; "
-        f"pip install 'lmms-eval=={WORKS_WITH}'",
-        name=error.name,
-    )
+    """The error that says which version of lmms-eval works."""
+    return ImportError(versions.moved(PACKAGE, WORKS_WITH, error), name=error.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from damro.decoding.families import family_of
 from damro.errors import InputsError, ParameterError
 from damro.inputs import Chat
 from damro.inspection.likelihood import answer_likelihood, prepare_answer
-from damro.integrations.lmms_eval import moved
+from damro.integrations.lmms_eval import PACKAGE, WORKS_WITH, moved
 from damro.integrations.lmms_eval.requests import (
     Generation,
     as_images,
@@ -23,10 +24,11 @@ from damro.integrations.lmms_eval.requests import (
     read_messages,
     read_recipe,
 )
-from damro.integrations.turns import to_chat
+from damro.integrations.versions import untested
 from damro.loading import load_model
 from damro.methods import Scene
 from damro.methods.base import seed_of
+from damro.turns import to_chat
 
 try:
     from lmms_eval.api.instance import GenerationResult, TokenCounts
@@ -34,6 +36,7 @@ try:
 except ImportError as error:
     raise moved(error) from error
 
+_log = logging.getLogger(__name__)
 _LEFT_ASIDE = ("max_batch_size",)  # what lmms-eval gives to every model
 
 
@@ -67,6 +70,8 @@ class _Damro(lmms):  # type: ignore[misc]
         **values: Any,
     ) -> None:
         super().__init__()
+        if (told := untested(PACKAGE, WORKS_WITH)) is not None:
+            _log.warning(told)
         if not str(batch_size).isdigit() or not int(batch_size):
             raise ParameterError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         values = {name: value for name, value in values.items() if name not in _LEFT_ASIDE}

@@ -12,9 +12,9 @@ from transformers import GenerationConfig
 
 from damro.errors import InputsError, ParameterError
 from damro.images import load_image
-from damro.integrations.turns import Part, Turn
 from damro.methods import Recipe, parse
 from damro.parameters import build, given
+from damro.turns import Part, Turn
 
 _USUAL_LENGTH = 1024  # of lmms-eval's own models of transformers
 _PARAGRAPH = "\n\n"
@@ -88,7 +88,7 @@ def read_generation(told: Mapping[str, Any]) -> Generation:
     return Generation(
         max_new_tokens=int(told.get("max_new_tokens") or _USUAL_LENGTH),
         temperature=float(temperature) if sampled else 0.0,
-        top_p=float(told.get("top_p") or 1.0),
+        top_p=1.0 if told.get("top_p") is None else float(told["top_p"]),
         stop=tuple(one for one in stop if one and one != _PARAGRAPH),
         settings=settings,
     )

@@ -7,5 +7,7 @@
 `options` reads the command line, `model` is the class, `__main__` puts them together.
 """
 
+PACKAGE = "ms-vlmeval"
+"""Its name on PyPI."""
 WORKS_WITH = "0.0.20"
 """The version of ms-vlmeval that the tests run."""

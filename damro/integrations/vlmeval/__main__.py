@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from damro.errors import DecodingError
-from damro.integrations.vlmeval import WORKS_WITH
+from damro.integrations.versions import moved, untested
+from damro.integrations.vlmeval import PACKAGE, WORKS_WITH
 from damro.integrations.vlmeval.options import CLASS, NAME, read_options
 
 _TLS = (
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from damro.integrations.vlmeval.model import FAILED, Damro
     except (ImportError, AttributeError) as error:
-        return _tell(_moved(error), 2)
+        return _tell(moved(PACKAGE, WORKS_WITH, error), 2)
+    if (other := untested(PACKAGE, WORKS_WITH)) is not None:
+        _tell(other, 0)
     setattr(vlmeval.vlm, CLASS, Damro)
     if told.model is not None:
         supported_VLM[NAME] = partial(Damro, **told.model)
@@ -45,17 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if FAILED:
         return _tell(f"VLMEvalKit went on over {len(FAILED)} errors of the model, the first of {FAILED[0]}", 1)
     return 0
-
-
-def _moved(error: Exception) -> str:
-    try:
-        found = version("ms-vlmeval")
-    except PackageNotFoundError:
-        found = "none"
-    return (
-        f"ms-vlmeval must have the interface of {WORKS_WITH} with all that it imports, got {found}: {error}; "
-        f"pip install 'ms-vlmeval=={WORKS_WITH}'"
-    )
 
 
 def _tell(sentence: str, code: int) -> int:

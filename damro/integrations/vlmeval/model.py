@@ -12,10 +12,10 @@ from damro.answering import Answer, answer_chats
 from damro.decoding.families import family_of
 from damro.errors import InputsError, ParameterError
 from damro.images import load_image
-from damro.integrations.turns import Part, to_chat
 from damro.loading import load_model
 from damro.methods import parse
 from damro.methods.base import seed_of
+from damro.turns import Part, to_chat
 
 FAILED: list[str] = []
 """What was raised in loading and answering: VLMEvalKit writes it to its log, and goes on with the next data set."""

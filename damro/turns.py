@@ -18,13 +18,13 @@ Turn = tuple[str, Sequence[Part]]
 
 
 def to_chat(turns: Iterable[Turn]) -> Chat:
-    r"""A chat of turns; images go where the texts have their marks, if they have any.
+    r"""A chat of turns; the images of a turn go where its texts have marks, if they have any.
 
     Args:
         turns: roles, with texts and images in their order.
 
     Raises:
-        InputsError: the texts have marks, and of another number than there are images.
+        InputsError: the texts of a turn have marks, and of another number than it has images.
 
     Example:
         >>> dot = Image.new("L", (1, 1))
@@ -32,22 +32,30 @@ def to_chat(turns: Iterable[Turn]) -> Chat:
         ['image', 'What?']
     """
     turns = [(role, list(parts)) for role, parts in turns]
-    images = [part for _, parts in turns for part in parts if isinstance(part, Image.Image)]
-    marks = sum(part.count(MARK) for _, parts in turns for part in parts if isinstance(part, str))
-    if marks and marks != len(images):
-        raise InputsError(
-            f"texts must have a mark {MARK} for every image or none, got {marks} for {len(images)} images"
-        )
-    messages = []
-    for role, parts in turns:
-        content: list[dict[str, str]] = []
-        for part in parts:
-            if isinstance(part, str):
-                content += _split(part)
-            elif not marks:
-                content.append({"type": "image"})
-        messages.append({"role": role, "content": content})
-    return Chat(tuple(messages), tuple(images))
+    messages = [{"role": role, "content": place_images(parts)} for role, parts in turns]
+    return Chat(tuple(messages), tuple(part for _, parts in turns for part in parts if isinstance(part, Image.Image)))
+
+
+def place_images(parts: Sequence[Part]) -> list[dict[str, str]]:
+    """What stands in one turn: texts, and images where the texts have their marks, or else where they are given.
+
+    Args:
+        parts: texts and images in their order.
+
+    Raises:
+        InputsError: the texts have marks, and of another number than there are images.
+    """
+    images = sum(isinstance(part, Image.Image) for part in parts)
+    marks = sum(part.count(MARK) for part in parts if isinstance(part, str))
+    if marks and marks != images:
+        raise InputsError(f"texts must have a mark {MARK} for every image or none, got {marks} for {images} images")
+    content: list[dict[str, str]] = []
+    for part in parts:
+        if isinstance(part, str):
+            content += _split(part)
+        elif not marks:
+            content.append({"type": "image"})
+    return content
 
 
 def _split(text: str) -> list[dict[str, str]]:
