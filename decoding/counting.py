@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from damro.decoding.families import family_of
@@ -54,6 +55,22 @@ def counting(model: Any) -> Iterator[Passes]:
     body, tower = family.decoder(model).get_decoder(), family.vision_tower(model)
     with hooked(before=[(body, count_language), (tower, count_vision)]):
         yield passes
+
+
+def answer_lengths(answers: Tensor, ends: Sequence[int]) -> list[int]:
+    """How many tokens each answer has, with the first that ends it; what stands behind that is padding.
+
+    Args:
+        answers: `(R, T)`, what was written behind the prompts.
+        ends: the tokens that end an answer.
+
+    Example:
+        >>> answer_lengths(torch.tensor([[4, 5, 2, 2], [4, 2, 0, 0], [4, 5, 6, 7]]), [2, 9])
+        [3, 2, 4]
+    """
+    ended = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device)).long()
+    lengths: list[int] = (ended.cumsum(dim=-1) - ended == 0).sum(dim=-1).tolist()
+    return lengths
 
 
 def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -13,10 +13,9 @@ import torch
 import damro
 from damro.cli import main
 from damro.cli.options import every_method
-from damro.decoding.counting import counting
+from damro.decoding.counting import answer_lengths, counting
 from damro.eval.errors import DataFormatError
 from damro.eval.runs.costs import Costs, read_costs
-from damro.eval.runs.engine import _lengths
 from damro.methods import METHODS, Method
 from tests.golden_cases import inputs_of, model_of
 from tests.llava_models import llava_inputs, llava_of
@@ -52,8 +51,8 @@ def test_an_image_of_several_tiles_is_one_look() -> None:
 
 
 def test_what_stands_behind_an_end_is_no_token() -> None:
-    assert _lengths(torch.tensor([[4, 5, 2, 2], [4, 2, 0, 0], [4, 5, 6, 7]]), [2, 9]) == [3, 2, 4]
-    assert _lengths(torch.tensor([[4, 5]]), []) == [2]
+    assert answer_lengths(torch.tensor([[4, 5, 2, 2], [4, 2, 0, 0], [4, 5, 6, 7]]), [2, 9]) == [3, 2, 4]
+    assert answer_lengths(torch.tensor([[4, 5]]), []) == [2]
 
 
 def test_costs_stand_beside_records_that_do_not_know_of_them(

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from damro.answering import Answer, answer_chats, search_config
 from damro.decoding.branches.encoder_decoder import returned_prompt
-from damro.decoding.counting import counting
+from damro.decoding.counting import answer_lengths, counting
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
@@ -202,7 +202,7 @@ class Engine:
         )
         new = ids[:, returned_prompt(self.model, inputs).shape[1] :]
         if self.costs is not None:
-            tokens += _lengths(new, end_tokens(self.model, {"generation_config": self.config})[0])
+            tokens += answer_lengths(new, end_tokens(self.model, {"generation_config": self.config})[0])
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         found = contrast.by_row() if isinstance(contrast, PatchContrast) else [None] * len(batch)
         return {
@@ -218,13 +218,6 @@ class Engine:
             shared: Whether all prompts are about one image.
         """
         return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
-
-
-def _lengths(answers: torch.Tensor, ends: Sequence[int]) -> list[int]:
-    """How many tokens each answer has, with the first that ends it; what stands behind that is padding."""
-    ended = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device)).long()
-    lengths: list[int] = (ended.cumsum(dim=-1) - ended == 0).sum(dim=-1).tolist()
-    return lengths
 
 
 def load(request: RunRequest) -> Loaded:
