@@ -206,8 +206,10 @@ def answer_chats(
     if not searched:
         options["stopping_criteria"].append(_Watch(answers, spell, ends))
     if chats[0].images:
-        names = tuple(_name_of(image) for chat in chats for image in chat.images)
-        contrast = recipe.method.prepare(model, inputs, Scene(processor=processor, seed=seed, images=names))
+        pictures = [image for chat in chats for image in chat.images]
+        names = tuple(map(_name_of, pictures))
+        scene = Scene(processor=processor, seed=seed, images=names, pictures=pictures)
+        contrast = recipe.method.prepare(model, inputs, scene)
         ids = decode(model, inputs, contrast, **options)
     else:
         ids = _continue_text(model, inputs, options)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from PIL.Image import Image
 from transformers import GenerationConfig, PreTrainedModel
 
 from damro.decoding.errors import ParameterError
@@ -25,6 +26,7 @@ def generate(
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
     processor: Any = None,
+    pictures: Sequence[Image] | None = None,
     **generate_kwargs: Any,
 ) -> Any:
     """Generates with contrastive decoding at about the cost of ``model.generate``.
@@ -50,7 +52,8 @@ def generate(
         strategy: "fused", "lazy" or "auto", see :func:`damro.decoding.generate.decode`.
         shared_prefix: all prompts ask about one image (`pixel_values` holds it once, or once a prompt): it is
             encoded once and what the prompts begin with is read once. The answers are those of asking one by one.
-        processor: the model's own processor, for methods that write text ("icd").
+        processor: the model's own processor, for methods that write text ("icd", "code") or read pictures ("ritual").
+        pictures: the images themselves, one a prompt or one for all, for methods that change them ("ritual").
         **generate_kwargs: anything ``model.generate`` takes; `top_k` is sampling's.
 
     Returns:
@@ -67,7 +70,7 @@ def generate(
     recipe = as_recipe(method)
     _refuse_parameters(recipe, generate_kwargs)
     pruning = keep_tokens if isinstance(keep_tokens, Pruning | None) else Pruning(keep_tokens)
-    scene = Scene(shared_prefix, pruning, processor)
+    scene = Scene(shared_prefix, pruning, processor, pictures=pictures)
     call = sampling_options(recipe, generate_kwargs) | generate_kwargs
     inputs = with_mask(model, inputs, call)
     contrast = recipe.method.prepare(model, inputs, scene)

@@ -111,7 +111,7 @@ def test_every_method_answers_as_generate_does(
         (["--method", "vcd", "--disturbance", "no"], "--disturbance must come with icd, got 'no' with vcd"),
         (["--method", "icd", "--forgetting", "1"], "--forgetting must come with m3id, got '1' with icd"),
         (["--method", "icd", "--confidence", "1"], "--confidence must come with m3id, got '1' with icd"),
-        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .*, got '1' with m3id"),
+        (["--method", "m3id", "--alpha", "1"], "--alpha must come with damro or .* or icd.*, got '1' with m3id"),
         (["--method", "vcd", "--variant", "corrected"], "--variant must come with .*, got 'corrected' with vcd"),
         (["--method", "vcd", "--noise-step", "5000"], "noise_step must be a whole number from 0 to 999, got 5000"),
         (["--alpha", "-1"], "alpha must be a finite number >= 0, got -1.0"),

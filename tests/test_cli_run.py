@@ -22,6 +22,7 @@ from damro.tiny.scenes import scene
 
 RUN_CLI = Path(__file__).with_name("run_cli.py")
 SENTENCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
+ICD_FORM = {"question_only": False, "form": "released", "place": "front"}
 FAST = ["--max-new-tokens", "3", "--batch-size", "4", "--device", "cpu"]
 
 
@@ -189,7 +190,7 @@ def test_captions(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("method", "asked", "parameters"),
     [
         ("vcd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "noise_step": 500, "seed": 42}),
-        ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE, "question_only": False}),
+        ("icd", ["--alpha", "0.5"], {"alpha": 0.5, "beta": 0.1, "disturbance": SENTENCE, **ICD_FORM}),
         ("m3id", [], {"forgetting": 0.02, "confidence": 0.3}),
     ],
 )

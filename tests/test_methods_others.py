@@ -41,6 +41,30 @@ def test_the_noise_schedule_is_its_definition(step: int) -> None:
     assert of_noise == pytest.approx(math.sqrt(1 - kept), abs=1e-9)
 
 
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (1, 0.1), (3, 0.25), (500, 0.1), (7, 0.0), (2, 1.0)])
+def test_the_paper_s_process_adds_the_same_share_at_every_step(step: int, rate: float) -> None:
+    """Step by step: x <- sqrt(1 - rate) x + sqrt(rate) e, of which variances add."""
+    image, variance = 1.0, 0.0
+    for _ in range(step):
+        image, variance = math.sqrt(1 - rate) * image, (1 - rate) * variance + rate
+    assert noise_levels(step, rate) == pytest.approx((image, math.sqrt(variance)), abs=1e-9)
+    pixels = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(11))
+    expected = image * pixels + math.sqrt(variance) * noise
+    torch.testing.assert_close(add_diffusion_noise(pixels, step, 11, rate), expected)
+
+
+def test_the_paper_s_process_in_a_contrast() -> None:
+    model, inputs = model_of("llava"), inputs_of("llava_img0")
+    released, papers, none = (
+        vcd_contrast(model, inputs, noise_step=3, seed=4, rate=rate).negative.inputs_embeds  # type: ignore[union-attr]
+        for rate in (None, 0.25, 0.0)
+    )
+    assert not torch.allclose(released, papers, atol=1e-3)
+    full: Any = vcd_contrast(model, inputs).full
+    torch.testing.assert_close(none, full.inputs_embeds, atol=1e-5, rtol=0)
+
+
 def test_the_noise_grows_over_the_whole_process() -> None:
     levels = [noise_levels(step)[1] for step in range(0, 1000, 37)]
     assert levels == sorted(levels)

@@ -12,6 +12,7 @@ from damro.parameters import parameters
 from tests.told import request
 
 SENTENCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
+ICD_FORM = {"question_only": False, "form": "released", "place": "front"}
 CONTRASTS = [name for name in METHODS if name != "greedy"]
 
 
@@ -34,7 +35,7 @@ def test_other_methods_have_their_authors_values() -> None:
     assert found("vcd", family="instructblip", alpha=0.0, beta=0.3, top_k=5) == {
         **{"alpha": 0.0, "beta": 0.3, "noise_step": 500, "seed": 42},
     }
-    assert found("icd@1") == {"alpha": 1.0, "beta": 0.1, "disturbance": SENTENCE, "question_only": False}
+    assert found("icd@1") == {"alpha": 1.0, "beta": 0.1, "disturbance": SENTENCE, **ICD_FORM}
     assert found("m3id", alpha=3) == {"forgetting": 0.02, "confidence": 0.3}
     assert found("m3id", beta=0.2)["beta"] == 0.2
 

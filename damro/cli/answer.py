@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     inputs = prepare_inputs(processor, [image], [args.prompt], model)
     recipes = {one.name: one for one in ((parse("greedy"), recipe) if args.compare else (recipe,))}
     results = {
-        name: _answer(model, processor, inputs, one, pruning, args.max_new_tokens) for name, one in recipes.items()
+        name: _answer(model, processor, inputs, image, one, pruning, args.max_new_tokens)
+        for name, one in recipes.items()
     }
     if args.json:
         asked = {"model": args.model, "image": args.image, "prompt": args.prompt, "keep_tokens": args.keep_tokens}
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(
-    model: Any, processor: Any, inputs: Any, recipe: Recipe, pruning: Any, max_new_tokens: int
+    model: Any, processor: Any, inputs: Any, image: Any, recipe: Recipe, pruning: Any, max_new_tokens: int
 ) -> dict[str, Any]:
     """One method's answer, with what it depended on."""
     from damro.decoding.branches.encoder_decoder import returned_prompt
@@ -88,7 +89,8 @@ def _answer(
     from damro.methods import Scene
     from damro.methods.patches import PatchContrast
 
-    contrast = recipe.method.prepare(model, inputs, Scene(pruning=pruning, processor=processor))
+    scene = Scene(pruning=pruning, processor=processor, pictures=[image])
+    contrast = recipe.method.prepare(model, inputs, scene)
     details: dict[str, Any] = {}
     if isinstance(contrast, Contrast):
         rule: Any = contrast.rule

@@ -51,6 +51,8 @@ class Scene:
         seed: of what is drawn at random by methods that are not told a seed of their own.
         images: names of the images, one a prompt or one for all; random choices then depend on them and on the seed
             alone, not on the batch. None without names.
+        pictures: the images themselves, one a prompt or one for all, for methods that change them before the model's
+            processor reads them.
     """
 
     shared_image: bool = False
@@ -59,6 +61,7 @@ class Scene:
     task: Task | None = None
     seed: int = 0
     images: Sequence[str] | None = None
+    pictures: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         """Checks the task's name."""
@@ -113,8 +116,11 @@ class Cost(NamedTuple):
 
 INSIDE = ("encoder-decoders", "language models that keep states", "drafts of several tokens", "a logits processor")
 """The limits of methods that change or read the inside of the language model, see `damro.decoding.inside`."""
-ATTENTION = (*INSIDE, "sliding windows, and attention that cannot be exchanged by name")
+_BY_NAME = "sliding windows, and attention that cannot be exchanged by name"
+ATTENTION = (*INSIDE, _BY_NAME)
 """The limits of those among them that change its attention."""
+READ_ATTENTION = ("encoder-decoders", "language models that keep states", _BY_NAME)
+"""The limits of methods that look at the attention of the language model before it answers."""
 SECOND = "keys and values of a second prompt"
 """The memory of a second prompt."""
 

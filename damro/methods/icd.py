@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from damro.decoding.errors import ParameterError
 from damro.methods.base import SECOND, Cost, Method, Scene
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DISTURBANCE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 """One of the five prefixes in the scripts of ICD's authors (github.com/p1k0pan/ICD), and the one others use."""
 
+Form = Literal["released", "paper"]
+Place = Literal["front", "instruction"]
+
 
 @dataclass(frozen=True)
 class ICD(Method):
@@ -28,10 +31,19 @@ class ICD(Method):
     InstructBLIP's in the Q-Former, too. The authors' code gives InstructBLIP's language model the same text in both
     prompts, and disturbs what the Q-Former reads alone; that is `question_only`. Needs the model's processor.
 
+    There are two of everything. The released code has the scores `(1 + alpha) f - alpha n`, the paper prints
+    `f - alpha n`. For LLaVA the released code makes the sentence the system message, in front of everything (and in
+    the place of LLaVA's own, which prompts here do not have); the reimplementation that came with SID puts it between
+    the image and the instruction. For InstructBLIP the released code runs both the sentence with the question and the
+    sentence alone in the Q-Former; here it is always with the question.
+
     Attributes:
         alpha: strength of the contrast.
         beta: plausibility cutoff.
         disturbance: the sentence in front of the instruction.
+        form: of the scores, as released or as in the paper, which gives the full prompt no more than its own weight.
+        place: of the sentence in the language model's text, in front of all of it, or behind the last image and
+            in front of the instruction; where images come first the same.
         question_only: of a model whose Q-Former reads the instruction, too, disturb that one and not the language
             model's text, as the authors' code does. Other models have their text disturbed in either case.
     """
@@ -46,30 +58,38 @@ class ICD(Method):
     beta: Cutoff = 0.1
     disturbance: str = DISTURBANCE
     question_only: bool = False
+    form: Form = "released"
+    place: Place = "front"
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the same image under the disturbed instruction."""
         from damro.decoding.families import family_of
         from damro.decoding.families.instructblip import query_features
         from damro.decoding.prompts import embedded
-        from damro.decoding.rules import Contrast, ContrastRule
+        from damro.decoding.rules import Contrast, ContrastRule, MixRule
 
         asks, processor = has_question(model), scene.processor
         run = scene.look(model, inputs)
         disturbed: Mapping[str, Any] = inputs
         if not (asks and self.question_only):
-            disturbed = disturb_text(model, disturbed, processor, self.disturbance)
+            disturbed = disturb_text(model, disturbed, processor, self.disturbance, self.place)
         if asks:
             disturbed = disturb_question(model, disturbed, processor, self.disturbance)
         negative = family_of(model).full_prompt(model, disturbed, run.encoding)
         if asks:
             features = query_features(model, disturbed, run.encoding.outputs.last_hidden_state)
             negative = embedded(negative).replace_image(features)
-        return Contrast(scene.full_prompt(model, inputs, run), negative, ContrastRule(self.alpha, self.beta))
+        released = self.form == "released"
+        rule = ContrastRule(self.alpha, self.beta) if released else MixRule(1.0, -self.alpha, self.beta)
+        return Contrast(scene.full_prompt(model, inputs, run), negative, rule)
 
 
 def disturb_text(
-    model: PreTrainedModel, inputs: Mapping[str, Any], processor: Any, sentence: str = DISTURBANCE
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    processor: Any,
+    sentence: str = DISTURBANCE,
+    place: Place = "front",
 ) -> dict[str, Any]:
     """Puts a sentence in front of what the language model reads, behind the token that begins a text.
 
@@ -80,6 +100,7 @@ def disturb_text(
         inputs: what its processor returned.
         processor: the model's own, or its tokenizer.
         sentence: what to put there.
+        place: "instruction" puts it in front of what stands behind the last image token instead.
 
     Returns:
         A copy of `inputs` with longer `input_ids (B, L + n)` and `attention_mask`, and whatever else says of every
@@ -96,7 +117,14 @@ def disturb_text(
     ids: Tensor = inputs["input_ids"]
     mask = attention_mask_of(model, inputs).to(ids.device)
     image = image_columns(model, ids)
-    places = _places(ids, mask.bool() & ~image, tokenizer.bos_token_id)
+    text = mask.bool() & ~image
+    if place == "instruction":
+        text &= image.flip(-1).cumsum(dim=-1).flip(-1) == 0
+        if not bool(text.any(dim=-1).all()):
+            raise ParameterError(
+                "place must be 'front' where nothing stands behind the image, got 'instruction'; leave it out"
+            )
+    places = _places(ids, text, tokenizer.bos_token_id)
     types = {
         name: _insert(inputs[name], places, inputs[name].new_zeros(len(prefix)))
         for name in TYPES

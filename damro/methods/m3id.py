@@ -25,6 +25,9 @@ Confidence = Annotated[float, Range(0, 1, above=True, hint="0.3 is usual, 1 cont
 class M3ID(Method):
     """The prompt against its text alone, more with every token (M3ID, CVPR 2024); see :class:`M3IDRule`.
 
+    It is read in two ways. The paper contrasts where the model is unsure, which the defaults do; the code that AvisC
+    and RITUAL compare with contrasts at every token, over the plausible ones: `m3id:confidence=1,beta=0.1`.
+
     Attributes:
         forgetting: how fast the image is taken to be forgotten, and the weight of the contrast grows.
         confidence: probability of the best token from which on nothing is changed.

@@ -25,6 +25,12 @@ METHODS: Registry[type[Method]] = Registry(
         "vti": "damro.methods.vti:VTI",
         "only": "damro.methods.only:Only",
         "opera": "damro.methods.opera:OPERA",
+        "pai": "damro.methods.pai:PAI",
+        "avisc": "damro.methods.avisc:AvisC",
+        "sid": "damro.methods.sid:SID",
+        "lcd": "damro.methods.lcd:LCD",
+        "code": "damro.methods.code:CODE",
+        "ritual": "damro.methods.ritual:Ritual",
     },
     Method,
 )

@@ -186,8 +186,10 @@ class Engine:
             [sample.prompt for sample in batch],
             self.model,
         )
-        names = list(map(image_of, batch[:1] if shared else batch))
-        contrast = self.recipe.method.prepare(self.model, inputs, self.scene(names, shared=shared))
+        shown = batch[:1] if shared else batch
+        pictures = [images[sample.sample_id] for sample in shown]
+        scene = self.scene(list(map(image_of, shown)), pictures, shared=shared)
+        contrast = self.recipe.method.prepare(self.model, inputs, scene)
         processors: list[LogitsProcessor] = []
         if self.recipe.temperature:
             seeds = [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
@@ -210,14 +212,15 @@ class Engine:
             for sample, text, outliers in zip(batch, texts, found, strict=True)
         }
 
-    def scene(self, images: Sequence[str], *, shared: bool) -> Scene:
+    def scene(self, images: Sequence[str], pictures: Sequence[Image.Image] | None = None, *, shared: bool) -> Scene:
         """Return what a method is shown of a batch.
 
         Args:
             images: Their names, one a prompt or one for all.
+            pictures: The images themselves, likewise, for methods that change them.
             shared: Whether all prompts are about one image.
         """
-        return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images))
+        return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images), pictures=pictures)
 
 
 def load(request: RunRequest) -> Loaded:
@@ -273,8 +276,9 @@ def _try_out(engine: Engine) -> None:
         return
     size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
     width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
-    inputs = prepare_inputs(engine.processor, [Image.new("RGB", (width, height))], ["?"], engine.model)
-    found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], shared=False))
+    blank = [Image.new("RGB", (width, height))]
+    inputs = prepare_inputs(engine.processor, blank, ["?"], engine.model)
+    found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
     if isinstance(found, Search) or works_inside(found):
         decode(engine.model, inputs, found, generation_config=engine.config, max_new_tokens=1)
 
