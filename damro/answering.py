@@ -182,6 +182,11 @@ def answer_chats(
         NonFiniteScoresError: the model produced NaN or infinity.
     """
     config = search_config(model, processor, max(answer.max_new_tokens for answer in answers), **settings)
+    if recipe.temperature and recipe.method.searches:
+        raise ParameterError(
+            f"temperature must be 0 with a method that searches by itself, got {recipe.temperature:g} with "
+            f"{recipe.method.name!r}; leave it out"
+        )
     if recipe.temperature and config.num_beams > 1:
         raise ParameterError(f"num_beams must be 1 where tokens are sampled, got {config.num_beams}; leave it out")
     inputs = prepare_chats(processor, chats, model)
@@ -196,7 +201,8 @@ def answer_chats(
         text: str = processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    searched = config.num_beams > 1  # beams change places: which tokens are an answer's is known at the end
+    own = recipe.method.searches and bool(chats[0].images)
+    searched = own or config.num_beams > 1  # beams change places: which tokens are an answer's is known at the end
     if not searched:
         options["stopping_criteria"].append(_Watch(answers, spell, ends))
     if chats[0].images:

@@ -125,6 +125,11 @@ def contrast_processor(
             f"method must come without @, got {recipe.text!r}; pass do_sample and temperature to generate"
         )
     asked = {**given(recipe.method), **parameters}
+    if recipe.method.searches:
+        raise ParameterError(
+            f"method must be a contrast to be a logits processor, got {recipe.text!r}, which searches by itself; use "
+            "damro.generate"
+        )
     chosen = build(type(recipe.method), asked, ParameterError, recipe.method.name)
     check_padding(model, inputs)
     with record_origin(model, inputs) as origin:

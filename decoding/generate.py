@@ -31,6 +31,7 @@ from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
 from damro.decoding.prompts import Prompt, VisualPrompt
 from damro.decoding.rules import Contrast
+from damro.decoding.search import Search, check_search, search_arguments
 from damro.decoding.settings import (
     DRAFTING,
     OF_TOKENS,
@@ -52,7 +53,7 @@ Strategy = Literal["auto", "fused", "lazy"]
 def decode(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
-    contrast: Contrast | Prompt,
+    contrast: Contrast | Prompt | Search,
     *,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
@@ -66,13 +67,14 @@ def decode(
     "auto" takes :func:`choose_strategy`'s choice. Beam search, assisted and prompt-lookup decoding, returned
     attentions or hidden states, stop strings, a loop or a cache of the caller's own are the stock loops' business: they
     are always "lazy", and so are language models whose attention does not suit several prompts in one batch, and
-    methods that change or read the inside of the language model (:mod:`damro.decoding.altering`).
+    methods that change or read the inside of the language model (:mod:`damro.decoding.altering`). A method that
+    searches by itself (:mod:`damro.decoding.search`) does so in either case.
 
     Args:
         model: the LVLM.
         inputs: what its processor returned; only `input_ids` are used, which stand in front of what is returned (of an
             encoder-decoder it is a start token that does).
-        contrast: the method's two prompts and rule; a prompt alone is decoded plainly.
+        contrast: the method's two prompts and rule; a prompt alone is decoded plainly; or its own search.
         strategy: "auto", "fused" or "lazy".
         shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
             at the whole prompt from everywhere, reads each, and so do methods that work inside of the model. Implies
@@ -101,8 +103,11 @@ def decode(
     generate_kwargs = with_known_cache(generate_kwargs)
     decoder: Any = family_of(model).decoder(model)
     contrasts = isinstance(contrast, Contrast)
-    full = contrast.full if isinstance(contrast, Contrast) else contrast
-    if works_inside(contrast):
+    full = contrast.full if isinstance(contrast, Contrast | Search) else contrast
+    if isinstance(contrast, Search):
+        check_search(decoder, contrast, strategy, generate_kwargs)
+        strategy, shared_prefix = "lazy", False
+    elif works_inside(contrast):
         check_model(decoder, contrast)
         check_settings(decoder, contrast, strategy, generate_kwargs)
         strategy, shared_prefix = "lazy", False
@@ -121,7 +126,9 @@ def decode(
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
     rule: LogitsProcessor | None = None
-    if serves and strategy == "fused" and (shared_prefix or contrasts or cut):
+    if isinstance(contrast, Search):
+        call |= search_arguments(contrast)
+    elif serves and strategy == "fused" and (shared_prefix or contrasts or cut):
         call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
@@ -141,7 +148,7 @@ def _looking(rule: LogitsProcessor | None) -> AbstractContextManager[None]:
     return branch.looking() if isinstance(branch, ReadoutBranch) else nullcontext()
 
 
-def _check_context(decoder: Any, contrast: Contrast | Prompt, call: Mapping[str, Any]) -> None:
+def _check_context(decoder: Any, contrast: Contrast | Prompt | Search, call: Mapping[str, Any]) -> None:
     """Refuses prompts, and answers behind them, for which the model has no room."""
     prompts = prompts_of(contrast)
     columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)

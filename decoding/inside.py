@@ -17,19 +17,22 @@ from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.prompts import Prompt
 from damro.decoding.rules import Contrast
+from damro.decoding.search import Search, check_searchable
 from damro.decoding.settings import DRAFTING, asks, setting
 
 _OF_WEIGHTS = ("output_attentions",)
 
 
-def prompts_of(contrast: Contrast | Prompt) -> list[Prompt]:
+def prompts_of(contrast: Contrast | Prompt | Search) -> list[Prompt]:
     """The prompts that are read: the full one, and a negative one if there is one."""
+    if isinstance(contrast, Search):
+        return [contrast.full]
     if not isinstance(contrast, Contrast):
         return [contrast]
     return [contrast.full] if reads_inside(contrast) else [contrast.full, negative_prompt(contrast)]
 
 
-def reads_inside(contrast: Contrast | Prompt) -> bool:
+def reads_inside(contrast: Contrast | Prompt | Search) -> bool:
     """Whether the other logits are read in the full prompt's own pass."""
     return isinstance(contrast, Contrast) and isinstance(contrast.negative, Readout)
 
@@ -48,12 +51,12 @@ def negative_prompt(contrast: Contrast) -> Prompt:
     return contrast.negative
 
 
-def works_inside(contrast: Contrast | Prompt) -> bool:
+def works_inside(contrast: Contrast | Prompt | Search) -> bool:
     """Whether a pass of the language model is changed, or looked into."""
     return reads_inside(contrast) or any(prompt.altered is not None for prompt in prompts_of(contrast))
 
 
-def check_model(decoder: Any, contrast: Contrast | Prompt) -> None:
+def check_model(decoder: Any, contrast: Contrast | Prompt | Search) -> None:
     """Refuses models whose passes cannot be changed or looked into, where that is to be done.
 
     Args:
@@ -62,8 +65,10 @@ def check_model(decoder: Any, contrast: Contrast | Prompt) -> None:
 
     Raises:
         UnsupportedModelError: an encoder-decoder; a language model that keeps states, or whose attention cannot be
-            given by name where that is changed.
+            given by name where that is changed or looked at.
     """
+    if isinstance(contrast, Search):
+        check_searchable(decoder)
     if not works_inside(contrast):
         return
     check_decoder(decoder)
@@ -92,7 +97,7 @@ def check_decoder(decoder: Any) -> None:
         )
 
 
-def changes_attention(contrast: Contrast | Prompt) -> bool:
+def changes_attention(contrast: Contrast | Prompt | Search) -> bool:
     """Whether attention of the language model is changed or seen."""
     altered = (prompt.altered for prompt in prompts_of(contrast))
     return any(one is not None and one.of_attention for one in altered)

@@ -23,7 +23,7 @@ DRAFTING = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens
 OF_TOKENS = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "prefill_chunk_size")
 """Settings that ``generate`` follows only where it is given the tokens of the prompt and not its columns."""
 
-_STOCK_ONLY = (
+STOCK_ONLY = (
     *DRAFTING,
     *OF_TOKENS,
     "cache",
@@ -147,7 +147,7 @@ def own_loop_serves(decoder: Any, call: Mapping[str, Any]) -> bool:
     """Whether the call is greedy search or sampling with nothing that only the stock loops offer."""
     beams = setting(decoder, call, "num_beams") or 1
     cached = setting(decoder, call, "use_cache") is not False
-    asked = any(asks(decoder, call, name) for name in _STOCK_ONLY)
+    asked = any(asks(decoder, call, name) for name in STOCK_ONLY)
     return not asked and beams == 1 and cached and (is_encoder_decoder(decoder) or can_branch(decoder))
 
 

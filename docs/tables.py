@@ -1,7 +1,8 @@
 """Tables of what there is, made from the fields and docstrings of the code when the pages are built.
 
-A line ``<!-- table: methods -->`` of a page becomes the table of all methods, ``benchmarks`` that of all benchmarks,
-``families`` that of the image-text models of the transformers that is installed.
+A line ``<!-- table: methods -->`` of a page becomes the table of all methods, ``costs`` that of what they cost and
+refuse, ``benchmarks`` that of all benchmarks, ``families`` that of the image-text models of the transformers that is
+installed.
 """
 
 from __future__ import annotations
@@ -46,6 +47,23 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
 
 
+def list_costs() -> str:
+    """A table of methods: what each is and costs beside plain decoding, what it refuses, and whose code there is."""
+    lines = [
+        "| method | what it is | language passes a token | vision passes an image | memory | does not work with | "
+        "code |",
+        "|---|---|---:|---:|---|---|---|",
+    ]
+    for name, method in METHODS.items():
+        what = _cell(plain(str(method.__doc__).partition("\n")[0]))
+        passes, looks, memory = method.cost
+        more = [f"+{number:g}" if number else "" for number in (passes, looks)]
+        code = f"[{method.code.partition('/')[2]}](https://{method.code})" if method.code else ""
+        cells = [f"`{name}`", what, *more, memory, "<br>".join(map(_cell, method.limits)), code]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def list_families() -> str:
     """A table of image-text model types, one line each."""
     lines = ["| model type | served | ranked by | tested | what to know |", "|---|---|---|---|---|"]
@@ -58,5 +76,6 @@ def list_families() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "families": list_families,
     "methods": lambda: list_owners("method", dict(METHODS)),
+    "costs": list_costs,
     "benchmarks": lambda: list_owners("benchmark", dict(BENCHMARKS)),
 }

@@ -24,7 +24,7 @@ def test_lists_hold_what_the_classes_say(command: str, owners: Any, capsys: pyte
     for name, owner in owners.items():
         assert list(found[name]["parameters"]) == [one.name for one in parameters(owner)]
         assert found[name]["source"] == owner.source
-    assert main([command]) == 0
+    assert main([command, *["--long"] * (command == "methods")]) == 0
     table = " ".join(capsys.readouterr().out.split())
     for name, owner in owners.items():
         assert name in table
@@ -35,8 +35,42 @@ def test_a_parameter_says_what_it_must_be(capsys: pytest.CaptureFixture[str]) ->
     main(["methods", "--json"])
     found = json.loads(capsys.readouterr().out)["vcd"]["parameters"]["noise_step"]
     assert (found["default"], found["must_be"]) == (500, "a whole number from 0 to 999")
-    main(["methods"])
-    assert "noise_step=500" in capsys.readouterr().out
+    main(["methods", "vcd"])
+    table = capsys.readouterr().out
+    assert "noise_step=500" in table
+    assert "m3id" not in table
+
+
+def test_a_line_a_method_says_what_it_costs_and_refuses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods"]) == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    for name, owner in METHODS.items():
+        line = next(line for line in lines if line.split(" ")[0] == name)
+        cost = owner.cost
+        assert (f" +{cost.passes:g} " in line) == bool(cost.passes)
+        assert line.rstrip().endswith("yes") == (owner.code is not None)
+        assert all(clause in " ".join(told.split()) for clause in owner.limits)
+    assert "noise_step" not in told
+
+
+def test_the_json_of_a_method_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["methods", "opera", "greedy", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["opera", "greedy"]
+    told, cost = found["opera"], METHODS["opera"].cost
+    assert (told["passes"], told["looks"], told["memory"]) == cost
+    assert told["limits"] == list(METHODS["opera"].limits)
+    assert told["code"] == "github.com/shikiw/OPERA"
+    assert list(told["parameters"]) == [one.name for one in parameters(METHODS["opera"])]
+
+
+def test_a_method_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "oprea"]) == 2
+    assert "opera" in capsys.readouterr().err
 
 
 def test_every_parameter_is_a_flag_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:

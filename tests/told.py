@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationConfig
+
 import damro
 from damro.decoding.rules import Contrast
 from damro.eval.benchmark import BENCHMARKS
@@ -22,7 +24,7 @@ def told(method: str | None = "damro", **options: Any) -> Method:
 
 
 def generate(model: Any, inputs: Any, *, method: str | None = "damro", **options: Any) -> Any:
-    known = {one.name for owner in METHODS.values() for one in parameters(owner)}
+    known = {one.name for owner in METHODS.values() for one in parameters(owner)} - set(vars(GenerationConfig()))
     rest = {name: value for name, value in options.items() if name not in known}
     return damro.generate(model, inputs, told(method, **options), **rest)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from damro.cli.outputs import check_folder
 from damro.cli.results import (
+    add_cost_flag,
     add_form_flags,
     add_partial_flag,
     add_scoring_flags,
@@ -16,6 +17,7 @@ from damro.cli.results import (
     find_images,
     origin_of,
     print_comparison,
+    show_costs,
     tell_unscored,
     write_tables,
 )
@@ -37,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="also write scores.json, .csv, .md and report.html there")
     add_form_flags(parser)
     add_partial_flag(parser)
+    add_cost_flag(parser, "also show what answers cost, of runs that were made with --cost")
     add_truth_flags(parser)
     add_scoring_flags(parser)
     parser.set_defaults(run=run)
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     folders = [run for path in args.runs for run in find_runs(path)]
     loaded = load_runs(folders, partial=args.partial)
     comparison = compare_loaded(args, loaded, str(folders[0]))
+    if args.cost:
+        comparison = show_costs(comparison, dict(zip(loaded.runs, map(Path, folders), strict=True)))
     if args.out:
         images = find_images(next(iter(loaded.records.values())))
         write_tables(comparison, Path(args.out), origin_of(args, comparison, loaded.records, images))

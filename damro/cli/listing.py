@@ -14,7 +14,7 @@ def print_listing(
     owners: Mapping[str, Any],
     *,
     as_json: bool,
-    more: Callable[[Any], Mapping[str, str]] = lambda owner: {},
+    more: Callable[[Any], Mapping[str, Any]] = lambda owner: {},
 ) -> None:
     """Prints names, what each is, its parameters with rules and defaults, and its source.
 
@@ -37,12 +37,13 @@ def print_listing(
     for name, owner in owners.items():
         told = [f"  [dim]{escape(heading)}: {escape(text)}[/]" for heading, text in more(owner).items()]
         source = f"[dim]{escape(owner.source)}[/]"
-        lines = [escape(_summary(owner)), *(_line(one) for one in parameters(owner)), *told, source]
+        lines = [escape(summary(owner)), *(_line(one) for one in parameters(owner)), *told, source]
         table.add_row(f"[bold]{escape(name)}[/]", "\n".join(lines))
     Console().print(table)
 
 
-def _summary(owner: Any) -> str:
+def summary(owner: Any) -> str:
+    """What something is: the first line of its docstring."""
     return plain(str(owner.__doc__).partition("\n")[0])
 
 
@@ -59,4 +60,4 @@ def _default(one: Parameter) -> str:
 
 def _to_dict(owner: Any) -> dict[str, Any]:
     told = {one.name: {"default": one.default, "must_be": one.rule, "help": one.help} for one in parameters(owner)}
-    return {"what": _summary(owner), "parameters": told, "source": owner.source}
+    return {"what": summary(owner), "parameters": told, "source": owner.source}

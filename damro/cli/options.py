@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from damro.cli.parser import whole_number
@@ -242,3 +242,20 @@ def _defaults(same: Mapping[str, Parameter]) -> str:
 
 def _shown_default(one: Parameter) -> str:
     return " ".join(map(show, one.default)) if one.several else show(one.default)
+
+
+def every_method(tell: Callable[[str], None]) -> list[str]:
+    """The names of all methods that need not be told anything.
+
+    Args:
+        tell: is told of every other why it is left out.
+    """
+    kept = []
+    for name in METHODS:
+        try:
+            parse(name)
+        except ParameterError as error:
+            tell(f"{name} is left out: {error}")
+        else:
+            kept.append(name)
+    return kept

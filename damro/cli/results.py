@@ -44,6 +44,24 @@ def add_partial_flag(parser: Any) -> None:
     )
 
 
+def add_cost_flag(parser: Any, text: str) -> None:
+    """--cost."""
+    parser.add_argument("--cost", action="store_true", help=text)
+
+
+def show_costs(comparison: Comparison, folders: Mapping[str, Path]) -> Comparison:
+    """The comparison with what answers cost, where that was measured.
+
+    Args:
+        comparison: of the runs.
+        folders: of the runs, by their names in it.
+    """
+    from damro.eval.report.comparison import with_costs
+    from damro.eval.runs.costs import read_costs
+
+    return with_costs(comparison, {name: read_costs(folder) for name, folder in folders.items()})
+
+
 def make_scoring(args: argparse.Namespace, benchmark: Benchmark, truth: Mapping[str, Any]) -> Any:
     """How the options want a benchmark's answers scored.
 

@@ -18,18 +18,21 @@ from damro.cli.options import (
     add_sampling_options,
     add_temperature,
     check_used,
+    every_method,
     given_flags,
     read_values,
 )
 from damro.cli.outputs import check_folder
 from damro.cli.progress import show_progress
 from damro.cli.results import (
+    add_cost_flag,
     add_form_flags,
     add_partial_flag,
     add_scoring_flags,
     make_scoring,
     origin_of,
     print_comparison,
+    show_costs,
     tell_unscored,
     write_tables,
 )
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from damro.eval.runs.run import Prepared
     from damro.eval.samples import OpenImage
 
+ALL = "all"
+"""In the place of methods: every one."""
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
     *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels"),
@@ -111,7 +116,12 @@ def _add_method_options(parser: argparse.ArgumentParser) -> None:
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--method", default="greedy", help="(default: greedy)")
-    which.add_argument("--methods", nargs="+", metavar="METHOD", help="several, compared with the first")
+    which.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help=f"several, compared with the first; {ALL}: every one that works with the model, compared with greedy",
+    )
     add_answer_options(group)
     add_method_flags(parser, leave_out=("task",))
 
@@ -169,6 +179,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add_partial_flag(group)
     group.add_argument("--report-to", choices=("wandb", "tensorboard", "mlflow"), help="tell it scores and parameters")
+    add_cost_flag(group, "measure and show what answers cost: tokens a second, passes of the model")
     add_form_flags(group)
 
 
@@ -185,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
 def execute(args: argparse.Namespace) -> Ran | None:
     """Runs, scores and writes; None in a process that another one leads."""
     from damro.eval.runs.loop import Loop
-    from damro.eval.runs.run import prepare, run_benchmark
+    from damro.eval.runs.run import prepare, run_benchmark, working
     from damro.eval.runs.sharding import find_workers, holds_records
 
     planned = plan(args)
@@ -202,12 +213,17 @@ def execute(args: argparse.Namespace) -> Ran | None:
     if not args.resume and any(holds_records(out / one.folder) for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
-    prepared = prepare(*(one.request for one in planned), tell=_tell if workers.leads else lambda sentence: None)
+    tell = _tell if workers.leads else lambda sentence: None
+    every = args.methods == [ALL]
+    prepared = prepare(*(one.request for one in (planned[:1] if every else planned)), tell=tell)
+    if every:
+        kept = working([one.request for one in planned], prepared, tell)
+        planned = [one for one in planned if one.request in kept]
     runs = {}
     for label, folder, request in planned:
         with show_progress(f"{first.benchmark} {label}", quiet=not workers.leads) as progress:
             loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
-            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records}
+            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records, "cost": args.cost}
             runs[label] = _run_one(request, out / folder, run_benchmark, options)
     if not workers.leads:
         return None
@@ -257,8 +273,11 @@ def _compare(
     names = [f"{name} ({of})" if names.count(name) > 1 else name for name, of in zip(names, folders, strict=True)]
     records = dict(zip(names, [*own.values(), *(other.records for other in others)], strict=True))
     scoring = make_scoring(args, first.asked, dataset.truth)
-    comparison = compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
-    return comparison, {name: load_run(out / of) for name, of in zip(names, folders, strict=True)}
+    compared = compare(first.asked, first.model, records, scoring, dict.fromkeys(records, len(samples)))
+    of_names = dict(zip(names, folders, strict=True))
+    if args.cost:
+        compared = show_costs(compared, {name: out / of for name, of in of_names.items()})
+    return compared, {name: load_run(out / of) for name, of in of_names.items()}
 
 
 def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:
@@ -281,7 +300,8 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     if args.source is not None:
         return [_plan_again(args)]
     flags = given_flags(args, dict(METHODS))
-    texts = [add_temperature(text, args.temperature) for text in args.methods or [args.method]]
+    named = every_method(_tell) if args.methods == [ALL] else args.methods or [args.method]
+    texts = [add_temperature(text, args.temperature) for text in named]
     recipes = [parse(text, flags) for text in texts]
     check_used(flags, [type(recipe.method) for recipe in recipes])
     folders = [folder_name(parse(text).text) for text in texts]
@@ -292,6 +312,8 @@ def plan(args: argparse.Namespace) -> list[Planned]:
     options |= {"model": args.model or TINY, **({} if args.scenes is None else {"scenes": args.scenes})}
     options["batch_size"] = None if args.batch_size == "auto" else _whole_number(args.batch_size)
     data = read_values(BENCHMARKS.find(args.benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
+    if args.cost and find_benchmark(args.benchmark, data).reads_logits:
+        raise EvalError("--cost must come with answers that are written, got answers read from logits: leave it out")
     if args.scenes is not None and find_benchmark(args.benchmark, data).has_images:
         raise EvalError(f"--scenes must be left out where the data bring their images, got {args.scenes}: leave it out")
     return [

@@ -13,6 +13,7 @@ from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.inside import negative_prompt
 from damro.decoding.prompts import Prompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
+from damro.decoding.search import Search
 from damro.diagnosis.settings import PROMPTS
 from damro.eval.runs.first_token import OneLook, first_logits
 from damro.methods import Damro, LeastK, Method, NoImage, RandomK
@@ -59,6 +60,6 @@ class SecondPrompts:
         return full, torch.stack(read)
 
 
-def _negative(contrast: Contrast | Prompt) -> Prompt:
+def _negative(contrast: Contrast | Prompt | Search) -> Prompt:
     assert isinstance(contrast, Contrast)  # all four methods contrast
     return negative_prompt(contrast)

@@ -13,9 +13,9 @@ from transformers import BatchFeature, PreTrainedModel
 
 from damro.decoding.families import family_of
 from damro.decoding.families.base import is_encoder_decoder
-from damro.decoding.inside import negative_prompt
+from damro.decoding.inside import negative_prompt, prompts_of
 from damro.decoding.rules import Contrast
-from damro.errors import InputsError
+from damro.errors import InputsError, ParameterError
 from damro.inputs import Chat, prepare_chats
 from damro.inspection.decoder import replay
 from damro.inspection.plain import Plain
@@ -57,12 +57,18 @@ def answer_likelihood(
 
     Raises:
         InputsError: there is no token, or more than one prompt.
+        ParameterError: a method that searches by itself.
     """
     if inputs.get("pixel_values") is None:
         return _of(_text_logits(model, inputs, tokens).log_softmax(dim=-1), None, tokens)
+    if method.searches:
+        raise ParameterError(
+            f"method must give scores of single tokens for a given answer to be scored, got {method.name!r}, which "
+            "searches by itself; use another"
+        )
     contrast = method.prepare(model, inputs, scene)
     if not isinstance(contrast, Contrast):
-        return _of(replay(model, contrast, tokens).logits.log_softmax(dim=-1), None, tokens)
+        return _of(replay(model, prompts_of(contrast)[0], tokens).logits.log_softmax(dim=-1), None, tokens)
     full, negative = (replay(model, prompt, tokens).logits for prompt in (contrast.full, negative_prompt(contrast)))
     rule: Any = contrast.rule
     whole = replace(rule, beta=_NO_CUTOFF) if getattr(rule, "beta", None) is not None else rule

@@ -20,6 +20,7 @@ from damro.methods.icd import ICD
 from damro.methods.lcd import LCD
 from damro.methods.m3id import M3ID
 from damro.methods.only import Only
+from damro.methods.opera import OPERA
 from damro.methods.pai import PAI
 from damro.methods.recipe import Recipe, as_recipe, labels, parse
 from damro.methods.registers import Registers
@@ -36,6 +37,7 @@ __all__ = [
     "LCD",
     "M3ID",
     "METHODS",
+    "OPERA",
     "PAI",
     "SID",
     "VCD",

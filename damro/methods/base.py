@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from damro.decoding.families import Encoding
     from damro.decoding.prompts import Prompt
     from damro.decoding.rules import Contrast
+    from damro.decoding.search import Search
     from damro.pruning import Pruning
 
 
@@ -136,6 +137,7 @@ class Method:
         cost: what it takes beside plain decoding.
         limits: models and settings that it refuses, a clause each; they are checked, and told in one sentence.
         code: where its authors' code is, which it was compared with; None if there is none.
+        searches: it decodes by a search of its own, which is not sampled and gives no scores of a single step.
     """
 
     name: ClassVar[str]
@@ -143,6 +145,7 @@ class Method:
     cost: ClassVar[Cost] = Cost()
     limits: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[str | None] = None
+    searches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks types and ranges.
@@ -167,8 +170,8 @@ class Method:
         told: dict[str, Any] = {"seed": seed} if draws and getattr(self, "seed", None) is None else {}
         return replace(self, **told)
 
-    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt:
-        """The two prompts and the rule that decode; a prompt alone decodes plainly.
+    def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt | Search:
+        """The two prompts and the rule that decode; a prompt alone decodes plainly; or a search, if it `searches`.
 
         Args:
             model: the LVLM.
@@ -181,7 +184,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def prepare(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt:
+    def prepare(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast | Prompt | Search:
         """:meth:`contrast` of the settled method, without gradients.
 
         Raises:

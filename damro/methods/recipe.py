@@ -84,7 +84,10 @@ def parse(text: str, defaults: Mapping[str, str] | None = None) -> Recipe:
     told = {key: value for key, value in (defaults or {}).items() if key in known} | values
     read = {key: known[key].read(value, ParameterError) if key in known else value for key, value in told.items()}
     method = build(owner, read, ParameterError, name)
-    return Recipe(method, _temperature(match["temperature"], text, plain=name == SAMPLE))
+    recipe = Recipe(method, _temperature(match["temperature"], text, plain=name == SAMPLE))
+    if recipe.temperature and method.searches:
+        raise ParameterError(f"method must come without @ where it searches by itself, got {text!r}; leave it out")
+    return recipe
 
 
 def as_recipe(method: str | Method | None) -> Recipe:

@@ -28,6 +28,7 @@ METHODS: Registry[type[Method]] = Registry(
         "deco": "damro.methods.deco:DeCo",
         "vti": "damro.methods.vti:VTI",
         "only": "damro.methods.only:Only",
+        "opera": "damro.methods.opera:OPERA",
         "pai": "damro.methods.pai:PAI",
         "avisc": "damro.methods.avisc:AvisC",
         "sid": "damro.methods.sid:SID",

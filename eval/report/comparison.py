@@ -21,6 +21,7 @@ from damro.eval.benchmark import (
     score_run,
 )
 from damro.eval.errors import DataFormatError, EvalError
+from damro.eval.runs.costs import Costs
 from damro.eval.runs.form import check_form
 from damro.eval.runs.identity import check_same_images
 from damro.eval.runs.record import RUN_FILE, identity_of, load_run
@@ -44,6 +45,7 @@ class Entry:
         planned: How many samples the run has; None where that is not known.
         records: What was scored.
         judged: What single answers are worth, as far as the benchmark says.
+        cost: What the answers cost; None where that was not measured, or is not to be shown.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Entry:
     planned: int | None = None
     records: Records = field(default_factory=dict, repr=False)
     judged: Mapping[str, Judged] = field(default_factory=dict, repr=False)
+    cost: Costs | None = None
 
     @property
     def whole(self) -> Group:
@@ -117,6 +120,7 @@ class Comparison:
                 **({} if entry.share is None else {"samples_planned": entry.planned}),
                 "failed": len(entry.failed),
                 "seconds": round(entry.seconds, 3),
+                **({} if entry.cost is None else {"cost": entry.cost.to_dict()}),
                 "scores": {
                     group.name: group.to_dict(None if below is None else below.groups[number])
                     for number, group in enumerate(entry.groups)
@@ -129,6 +133,17 @@ class Comparison:
             "samples_compared": self.compared,
             "methods": methods,
         }
+
+
+def with_costs(comparison: Comparison, costs: Mapping[str, Costs | None]) -> Comparison:
+    """Return a comparison that also shows what the answers of its runs cost.
+
+    Args:
+        comparison: Of the runs.
+        costs: By the name of a run; None where it was not measured.
+    """
+    entries = tuple(replace(entry, cost=costs.get(entry.name)) for entry in comparison.entries)
+    return replace(comparison, entries=entries)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ from damro.eval.report.facts import Origin, facts_of
 from damro.eval.report.forest import Line, Scale, factor_of, line_of, panels_of, scale_of
 from damro.eval.report.marks import mark_of
 from damro.eval.report.samples import count_objects, list_samples, make_thumbnails
-from damro.eval.report.tables import by_group, group_notes, is_clear, notes, show_difference, show_value, warnings
+from damro.eval.report.tables import (
+    COST_TITLES,
+    by_group,
+    cost_rows,
+    group_notes,
+    is_clear,
+    notes,
+    show_difference,
+    show_value,
+    warnings,
+)
 from damro.eval.report.verdict import Claim, claims_of
 from damro.eval.samples import OpenImage
 
@@ -171,7 +181,7 @@ def _table(comparison: Comparison) -> dict[str, Any]:
     """What the template shows of a comparison."""
     rows = comparison.rows()
     panels = panels_of(rows, comparison.baseline.name)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, of_group in by_group(comparison).items():
         metrics = list(dict.fromkeys(row.measure.title for row in of_group))
         lines = [
@@ -180,6 +190,11 @@ def _table(comparison: Comparison) -> dict[str, Any]:
         ]
         told = {"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)}
         groups.append(told | {"panels": panels.get(name, []), "open": name == comparison.baseline.whole.name})
+    if costs := cost_rows(comparison):
+        lines = [(name, [{"value": cell, "difference": "", "kind": ""} for cell in cells]) for name, cells in costs]
+        groups.append(
+            {"name": "cost", "metrics": COST_TITLES, "lines": lines, "notes": [], "panels": [], "open": False}
+        )
     runs = (*comparison.entries, *comparison.unscored)
     return {
         "title": f"{comparison.benchmark.upper()}, {comparison.model}",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from damro.eval.benchmark import Note
 from damro.eval.report.comparison import Comparison, Row
 from damro.eval.report.text import to_cell, to_line, to_markdown_text, to_rich
+from damro.eval.runs.costs import Costs
 from damro.eval.statistics import Interval
 
 if TYPE_CHECKING:
@@ -109,6 +110,27 @@ def to_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+COST_TITLES = ("tokens/s", "language passes a token", "vision passes an image", "tokens an answer")
+
+
+def cost_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return what the answers of each run cost, by its name, under `COST_TITLES`; nothing where none was measured."""
+    if not any(entry.cost for entry in comparison.entries):
+        return []
+    return [(entry.name, _costs(entry.cost)) for entry in comparison.entries]
+
+
+def _costs(cost: Costs | None) -> list[str]:
+    if cost is None:
+        return ["not measured", *[""] * (len(COST_TITLES) - 1)]
+    return [
+        f"{cost.tokens_per_second:.1f}",
+        f"{cost.passes:.2f}",
+        f"{cost.looks:.2f}",
+        f"{cost.tokens / cost.samples:.1f}",
+    ]
+
+
 def to_markdown(comparison: Comparison) -> str:
     """Return a table a group; below each value its difference to the baseline."""
     parts = [f"# {comparison.benchmark.upper()}: {to_markdown_text(comparison.model)}", ""]
@@ -120,6 +142,10 @@ def to_markdown(comparison: Comparison) -> str:
             cells = [_cell(row, "<br>") for row in rows if row.method == method]
             parts.append(f"| {to_markdown_text(method)} | " + " | ".join(cells) + " |")
         parts += _paragraphs(["", *group_notes(comparison, group)])
+    costs = cost_rows(comparison)
+    if costs:
+        parts += ["## cost", "", "| method | " + " | ".join(COST_TITLES) + " |", "|---" * (len(COST_TITLES) + 1) + "|"]
+        parts += [f"| {to_markdown_text(method)} | {' | '.join(cells)} |" for method, cells in costs] + [""]
     return "\n".join(parts + _paragraphs(notes(comparison)))
 
 
@@ -138,6 +164,15 @@ def to_terminal(comparison: Comparison) -> list[tuple[Table, list[str]]]:
             cells = [_cell(row, "\n").replace("[", "\\[") for row in rows if row.method == method]
             table.add_row(to_rich(method), *cells)
         tables.append((table, group_notes(comparison, group)))
+    costs = cost_rows(comparison)
+    if costs:
+        table = Table(title="cost", show_lines=True)
+        table.add_column("method")
+        for title in COST_TITLES:
+            table.add_column(title, justify="right")
+        for method, cells in costs:
+            table.add_row(to_rich(method), *cells)
+        tables.append((table, []))
     return tables
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,15 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from damro.answering import Answer, answer_chats, search_config
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.counting import answer_lengths, counting
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
+from damro.decoding.inside import works_inside
+from damro.decoding.search import Search
+from damro.decoding.settings import end_tokens
 from damro.eval.benchmark import Benchmark
+from damro.eval.runs.costs import Costs
 from damro.eval.runs.faults import find_fault
 from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.loop import Answered
@@ -47,6 +54,7 @@ class Engine:
         pruning: Which image columns the full prompt keeps; None for all.
         seed: Of sampling and of random patches.
         open_image: From an image's name to the image.
+        costs: What answers have cost since `take_costs`; None where nothing is measured.
     """
 
     model: PreTrainedModel
@@ -57,6 +65,7 @@ class Engine:
     open_image: OpenImage
     top_p: float = 1.0
     pruning: Pruning | None = None
+    costs: Costs | None = None
     config: GenerationConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,6 +157,31 @@ class Engine:
     def _generate(
         self, batch: Sequence[Sample], images: dict[str, Image.Image], *, shared: bool
     ) -> dict[str, Answered]:
+        with self._measuring(len(batch), 1 if shared else len(batch)) as tokens:
+            return self._write(batch, images, tokens, shared=shared)
+
+    def take_costs(self) -> Costs:
+        """Return what answers have cost since the last call, and measure from here on."""
+        taken, self.costs = self.costs or Costs(), Costs()
+        return taken
+
+    @contextmanager
+    def _measuring(self, samples: int, images: int) -> Iterator[list[int]]:
+        """While open, measures, if anything is; yields a list that takes the numbers of tokens."""
+        tokens: list[int] = []
+        if self.costs is None:
+            yield tokens
+            return
+        began = time.perf_counter()
+        with counting(self.model) as passes:
+            yield tokens
+        seconds = round(time.perf_counter() - began, 4)
+        vision = round(passes.looks * images, 4)
+        self.costs += Costs(samples, images, sum(tokens), seconds, passes.rows, vision)
+
+    def _write(
+        self, batch: Sequence[Sample], images: dict[str, Image.Image], tokens: list[int], *, shared: bool
+    ) -> dict[str, Answered]:
         inputs = prepare_inputs(
             self.processor,
             [images[sample.sample_id] for sample in batch],
@@ -171,6 +205,8 @@ class Engine:
             logits_processor=processors,
         )
         new = ids[:, returned_prompt(self.model, inputs).shape[1] :]
+        if self.costs is not None:
+            tokens += answer_lengths(new, end_tokens(self.model, {"generation_config": self.config})[0])
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         found = contrast.by_row() if isinstance(contrast, PatchContrast) else [None] * len(batch)
         return {
@@ -235,14 +271,19 @@ def _engine_for(benchmark: Benchmark) -> type[Engine]:
 
 
 def _try_out(engine: Engine) -> None:
-    """Refuse, before the first sample, what would fail with every one of them: both prompts of a blank image."""
+    """Refuse, before the first sample, what would fail with every one of them: both prompts of a blank image.
+
+    Of methods that look into the language model a token is written too, as only then all is seen of it.
+    """
     if isinstance(engine.recipe.method, Greedy) and engine.pruning is None:
         return
     size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
     width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
     blank = [Image.new("RGB", (width, height))]
     inputs = prepare_inputs(engine.processor, blank, ["?"], engine.model)
-    engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
+    found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
+    if isinstance(found, Search) or works_inside(found):
+        decode(engine.model, inputs, found, generation_config=engine.config, max_new_tokens=1)
 
 
 def resolve(request: RunRequest, engine: Engine, data: dict[str, Any]) -> dict[str, Any]:

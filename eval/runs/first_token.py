@@ -28,6 +28,7 @@ from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.inside import negative_prompt, prompts_of, second_branch, works_inside
 from damro.decoding.prompts import Prompt, VisualPrompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
+from damro.decoding.search import Search
 from damro.eval.errors import EvalError
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.loop import Answered
@@ -117,6 +118,8 @@ class FirstToken:
     """
 
     def __init__(self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str) -> None:
+        for method in methods:
+            check_steps(method)
         model = engine.model
         scene = OneLook(True, engine.pruning, engine.processor, seed=engine.seed, images=(image,))
         # Those that rank patches come first: the run that is recorded serves all.
@@ -166,10 +169,23 @@ class FirstToken:
         return contrast.by_row() if isinstance(contrast, PatchContrast) else None
 
 
-def _own_scores(model: Any, found: Contrast | Prompt) -> Tensor:
+def check_steps(method: Method) -> None:
+    """Refuse a method that gives no scores of a first token.
+
+    Raises:
+        EvalError: It searches by itself.
+    """
+    if method.searches:
+        raise EvalError(
+            f"method must give scores of a single token where answers are read from logits, got {method.name!r}, which "
+            "searches by itself: use another, or have answers written"
+        )
+
+
+def _own_scores(model: Any, found: Contrast | Prompt | Search) -> Tensor:
     """`(questions, V)`, log-probabilities of the first token under a method that shares nothing with others."""
     if not isinstance(found, Contrast):
-        return torch.log_softmax(first_logits(model, found, shared=True), dim=-1)
+        return torch.log_softmax(first_logits(model, prompts_of(found)[0], shared=True), dim=-1)
     branch = second_branch(model, found)
     with branch.looking() if isinstance(branch, ReadoutBranch) else nullcontext():
         full = first_logits(model, found.full, shared=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from damro.decoding.errors import DecodingError
+from damro.eval.errors import EvalError
+from damro.eval.runs.costs import costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
 from damro.eval.runs.identity import SeenImages
 from damro.eval.runs.loop import Loop
@@ -75,6 +78,29 @@ def prepare(request: RunRequest, *others: RunRequest, tell: Callable[[str], None
     return prepared
 
 
+def working(
+    requests: Sequence[RunRequest], prepared: Prepared, tell: Callable[[str], None] = lambda sentence: None
+) -> list[RunRequest]:
+    """Return those requests whose methods work with the model; of the others, why not is told.
+
+    Args:
+        requests: Of the model and data that are prepared.
+        prepared: What `prepare` returned for one of them.
+        tell: Told a sentence for each that is left out.
+    """
+    from damro.eval.runs.engine import make_engine
+
+    kept = []
+    for request in requests:
+        try:
+            make_engine(request, prepared.loaded, prepared.dataset.open_image)
+        except (EvalError, DecodingError) as error:
+            tell(f"{request.recipe.name} is left out: {error}")
+        else:
+            kept.append(request)
+    return kept
+
+
 def run_benchmark(
     request: RunRequest,
     folder: Path | str,
@@ -82,6 +108,7 @@ def run_benchmark(
     loop: Loop | None = None,
     prepared: Prepared | None = None,
     adopt_records: bool = False,
+    cost: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run a model over a benchmark, or go on with a run that was cut off.
 
@@ -91,6 +118,7 @@ def run_benchmark(
         loop: How to go through the samples; its batch size is the request's, or fits the device.
         prepared: What `prepare` returned for a request of this model and benchmark, to load it once.
         adopt_records: Take records that lie in the folder without a ``run.json`` for those of this request.
+        cost: Also measure what answers cost, see `damro.eval.runs.costs`.
 
     Returns:
         The records by sample id, in the order of the samples.
@@ -123,7 +151,8 @@ def run_benchmark(
         if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
             write_run(folder, begun)
         identity = replace(identity_of(begun), images=images)
-        return replace(loop, batch_size=size, identity=identity).run(folder, dataset.samples, engine.answer)
+        answer = measured(engine.answer, engine.take_costs, costs_path(folder, loop.workers)) if cost else engine.answer
+        return replace(loop, batch_size=size, identity=identity).run(folder, dataset.samples, answer)
 
 
 def _begun(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from damro.eval.errors import EvalError
 from damro.eval.runs.engine import Engine
-from damro.eval.runs.first_token import FirstToken
+from damro.eval.runs.first_token import FirstToken, check_steps
 from damro.eval.runs.loop import Answered
 from damro.eval.samples import Sample, image_of
 from damro.loading import prepare_inputs
@@ -34,7 +34,7 @@ class YesNoEngine(Engine):
     An answer is "Yes" where P(yes) is at least a half, "No" where it is less, and empty where there is none.
 
     Raises:
-        EvalError: The tokenizer has no token that spells yes, or none that spells no.
+        EvalError: The tokenizer has no token that spells yes, or none that spells no; a method that searches by itself.
     """
 
     tokens: tuple[Tensor, Tensor] = field(init=False)
@@ -42,6 +42,7 @@ class YesNoEngine(Engine):
     def __post_init__(self) -> None:
         """Find the tokens."""
         super().__post_init__()
+        check_steps(self.recipe.method)
         yes, no = (word_tokens(self.processor.tokenizer, word) for word in _WORDS)
         self.tokens = torch.tensor(yes, device=self.model.device), torch.tensor(no, device=self.model.device)
 
