@@ -71,11 +71,11 @@ def _print_table(owners: Mapping[str, type[Method]]) -> None:
     from rich.table import Table
 
     refused, held = Marks("abcdefghijklmnopqrstuvwxyz"), Marks("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    table = Table(title="methods", box=None, pad_edge=False, title_justify="left")
+    table = Table(title="methods", box=None, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("method", no_wrap=True, style="bold")
     table.add_column("what it is", ratio=1)
-    for title in ("language", "vision", "memory", "refuses", "code"):
-        table.add_column(title, no_wrap=True, justify="right" if title in ("language", "vision") else "left")
+    for title in ("LM", "ViT", "mem", "refuses", "code"):  # narrow, for what it is to have room in 80 columns
+        table.add_column(title, no_wrap=True, justify="right" if title in ("LM", "ViT") else "left")
     for name, method in owners.items():
         passes, looks, memory = method.cost
         cells = (name, summary(method), _more(passes), _more(looks), held.of([memory] if memory != "nothing" else []))
@@ -83,8 +83,8 @@ def _print_table(owners: Mapping[str, type[Method]]) -> None:
     console = Console()
     console.print(table)
     lines = (
-        "language: passes a token more than plain decoding; vision: passes an image more",
-        f"memory beside the prompt's own: {held.told()}",
+        "LM: passes of the language model a token more than plain decoding; ViT: of the vision tower an image more",
+        f"mem, memory beside the prompt's own: {held.told()}",
         f"refuses: {refused.told()}",
         "code: compared with what its authors released",
         "papers, parameters and their defaults: damro methods NAME, or --long",
