@@ -12,11 +12,13 @@ from PIL import Image
 
 import damro
 from damro.decoding.errors import ParameterError, UnsupportedModelError
+from damro.decoding.generate import decode
 from damro.methods import Ritual, Scene
 from damro.methods.base import seed_of
 from damro.methods.ritual import KINDS, transformed
 from tests.golden_cases import inputs_of, model_of
 from tests.golden_models import make_processor
+from tests.llava_models import llava_inputs
 from tests.test_methods_others import logits_of, own_logits
 
 
@@ -145,3 +147,35 @@ def test_what_is_refused() -> None:
     tiles = inputs_of("llava_next_img0")
     with pytest.raises(UnsupportedModelError, match="one size and in one piece, got llava_next"):
         damro.generate(model_of("llava_next"), tiles, "ritual", pictures=[picture()], max_new_tokens=1)
+
+
+def with_pictures(inputs: Any, pictures: list[Image.Image]) -> Any:
+    """Inputs about other pictures."""
+    reader = make_processor("llava").image_processor
+    return {**inputs, "pixel_values": reader(images=pictures, return_tensors="pt")["pixel_values"]}
+
+
+def test_a_padded_batch_is_its_rows_alone_and_beams_and_samples_run() -> None:
+    """Two prompts of different length, each about a picture of its own, whose draws go by its name."""
+    model, processor = model_of("llava"), make_processor("llava")
+    pictures, names = [picture(), picture(50, 60)], ["a", "b"]
+    inputs = with_pictures(llava_inputs(rows=2), pictures)
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for more in ({}, {"num_beams": 2}):
+        together = _decoded(model, inputs, Scene(processor=processor, images=names, pictures=pictures), options | more)
+        for row in (0, 1):
+            alone = {key: value[row : row + 1] for key, value in inputs.items()}
+            scene = Scene(processor=processor, images=names[row : row + 1], pictures=pictures[row : row + 1])
+            assert torch.equal(_decoded(model, alone, scene, options | more)[0], together[row])
+    sampled = damro.generate(
+        model, inputs, "ritual", processor=processor, pictures=pictures, **options | {"do_sample": True},
+        num_return_sequences=2,
+    )  # fmt: skip
+    assert len(sampled) == 4
+    kept = damro.generate(model, inputs, "ritual", processor=processor, pictures=pictures, keep_tokens=5, **options)
+    assert kept.shape == together.shape
+
+
+def _decoded(model: Any, inputs: Any, scene: Scene, options: dict[str, Any]) -> torch.Tensor:
+    ids: torch.Tensor = decode(model, inputs, Ritual().prepare(model, inputs, scene), **options)
+    return ids
