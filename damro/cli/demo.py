@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,12 @@ from damro.cli.outputs import check_folder
 
 if TYPE_CHECKING:
     from damro.eval.demo.demo import Demo
+    from damro.eval.demo.summary import Line
     from damro.eval.demo.trial import Progress
+
+
+_NARROW = 78
+"""Columns that the table takes."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -57,32 +62,48 @@ def run(args: argparse.Namespace) -> int:
 def _print_summary(demo: Demo) -> None:
     """The verdict in three sentences, and one table that fits into 80 columns."""
     from rich.console import Console
-    from rich.table import Table
 
     from damro.eval.demo.summary import MEASURES, lines, sentences
 
     console = Console()
     for sentence in sentences(demo):
         console.print(f"{sentence}\n", markup=False, highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("method")
-    for title in MEASURES:
-        table.add_column(title, no_wrap=True, justify="right")
-        table.add_column("to greedy", no_wrap=True)
-    model = ""
-    for line in lines(demo):
-        if line.model != model:
-            model = line.model
-            table.add_row(f"[bold]{model}[/]")
-        cells = zip(line.values, line.differences or ("",) * len(line.values), strict=True)
-        table.add_row(f"  {line.method}", *(cell for pair in cells for cell in pair))
-    console.print(table)
+    if console.width < _NARROW:
+        _print_lines(console, lines(demo), MEASURES)
+    else:
+        console.print(_table(lines(demo), MEASURES))
     console.print(
-        "In percent, differences in points with 95 % intervals over the same scenes; * marks one without zero. "
+        "In percent; below, the difference to greedy in points, with its 95 % interval; * marks one without zero. "
         "--full and report.html tell the rest.",
         markup=False,
         highlight=False,
     )
+
+
+def _table(rows: Sequence[Line], titles: Sequence[str]) -> Any:
+    """A row a method: values, and below them by how much they differ from greedy search."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    model = ""
+    for line in rows:
+        if line.model != model:
+            model = line.model
+            table.add_row(f"[bold]{model}[/]")
+        below = [f"\n{found}" for found in line.differences] or [""] * len(line.values)
+        table.add_row(line.method, *map("".join, zip(line.values, below, strict=True)))
+    return table
+
+
+def _print_lines(console: Any, rows: Sequence[Line], titles: Sequence[str]) -> None:
+    """The same without a table, where one would be cut."""
+    for line in rows:
+        console.print(f"{line.model}, {line.method}", markup=False, highlight=False, style="bold")
+        for title, value, found in zip(titles, line.values, line.differences or [""] * len(titles), strict=True):
+            console.print(f"  {title} {value} {found}".rstrip(), markup=False, highlight=False)
 
 
 def _print_all(demo: Demo) -> None:

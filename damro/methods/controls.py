@@ -30,7 +30,7 @@ class RandomK(Damro):
 
     name: ClassVar = "random-k"
     source: ClassVar = "control"
-    code: ClassVar = None
+    code: ClassVar[str | None] = None
 
     seed: Seed | None = None
 
@@ -47,7 +47,7 @@ class LeastK(Damro):
 
     name: ClassVar = "least-k"
     source: ClassVar = "control"
-    code: ClassVar = None
+    code: ClassVar[str | None] = None
 
     def contrast(self, model: PreTrainedModel, inputs: Mapping[str, Any], scene: Scene) -> Contrast:
         """The full prompt, and the one with those patches, the least attended first."""

@@ -88,7 +88,7 @@ class Damro(PresetMethod):
     name: ClassVar = "damro"
     source: ClassVar = "DAMRO, EMNLP 2024, arXiv 2410.04514, eq. 7 to 9; github.com/coder-gx/DAMRO"
     cost: ClassVar = Cost(passes=1, memory=SECOND)
-    code: ClassVar = "github.com/coder-gx/DAMRO"
+    code: ClassVar[str | None] = "github.com/coder-gx/DAMRO"
 
     top_k: Patches | None = None
     variant: Variant = "reference"
