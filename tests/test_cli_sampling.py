@@ -15,7 +15,7 @@ from run_cli import code_of
 
 from damro.cli import main
 from damro.cli.options import load_from, read_sampling
-from damro.cli.run import plan
+from damro.cli.plan import plan
 from damro.decoding.drawing import Sampling, SeededSampling
 from damro.decoding.errors import ParameterError
 from damro.loading import load_model, prepare_inputs

@@ -16,18 +16,12 @@ from damro.decoding.drawing import SeededSampling
 from damro.decoding.generate import decode
 from damro.errors import UnsupportedModelError
 from damro.eval.errors import EvalError
-from damro.eval.runs.engine import (
-    Engine,
-    _fingerprint,
-    digest_of_weights,
-    is_older_fingerprint,
-    load,
-    make_engine,
-)
+from damro.eval.runs.engine import Engine, load, make_engine
 from damro.eval.runs.fingerprint import fingerprint_folder, first_bytes_of_folder
 from damro.eval.runs.first_token import answer_in_one_token
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.request import RunRequest
+from damro.eval.runs.resolve import _fingerprint, digest_of_weights, is_older_fingerprint
 from damro.eval.samples import Sample, open_scene
 from damro.loading import Loaded, prepare_inputs
 from damro.methods.patches import tiles_of_images

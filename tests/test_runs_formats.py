@@ -12,10 +12,10 @@ import pytest
 from damro import tiny
 from damro.cli import main
 from damro.eval.errors import DataFormatError
-from damro.eval.runs.engine import digest_of_weights
 from damro.eval.runs.formats import FORMAT, upgrade
 from damro.eval.runs.record import differences, load_run, package_versions
 from damro.eval.runs.request import to_request
+from damro.eval.runs.resolve import digest_of_weights
 
 RUNS = Path(__file__).parent / "data/runs_format_1"
 POPE = ["greedy", "damro@1", "random-k", "vcd", "icd", "m3id", "no-image"]

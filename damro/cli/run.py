@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,13 +15,9 @@ from damro.cli.options import (
     add_max_pixels,
     add_method_flags,
     add_sampling_options,
-    add_temperature,
-    check_used,
-    every_method,
-    given_flags,
-    read_values,
 )
 from damro.cli.outputs import check_folder
+from damro.cli.plan import ALL, Planned, plan, tell
 from damro.cli.progress import show_progress
 from damro.cli.results import (
     add_cost_flag,
@@ -36,38 +31,16 @@ from damro.cli.results import (
     tell_unscored,
     write_tables,
 )
-from damro.eval.benchmark import BENCHMARKS, Benchmark, Records, find_benchmark
+from damro.eval.benchmark import BENCHMARKS, Benchmark, Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
-from damro.eval.runs.request import TINY, RunRequest, to_request
-from damro.methods import METHODS, Recipe, labels, parse
-from damro.tiny import checkpoint_of
+from damro.eval.runs.request import TINY, RunRequest
+from damro.methods import METHODS, labels
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison
     from damro.eval.runs.run import Prepared
     from damro.eval.samples import OpenImage
-
-ALL = "all"
-"""In the place of methods: every one."""
-_REQUEST_OPTIONS = (
-    *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels"),
-)
-
-
-class Planned(NamedTuple):
-    """One run of a command.
-
-    Attributes:
-        label: Its name in tables.
-        folder: Its folder's name.
-        request: What it is asked for.
-    """
-
-    label: str
-    folder: str
-    request: RunRequest
 
 
 class Ran(NamedTuple):
@@ -209,15 +182,15 @@ def execute(args: argparse.Namespace) -> Ran | None:
         check_tracker(args.report_to)
     workers = find_workers(first.device)
     if workers.leads and args.model is None and args.source is None:
-        _tell(f"no --model given, so it is {TINY!r}, the embedded one")
+        tell(f"no --model given, so it is {TINY!r}, the embedded one")
     if not args.resume and any(holds_records(out / one.folder) for one in planned):
         raise EvalError(f"--out must hold no records with --no-resume, got {str(out)!r}: give another folder")
     make_scoring(args, first.asked, {})  # what is wrong with it is told before the run
-    tell = _tell if workers.leads else lambda sentence: None
+    say = tell if workers.leads else lambda sentence: None
     every = args.methods == [ALL]
-    prepared = prepare(*(one.request for one in (planned[:1] if every else planned)), tell=tell)
+    prepared = prepare(*(one.request for one in (planned[:1] if every else planned)), tell=say)
     if every:
-        kept = working([one.request for one in planned], prepared, tell)
+        kept = working([one.request for one in planned], prepared, say)
         planned = [one for one in planned if one.request in kept]
     runs = {}
     for label, folder, request in planned:
@@ -236,15 +209,11 @@ def execute(args: argparse.Namespace) -> Ran | None:
     return Ran(comparison, found, out, first.asked, prepared.dataset.open_image)
 
 
-def _tell(sentence: str) -> None:
-    print(f"damro: {sentence}", file=sys.stderr)
-
-
 def _tell_failed(runs: Mapping[str, Records]) -> None:
     """Says how many samples failed, and how they are done again."""
     failed = [fields for records in runs.values() for fields in records.values() if "error" in fields]
     if failed:
-        _tell(
+        tell(
             f"{len(failed)} of {sum(map(len, runs.values()))} samples failed, the first with: {failed[0]['error']}; "
             "mend it and give the same command with --retry-failed to do them again"
         )
@@ -265,7 +234,7 @@ def _compare(
     own = {one.folder: runs[one.label] for one in planned}
     others, sentences = find_others(out, own, samples, partial=args.partial)
     for sentence in sentences:
-        _tell(sentence)
+        tell(sentence)
     names = [one.label for one in planned]
     if others:
         names = labels([*(one.request.recipe for one in planned), *(other.recipe for other in others)])
@@ -286,72 +255,3 @@ def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Map
     except KeyboardInterrupt:
         print(f"damro: stopped; give the same command again to go on in {folder}", file=sys.stderr)
         raise
-
-
-def plan(args: argparse.Namespace) -> list[Planned]:
-    """The runs that the options ask for, one a method.
-
-    Raises:
-        EvalError: An option is out of range or one that the benchmark does not have, or two methods are the same.
-        ParameterError: There is no such method, a parameter is out of range or one that no method named has.
-    """
-    if (args.source is None) == (args.benchmark is None):
-        raise EvalError(f"give either a benchmark ({', '.join(BENCHMARKS)}) or --from RUN, got both or neither")
-    if args.source is not None:
-        return [_plan_again(args)]
-    flags = given_flags(args, dict(METHODS))
-    named = every_method(_tell) if args.methods == [ALL] else args.methods or [args.method]
-    texts = [add_temperature(text, args.temperature) for text in named]
-    recipes = [parse(text, flags) for text in texts]
-    check_used(flags, [type(recipe.method) for recipe in recipes])
-    folders = [folder_name(parse(text).text) for text in texts]
-    if len(set(recipes)) < len(recipes) or len(set(folders)) < len(folders):
-        raise EvalError(f"--methods must be different, got {' '.join(texts)}")
-    _check_together(args, recipes)
-    options = {name: getattr(args, name) for name in _REQUEST_OPTIONS}
-    options |= {"model": args.model or TINY, **({} if args.scenes is None else {"scenes": args.scenes})}
-    options["batch_size"] = None if args.batch_size == "auto" else _whole_number(args.batch_size)
-    data = read_values(BENCHMARKS.find(args.benchmark), given_flags(args, dict(BENCHMARKS)), EvalError)
-    if args.cost and find_benchmark(args.benchmark, data).reads_logits:
-        raise EvalError("--cost must come with answers that are written, got answers read from logits: leave it out")
-    if args.scenes is not None and find_benchmark(args.benchmark, data).has_images:
-        raise EvalError(f"--scenes must be left out where the data bring their images, got {args.scenes}: leave it out")
-    return [
-        Planned(label, folder, RunRequest(args.benchmark, method=recipe.text, data=data, **options))
-        for label, folder, recipe in zip(labels(recipes), folders, recipes, strict=True)
-    ]
-
-
-def _check_together(args: argparse.Namespace, recipes: Sequence[Recipe]) -> None:
-    """Refuses options that nothing would heed beside the others."""
-    if args.scenes is not None and (args.images is not None or checkpoint_of(args.model or TINY) is None):
-        raise EvalError(f"--scenes must come with the embedded model and no --images, got {args.scenes}: leave it out")
-    if args.top_p != 1 and not any(recipe.temperature for recipe in recipes):
-        raise EvalError(
-            f"--top-p must come with a method that samples, got {args.top_p} with "
-            f"{', '.join(recipe.name for recipe in recipes)}: add a temperature, such as {recipes[0].method.name}@1"
-        )
-    if args.device is not None and args.device_map is not None:
-        raise EvalError(f"--device must be left out with --device-map, got {args.device!r}: give one of them")
-
-
-def _plan_again(args: argparse.Namespace) -> Planned:
-    """What a run.json says."""
-    if args.out is None:
-        raise EvalError("--from must come with --out, the folder for the new records")
-    flags = (*given_flags(args, dict(METHODS)), *given_flags(args, dict(BENCHMARKS)))
-    for name in ("methods", "method", "model", "scenes", "batch_size", "temperature", *_REQUEST_OPTIONS, *flags):
-        if name != "images" and getattr(args, name) != getattr(args.defaults, name):
-            raise EvalError(
-                f"--{name.replace('_', '-')} must be left out with --from, got {getattr(args, name)!r}: "
-                "the run.json says it; start a run of its own to change it"
-            )
-    request = to_request(load_run(args.source))
-    name = request.recipe.name
-    return Planned(name, folder_name(name), replace(request, images=args.images or request.images))
-
-
-def _whole_number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise EvalError(f"--batch-size must be auto or a whole number, got {text!r}")
-    return int(text)

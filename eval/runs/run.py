@@ -134,7 +134,8 @@ def run_benchmark(
         EvalError: A file is malformed.
         DecodingError: The model does not load, or a parameter is out of range.
     """
-    from damro.eval.runs.engine import describe_machine, make_engine, resolve
+    from damro.eval.runs.engine import make_engine
+    from damro.eval.runs.resolve import describe_machine, resolve
 
     folder, loop = Path(folder), loop or Loop()
     prepared = prepared or prepare(request)
@@ -163,7 +164,7 @@ def _begun(
     Raises:
         RunMismatchError: It holds another run, or is missing where there are records.
     """
-    from damro.eval.runs.engine import is_older_fingerprint
+    from damro.eval.runs.resolve import is_older_fingerprint
 
     if not (folder / RUN_FILE).exists():
         if not holds_records(folder):
