@@ -90,7 +90,7 @@ def told(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
             "name must end in its category.*, got 'model_answers.txt': rename it",
         ),
         ("score mme --answers none.txt", "none.txt: cannot be read (No such file or directory)"),
-        ("compare runs", "RUN must be the folder of one run, got 'runs', which holds runs: .* runs/damro runs/greedy"),
+        ("compare runs", "runs/damro/run.json, line 1: not JSON"),  # a folder of runs is those that lie in it
         ("reproduce pope runs", "RUN must be the folder of one run, got 'runs', which holds runs"),
         (f"judge runs runs/damro {JUDGE}", "RUN must be the folder of one run, got 'runs', which holds runs"),
         ("run --from runs --out again", "RUN must be the folder of one run, got 'runs', which holds runs"),

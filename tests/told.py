@@ -24,8 +24,10 @@ def told(method: str | None = "damro", **options: Any) -> Method:
 
 
 def generate(model: Any, inputs: Any, *, method: str | None = "damro", **options: Any) -> Any:
-    known = {one.name for owner in METHODS.values() for one in parameters(owner)} - set(vars(GenerationConfig()))
-    rest = {name: value for name, value in options.items() if name not in known}
+    own = {one.name for one in parameters(METHODS[method or "greedy"])}
+    others = {one.name for owner in METHODS.values() for one in parameters(owner)} - set(vars(GenerationConfig()))
+    # OPERA's num_beams is generate's where another method is told; DAMRO's top_k is never sampling's.
+    rest = {name: value for name, value in options.items() if name not in own | others | {"top_k"}}
     return damro.generate(model, inputs, told(method, **options), **rest)
 
 

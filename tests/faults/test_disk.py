@@ -17,7 +17,7 @@ from tests.faults.conftest import RUN
 COMMANDS = {
     "run": f"{RUN} --method greedy --out DISK/run",
     "attention": "attention PLACE/1.png --model tiny --device cpu --out DISK/map.png",
-    "explain": "explain PLACE/1.png Hi --model tiny --device cpu --max-new-tokens 2 --out DISK/report.html",
+    "explain": "explain PLACE/1.png Yes --model tiny --device cpu --max-new-tokens 2 --out DISK/report.html",
     "compare": "compare WHOLE/greedy WHOLE/no-image --out DISK/compared",
     "score": "score pope --questions PLACE/questions.jsonl --answers PLACE/answers.jsonl --json",
 }

@@ -33,6 +33,10 @@ def pruned(model: Any, inputs: Any) -> Any:
     return damro.generate(model, inputs, "greedy", keep_tokens=4, max_new_tokens=2, do_sample=False)
 
 
+def changed(model: Any, inputs: Any, method: str) -> Any:
+    return damro.generate(model, inputs, method, max_new_tokens=2, do_sample=False)
+
+
 WORKS: dict[str, Callable[[Any, Any], Any]] = {
     "fused": write_fused,
     "lazy": write_lazily,
@@ -42,6 +46,8 @@ WORKS: dict[str, Callable[[Any, Any], Any]] = {
     "features": lambda model, inputs: patch_features(model, inputs).patches,
     "vcd": vcd,
     "pruned": pruned,
+    "attention changed": lambda model, inputs: changed(model, inputs, "pai:from_layer=0"),
+    "states changed, layers read": lambda model, inputs: changed(model, inputs, "vista"),
 }
 
 
@@ -61,6 +67,8 @@ def interrupted_after(seconds: float, work: Callable[[], Any]) -> bool:
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         return True
+    finally:
+        torch.set_grad_enabled(True)  # one inside of torch's no_grad leaves gradients off for whoever is next
     return False
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "judge": "judge WHOLE/greedy WHOLE/no-image --endpoint SERVER --model m --no-images --out OUT",
     "compare": "compare WHOLE/greedy WHOLE/no-image --out OUT",
     "attention": "attention PLACE/1.png --model tiny --device cpu --out OUT/map.png",
-    "explain": "explain PLACE/1.png Hi --model tiny --device cpu --max-new-tokens 2 --out OUT/report.html",
+    "explain": "explain PLACE/1.png Yes --model tiny --device cpu --max-new-tokens 2 --out OUT/report.html",
 }
 _ROOMS = ("damro.eval.runs.engine", "damro.eval.report.html", "damro.pages.explain_page", "damro.figures", "openai")
 FAULTS = KILLS * len(COMMANDS)
