@@ -100,18 +100,13 @@ def replaced_output(module: nn.Module, change: Callable[[Any], Any]) -> Iterator
         ...     layer(torch.zeros(1))
         tensor([1.])
     """
-    thread, key = get_ident(), next(_KEYS)
+    thread = get_ident()
 
     def call(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return change(output) if get_ident() == thread else None
 
-    try:
-        hooks: Any = module._forward_hooks  # an OrderedDict, of which torch says only that it is a dict
-        hooks[key] = call
-        hooks.move_to_end(key, last=False)
+    with _standing(module._forward_hooks, call, first=True):
         yield
-    finally:
-        module._forward_hooks.pop(key, None)
 
 
 @contextmanager
@@ -129,16 +124,26 @@ def replaced_input(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[
         ...     layer(torch.zeros(1))
         tensor([1.])
     """
-    thread, key = get_ident(), next(_KEYS)
+    thread = get_ident()
 
     def call(module: nn.Module, args: tuple[Any, ...]) -> Any:
         return (change(args[0]), *args[1:]) if get_ident() == thread else None
 
+    with _standing(module._forward_pre_hooks, call):
+        yield
+
+
+@contextmanager
+def _standing(table: Any, call: Callable[..., Any], *, first: bool = False) -> Iterator[None]:
+    """While open, a hook stands in a module's table, an OrderedDict; behind all others, or in front of them."""
+    key = next(_KEYS)
     try:
-        module._forward_pre_hooks[key] = call
+        table[key] = call
+        if first:
+            table.move_to_end(key, last=False)
         yield
     finally:
-        module._forward_pre_hooks.pop(key, None)
+        table.pop(key, None)
 
 
 def _remove(hooks: Sequence[_Hook]) -> None:
