@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_model_options
+from damro.cli.options import add_max_pixels, add_model_options, load_from
 from damro.cli.outputs import check_file
 from damro.cli.parser import whole_number
 
@@ -57,18 +57,12 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.out, args.picture)):
         check_file(path)  # before the model is loaded
     from damro.images import MAX_PIXELS, load_image
-    from damro.loading import load_model, prepare_inputs
+    from damro.loading import prepare_inputs
     from damro.vision.register_effect import compare_norms
     from damro.vision.register_neurons import find_register_neurons
     from damro.vision.vit import is_bare_vit
 
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     batches = []
     for start in range(0, len(args.images), _BATCH):
         images = [load_image(one, max_pixels=args.max_pixels or MAX_PIXELS) for one in args.images[start:][:_BATCH]]

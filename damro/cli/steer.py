@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from damro.cli.options import add_max_pixels, add_model_options
+from damro.cli.options import add_max_pixels, add_model_options, load_from
 from damro.cli.outputs import check_file
 from damro.cli.parser import whole_number
 
@@ -44,20 +44,13 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.out)
     lines = read_lines(args.data, args.count)  # before the model is loaded
     from damro.images import MAX_PIXELS, load_image
-    from damro.loading import load_model
     from damro.methods.directions import Demonstration, compute_directions, save_directions
 
     pixels = args.max_pixels or MAX_PIXELS
     demonstrations = [
         Demonstration(load_image(Path(args.images) / line[0], max_pixels=pixels), *line[1:]) for line in lines
     ]
-    model, processor = load_model(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        revision=args.revision,
-    )
+    model, processor = load_from(args)
     directions = compute_directions(
         model,
         processor,
