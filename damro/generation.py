@@ -25,6 +25,7 @@ def generate(
     keep_tokens: int | Pruning | None = None,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
+    compile: bool = False,
     processor: Any = None,
     pictures: Sequence[Image] | None = None,
     **generate_kwargs: Any,
@@ -52,6 +53,9 @@ def generate(
         strategy: "fused", "lazy" or "auto", see :func:`damro.decoding.generate.decode`.
         shared_prefix: all prompts ask about one image (`pixel_values` holds it once, or once a prompt): it is
             encoded once and what the prompts begin with is read once. The answers are those of asking one by one.
+        compile: runs the steps behind the prompts as a compiled graph: a token takes half to two thirds of the time of
+            one of ``model.generate`` on a CPU in float32 (docs/speed.md), behind a minute or more for the first call of
+            a model, and with a second copy of its weights. The same tokens, up to rounding.
         processor: the model's own processor, for methods that write text ("icd", "code") or read pictures ("ritual").
         pictures: the images themselves, one a prompt or one for all, for methods that change them ("ritual").
         **generate_kwargs: anything ``model.generate`` takes; `top_k` is sampling's.
@@ -63,7 +67,8 @@ def generate(
         ParameterError: an unknown method, a parameter that it does not have or that is out of range, a parameter of a
             method among the keywords.
         UnsupportedModelError: the family, or one without a preset where "damro" or a control is not told alpha, beta
-            or top_k; `keep_tokens` with image columns that are not patches (InstructBLIP).
+            or top_k; `keep_tokens` with image columns that are not patches (InstructBLIP); `compile` with a model whose
+            step cannot be, or without a compiler.
         InputsError: no image, no image token, right padding before a causal model; different images with
             `shared_prefix`.
     """
@@ -74,7 +79,7 @@ def generate(
     call = sampling_options(recipe, generate_kwargs) | generate_kwargs
     inputs = with_mask(model, inputs, call)
     contrast = recipe.method.prepare(model, inputs, scene)
-    return decode(model, inputs, contrast, strategy=strategy, shared_prefix=shared_prefix, **call)
+    return decode(model, inputs, contrast, strategy=strategy, shared_prefix=shared_prefix, compile=compile, **call)
 
 
 def sampling_options(recipe: Recipe, generate_kwargs: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

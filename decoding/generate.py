@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from damro.decoding.altering import reading
+from damro.decoding.branches.compiled import CompiledBranches
 from damro.decoding.branches.encoder_decoder import EncodedBranches, returned_prompt
 from damro.decoding.branches.fused import Branches, Prefill, prefill
 from damro.decoding.branches.kv import roomy_cache
@@ -26,7 +27,7 @@ from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
 from damro.decoding.families.generic.prompt import TokenPrompt
 from damro.decoding.finite import FiniteScores
-from damro.decoding.inside import check_model, check_settings, prompts_of, second_branch, works_inside
+from damro.decoding.inside import check_compiled, check_model, check_settings, prompts_of, second_branch, works_inside
 from damro.decoding.loop import BranchLoop, Continued, ContrastStep
 from damro.decoding.processor import RuleProcessor
 from damro.decoding.prompts import Prompt, VisualPrompt
@@ -57,6 +58,7 @@ def decode(
     *,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
+    compile: bool = False,
     **generate_kwargs: Any,
 ) -> Any:
     """Generates from prompts that are already embedded: no vision tower runs here.
@@ -79,6 +81,8 @@ def decode(
         shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
             at the whole prompt from everywhere, reads each, and so do methods that work inside of the model. Implies
             "fused" otherwise.
+        compile: runs the steps behind the prompts as a compiled graph, see
+            :class:`damro.decoding.branches.compiled.CompiledBranches`. Implies "fused" otherwise.
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
             `logits_processor`s stand behind the contrast. `interpolate_pos_encoding` is of no further use: vision
             towers that can do so have interpolated where the image asks for it.
@@ -87,12 +91,13 @@ def decode(
         What ``model.generate`` returns: `(R, P + T)` token ids, or a ``ModelOutput``. Without a cache when fused.
 
     Raises:
-        ParameterError: if `strategy` is unknown or contradicts `shared_prefix`, or if ``generate`` is asked
-            for what is not to be had with these prompts, such as drafts of several tokens with a pruned one, or an
+        ParameterError: if `strategy` is unknown or contradicts `shared_prefix` or `compile`, or if ``generate`` or a
+            compiled step is asked for what is not to be had with these prompts, such as drafts of several tokens with a pruned one, or an
             answer that goes beyond learned positions.
         InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call; or if a
             prompt does not fit into the model's context, see :func:`damro.decoding.context.check_lengths`.
-        UnsupportedModelError: if beams are to be searched with a language model that keeps states.
+        UnsupportedModelError: if beams are to be searched with a language model that keeps states, or if its step
+            cannot be compiled.
         NonFiniteScoresError: if the model produced NaN or infinity.
     """
     if strategy not in get_args(Strategy):
@@ -102,6 +107,8 @@ def decode(
     model = unwrap(model)
     generate_kwargs = with_known_cache(generate_kwargs)
     decoder: Any = family_of(model).decoder(model)
+    if compile:
+        check_compiled(decoder, contrast, strategy, generate_kwargs)
     contrasts = isinstance(contrast, Contrast)
     full = contrast.full if isinstance(contrast, Contrast | Search) else contrast
     if isinstance(contrast, Search):
@@ -116,7 +123,7 @@ def decode(
         check_cut(decoder, strategy, own_loop_serves(decoder, generate_kwargs))
         strategy = "fused"
     if strategy == "auto":
-        strategy = "fused" if shared_prefix else choose_strategy(full)
+        strategy = "fused" if shared_prefix or compile else choose_strategy(full)
     if decoder is not model:
         generate_kwargs.pop("interpolate_pos_encoding", None)
     check_call(decoder, generate_kwargs, contrasts=contrasts)
@@ -128,8 +135,9 @@ def decode(
     rule: LogitsProcessor | None = None
     if isinstance(contrast, Search):
         call |= search_arguments(contrast)
-    elif serves and strategy == "fused" and (shared_prefix or contrasts or cut):
-        call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
+    elif serves and strategy == "fused" and (shared_prefix or compile or contrasts or cut):
+        begin = _begin(prompts_of(contrast), shared_prefix, CompiledBranches if compile else Branches)
+        call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], begin, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
         if isinstance(contrast, Contrast):
@@ -172,25 +180,32 @@ def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> An
 
 
 def _loop_arguments(
-    decoder: Any, contrast: Contrast | Prompt, prompt_length: int, shared_prefix: bool, streamer: Any
+    decoder: Any, contrast: Contrast | Prompt, prompt_length: int, begin: Callable[..., Continued], streamer: Any
 ) -> dict[str, Any]:
     """What has ``generate`` run the loop over the prompts of a method."""
     step: ContrastStep | None = None
-    prompts: list[Any] = prompts_of(contrast)
     if isinstance(contrast, Contrast):
         step = ContrastStep(contrast.rule, prompt_length)
     if is_encoder_decoder(decoder):
+        prompts: list[Any] = prompts_of(contrast)
         loop = BranchLoop(lambda model, start: EncodedBranches(model, prompts, start), step, streamer)
         # The loop runs the encoder over all prompts at once. Given any output of it, generate does not run it too.
         unread: Any = prompts[0].inputs_embeds
         return {"custom_generate": loop, "encoder_outputs": BaseModelOutput(last_hidden_state=unread)}
+    return {"custom_generate": BranchLoop(begin, step, streamer)}
+
+
+def _begin(
+    prompts: list[Any], shared_prefix: bool, kind: type[Branches] | type[CompiledBranches]
+) -> Callable[[Any, Tensor], Continued]:
+    """What reads the prompts of branches and makes these."""
     read: Callable[..., Prefill] = prefill_shared if shared_prefix else prefill
 
     def begin(model: Any, input_ids: Tensor) -> Continued:
         copies = len(input_ids) // len(prompts[0].attention_mask)
-        return Branches(model, [read(model, prompt) for prompt in prompts], copies)
+        return kind(model, [read(model, prompt) for prompt in prompts], copies)
 
-    return {"custom_generate": BranchLoop(begin, step, streamer)}
+    return begin
 
 
 def choose_strategy(prompt: Prompt) -> Strategy:

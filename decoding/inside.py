@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from damro.decoding.branches.compiling import check_compiles
 from damro.decoding.branches.encoder_decoder import negative_branch
 from damro.decoding.branches.fused import why_alone
 from damro.decoding.branches.kv import keeps_columns
@@ -18,7 +19,7 @@ from damro.decoding.families.base import is_encoder_decoder
 from damro.decoding.prompts import Prompt
 from damro.decoding.rules import Contrast
 from damro.decoding.search import Search, check_searchable
-from damro.decoding.settings import DRAFTING, asks, setting
+from damro.decoding.settings import DRAFTING, asks, own_loop_serves, setting
 
 _OF_WEIGHTS = ("output_attentions",)
 
@@ -134,3 +135,29 @@ def second_branch(model: PreTrainedModel, contrast: Contrast, start: int | list[
     if isinstance(contrast.negative, Readout):
         return ReadoutBranch(family_of(model).decoder(model), contrast.negative, contrast.full)
     return negative_branch(model, negative_prompt(contrast), start)
+
+
+def check_compiled(decoder: Any, contrast: Contrast | Prompt | Search, strategy: str, call: Mapping[str, Any]) -> None:
+    """Refuses what a compiled step does not serve.
+
+    Args:
+        decoder: the language model.
+        contrast: what is to be decoded.
+        strategy: that was asked for.
+        call: the keywords of the call.
+
+    Raises:
+        ParameterError: the method looks into passes or searches by itself, or the call is another loop's business.
+        UnsupportedModelError: the model's step cannot be compiled.
+    """
+    if isinstance(contrast, Search) or works_inside(contrast):
+        raise ParameterError(
+            "compile must be left out with a method that changes or reads the inside of a pass, or searches by itself, "
+            "got one; decode without it"
+        )
+    check_compiles(decoder)
+    if strategy == "lazy" or not own_loop_serves(decoder, call):
+        raise ParameterError(
+            "compile must stand with strategy 'auto' or 'fused', and decoding greedy or sampling, got strategy "
+            f"{strategy!r} or beams, drafts, returned states or another loop; leave one of them out"
+        )

@@ -54,6 +54,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--repeats", type=whole_number, default=3, help="runs of which the median is taken (default: 3)"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also measure compiled steps: stock generate with a static cache, plain and fused; the first run of each, "
+        "which is not counted, takes minutes",
+    )
     parser.add_argument("--no-questions", action="store_true", help="leave out the questions about one image")
     parser.add_argument(
         "--keep-tokens",
@@ -75,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     import torch
 
+    from damro.decoding.branches.compiling import check_compiles
+    from damro.decoding.families import family_of
     from damro.devices import check_device
     from damro.speed.timing import copy_bandwidth, machine, questions_per_second, weight_bytes
 
@@ -89,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         "cells": [],
     }
     models = _Models(args.config, device, args.dtype)
-    models.of(args.image_tokens[0])  # what is wrong with a checkpoint is told before anything is printed
+    model = models.of(args.image_tokens[0])  # what is wrong with a checkpoint is told before anything is printed
+    if args.compile:
+        check_compiles(family_of(model).decoder(model))
     if not args.json:
         print(headline(report))
     for image_tokens, batch, new_tokens in _cells(args):
@@ -99,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(table_head(cell), flush=True)
         with _progress() as tell:
-            for name, speed in _measure(model, _inputs(model, batch, image_tokens), new_tokens, args.repeats, tell):
+            for name, speed in _measure(model, _inputs(model, batch, image_tokens), new_tokens, args, tell):
                 cell["methods"][name] = speed
                 if not args.json:
                     print(table_row(name, speed), flush=True)
@@ -243,17 +253,17 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _measure(
-    model: Any, inputs: Any, new_tokens: int, repeats: int, tell: Callable[[str, int, int], None]
+    model: Any, inputs: Any, new_tokens: int, args: argparse.Namespace, tell: Callable[[str, int, int], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Method by method its figures, with its ratios to greedy, which comes first."""
     from damro.methods import Scene, as_recipe
     from damro.speed.timing import measure, methods
 
-    calls = methods(model, inputs, _naive(model), _method(model))
+    calls = methods(model, inputs, _naive(model), _method(model), compiled=args.compile)
     if _is_generic(model):  # what happens at first use alone is measured by itself
         as_recipe(_method(model)).method.prepare(model, inputs, Scene())
     greedy: Speed | None = None
-    for name, speed in measure(model, calls, new_tokens=new_tokens, repeats=repeats, tell=tell):
+    for name, speed in measure(model, calls, new_tokens=new_tokens, repeats=args.repeats, tell=tell):
         greedy = greedy or speed
         step_ratio = speed.step / greedy.step if greedy.step else None
         yield name, {**asdict(speed), "step_ratio": step_ratio, "whole_ratio": speed.whole / greedy.whole}

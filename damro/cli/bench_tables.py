@@ -29,7 +29,7 @@ def table_row(name: str, speed: dict[str, Any]) -> str:
     peak = "" if speed["peak_bytes"] is None else f"{speed['peak_bytes'] / _MIB:.0f}"
     step_ratio = "" if speed["step_ratio"] is None else f"{speed['step_ratio']:.2f}"
     return (
-        f"{name:10}{speed['tokens_per_second']:>10.1f}{speed['whole']:>9.3f}{speed['whole_ratio']:>7.2f}"
+        f"{name:16}{speed['tokens_per_second']:>10.1f}{speed['whole']:>9.3f}{speed['whole_ratio']:>7.2f}"
         f"{speed['step'] * 1000:>9.2f}{step_ratio:>7}{speed['vision_passes']:>8}{peak:>10}"
     )
 

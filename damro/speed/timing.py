@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import LogitsProcessor, PreTrainedModel, StoppingCriteria
+from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from damro.decoding.families import family_of
 from damro.decoding.hooks import hooked
@@ -101,6 +101,8 @@ def methods(
     inputs: Mapping[str, Any],
     naive: Callable[..., LogitsProcessor] | None,
     method: str = "damro",
+    *,
+    compiled: bool = False,
 ) -> dict[str, Call]:
     """The calls that are compared.
 
@@ -114,6 +116,9 @@ def methods(
         inputs: of all calls.
         naive: makes the naive processor from model and inputs; None leaves it out.
         method: of lazy and fused, with its parameters where the model has no preset.
+        compiled: also "static-compiled", stock ``generate`` with a static cache and a compiled step, and
+            "plain-compiled" and "fused-compiled", :func:`damro.generate` with a compiled step without and with a
+            contrast.
     """
     idle = f"{method.partition(':')[0]}:{','.join([*_others(method), 'alpha=0'])}"
     stock: Any = model
@@ -123,6 +128,13 @@ def methods(
     calls["lazy"] = lambda **options: generate(model, inputs, method, strategy="lazy", **options)
     calls["lazy-idle"] = lambda **options: generate(model, inputs, idle, strategy="lazy", **options)
     calls["fused"] = lambda **options: generate(model, inputs, method, strategy="fused", **options)
+    if compiled:
+        everywhere: Any = CompileConfig()
+        everywhere._compile_all_devices = True  # generate compiles on GPUs only, unless told
+        static = {"cache_implementation": "static", "compile_config": everywhere}
+        calls["static-compiled"] = lambda **options: stock.generate(**inputs, **static, **options)
+        calls["plain-compiled"] = lambda **options: generate(model, inputs, "greedy", compile=True, **options)
+        calls["fused-compiled"] = lambda **options: generate(model, inputs, method, compile=True, **options)
     return calls
 
 
