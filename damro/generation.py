@@ -25,7 +25,7 @@ def generate(
     keep_tokens: int | Pruning | None = None,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002  # the word for it in torch and transformers
     processor: Any = None,
     pictures: Sequence[Image] | None = None,
     **generate_kwargs: Any,

@@ -58,7 +58,7 @@ def decode(
     *,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002  # the word for it in torch and transformers
     **generate_kwargs: Any,
 ) -> Any:
     """Generates from prompts that are already embedded: no vision tower runs here.
@@ -92,8 +92,8 @@ def decode(
 
     Raises:
         ParameterError: if `strategy` is unknown or contradicts `shared_prefix` or `compile`, or if ``generate`` or a
-            compiled step is asked for what is not to be had with these prompts, such as drafts of several tokens with a pruned one, or an
-            answer that goes beyond learned positions.
+            compiled step is asked for what is not to be had with these prompts, such as drafts of several tokens with
+            a pruned one, or an answer that goes beyond learned positions.
         InputsError: if `inputs` hold no mask, and the prompts were made with another than that of this call; or if a
             prompt does not fit into the model's context, see :func:`damro.decoding.context.check_lengths`.
         UnsupportedModelError: if beams are to be searched with a language model that keeps states, or if its step

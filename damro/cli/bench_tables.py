@@ -20,7 +20,7 @@ def table_head(cell: dict[str, Any]) -> str:
     """The lines above the rows of a cell."""
     return (
         f"\n{cell['image_tokens']} image tokens, batch {cell['batch']}, {cell['new_tokens']} new tokens\n"
-        f"{'':10}{'tokens/s':>10}{'call s':>9}{'ratio':>7}{'step ms':>9}{'ratio':>7}{'vision':>8}{'peak MiB':>10}"
+        f"{'':16}{'tokens/s':>10}{'call s':>9}{'ratio':>7}{'step ms':>9}{'ratio':>7}{'vision':>8}{'peak MiB':>10}"
     )
 
 

@@ -135,7 +135,7 @@ class CompiledBranches:
     """Prompts that are continued by the same tokens, side by side, as :class:`Branches`, by a compiled step.
 
     The same tokens, up to the rounding of sums that a compiler orders otherwise. What is compiled is one step of all
-    rows: once for one row a branch and once for more, a minute or two each for a model of 30 layers on two cores, for as
+    rows: once for one row a branch and once for more, minutes each for a model of 30 layers on two cores, for as
     long as the model lives. KV lies in room for more columns, whose unwritten ones are masked.
 
     Args:
