@@ -178,7 +178,7 @@ class CompiledBranches:
         _varies(tokens, 0)
         _varies(positions, 0)
         with attending(_ATTENTION, [self._decoder.get_decoder().config]), compiling(self.logits):
-            logits = self._step(tokens, positions, self._cache)[:rows]
+            logits: Any = self._step(tokens, positions, self._cache)[:rows]
         # A graph on a GPU writes its next logits over these.
         self.logits = logits.clone().unflatten(0, (len(self._rooms), -1))
 
