@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,9 +15,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from damro.decoding.altering import reading
 from damro.decoding.branches.encoder_decoder import EncodedBranches, returned_prompt
-from damro.decoding.branches.fused import Branches, Prefill, prefill
+from damro.decoding.branches.fused import Branches, Prefill
 from damro.decoding.branches.kv import roomy_cache
-from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.prefix import Read, read_prompt
 from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
@@ -57,6 +58,7 @@ def decode(
     *,
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
+    read: Read | None = None,
     **generate_kwargs: Any,
 ) -> Any:
     """Generates from prompts that are already embedded: no vision tower runs here.
@@ -79,6 +81,9 @@ def decode(
         shared_prefix: reads the columns that all prompts have in common once, for all of them; an encoder, which looks
             at the whole prompt from everywhere, reads each, and so do methods that work inside of the model. Implies
             "fused" otherwise.
+        read: reads prompts where both branches are rows of one batch; a prompt alone, of several rows, is then decoded
+            by the same loop. None takes :func:`damro.decoding.branches.prefix.read_prompt` for contrasts, and the stock
+            loop for a prompt alone. Encoders read by themselves.
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
             `logits_processor`s stand behind the contrast. `interpolate_pos_encoding` is of no further use: vision
             towers that can do so have interpolated where the image asks for it.
@@ -122,14 +127,15 @@ def decode(
     check_call(decoder, generate_kwargs, contrasts=contrasts)
     check_mask(model, inputs, generate_kwargs, full)
     _check_context(decoder, contrast, generate_kwargs)
-    serves = own_loop_serves(decoder, generate_kwargs)
+    serves, given = own_loop_serves(decoder, generate_kwargs), read is not None and not is_encoder_decoder(decoder)
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
     rule: LogitsProcessor | None = None
     if isinstance(contrast, Search):
         call |= search_arguments(contrast)
-    elif serves and strategy == "fused" and (shared_prefix or contrasts or cut):
-        call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], shared_prefix, call.get("streamer"))
+    elif serves and strategy == "fused" and (shared_prefix or contrasts or cut or given):
+        reader = partial(read or read_prompt, shared=shared_prefix)
+        call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], reader, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
         if isinstance(contrast, Contrast):
@@ -172,7 +178,11 @@ def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> An
 
 
 def _loop_arguments(
-    decoder: Any, contrast: Contrast | Prompt, prompt_length: int, shared_prefix: bool, streamer: Any
+    decoder: Any,
+    contrast: Contrast | Prompt,
+    prompt_length: int,
+    read: Callable[[Any, Prompt], Prefill],
+    streamer: Any,
 ) -> dict[str, Any]:
     """What has ``generate`` run the loop over the prompts of a method."""
     step: ContrastStep | None = None
@@ -184,7 +194,6 @@ def _loop_arguments(
         # The loop runs the encoder over all prompts at once. Given any output of it, generate does not run it too.
         unread: Any = prompts[0].inputs_embeds
         return {"custom_generate": loop, "encoder_outputs": BaseModelOutput(last_hidden_state=unread)}
-    read: Callable[..., Prefill] = prefill_shared if shared_prefix else prefill
 
     def begin(model: Any, input_ids: Tensor) -> Continued:
         copies = len(input_ids) // len(prompts[0].attention_mask)

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from damro.decoding.altering import reading
 from damro.decoding.attending import attending
-from damro.decoding.branches.kv import keeps_columns, roomy_cache
+from damro.decoding.branches.kv import copied_cache, keeps_columns, roomy_cache
 from damro.decoding.branches.rope import ropes_of_longest
 from damro.decoding.compat import CACHE
 from damro.decoding.prompts import Prompt
@@ -27,6 +27,10 @@ class Prefill(NamedTuple):
     mask: Tensor
     logits: Tensor
     position: Tensor
+
+    def copied(self) -> Prefill:
+        """The same, to be continued by itself."""
+        return self._replace(cache=copied_cache(self.cache))
 
 
 @torch.no_grad()
