@@ -225,7 +225,8 @@ class Branches:
         positions = torch.cat([branch.position for branch in self._branches])
         tokens = tokens.to(positions.device).repeat(len(self._branches))
         rows = len(tokens)
-        spare = [-1] * spare_rows(rows, self.logits)
+        # Not of a prompt alone, whose rows are counted as those of plain decoding.
+        spare = [-1] * (spare_rows(rows, self.logits) if len(self._branches) > 1 else 0)
         tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
         for branch in self._branches:
             branch.begin_step()
