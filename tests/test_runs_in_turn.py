@@ -25,7 +25,7 @@ from damro.eval.samples import Dataset, Sample
 from damro.methods.base import Scene
 
 CONTRASTS = ["greedy", "damro", "random-k", "no-image", "vcd", "icd", "m3id"]
-OTHERS = ["greedy", "damro@1", "sample@0.7", "crop:way=branch", "opera:num_beams=2", "pai:layers=1-2", "registers"]
+OTHERS = ["greedy", "damro@1", "sample@0.7", "crop:way=branch", "opera:num_beams=2", "pai", "registers"]
 SIZE = 4
 
 

@@ -95,8 +95,8 @@ class FirstToken:
         for method in methods:
             check_steps(method)
         model = engine.model
-        kept = kept or Kept()
-        scene = engine.scene((image,), shared=True, kept=kept)
+        held = kept or Kept()
+        scene = engine.scene((image,), shared=True, kept=held)
         # Those that rank patches come first: the run that is recorded serves all.
         ordered = sorted(dict.fromkeys(methods), key=lambda method: not isinstance(method, Damro))
         found = {method: method.contrast(model, inputs, scene) for method in ordered}
@@ -104,13 +104,13 @@ class FirstToken:
         self._alone = {
             method: _own_scores(model, one)
             for method, one in found.items()
-            if works_inside(one) or not kept.holds(prompts_of(one)[0])
+            if works_inside(one) or not held.holds(prompts_of(one)[0])
         }
         found = {method: one for method, one in found.items() if method not in self._alone}
         self._contrasts = {method: one for method, one in found.items() if isinstance(one, Contrast)}
         if not found:
             return
-        self._logits = kept.once("logits", lambda: first_logits(model, kept.looks["full"], shared=True))
+        self._logits = held.once("logits", lambda: first_logits(model, held.looks["full"], shared=True))
         # Where the full prompt leaves one plausible token, no contrast can change it.
         self._open = torch.zeros(len(self._logits), dtype=torch.bool, device=self._logits.device)
         for contrast in self._contrasts.values():
