@@ -27,11 +27,11 @@ class PeriodicRule:
 
     every: int
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """The plausible tokens at every n-th step, nothing in between."""
         return plausible_tokens(full, 0.1) & (step % self.every == 0)
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """Usual contrast where there are negative logits, none where not."""
         return contrast_scores(full, negative, alpha=1.0, beta=0.1)
 

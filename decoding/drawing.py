@@ -29,22 +29,44 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc, no-untyped-call, un
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float = 1.0, top_p: float = 1.0) -> None:
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._streams = [stream(seed) for seed in seeds]
         self._temperature = temperature
         self._top_p = top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores ``(rows, V)`` with noise added, in float32, -inf where they were."""
-        scaled = torch.log_softmax(scores.float() / self._temperature, dim=-1)
-        if self._top_p < 1:
-            ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-            # A token goes if those before it reach top_p already; the first never does, not even at 0.
-            gone = ordered.exp().cumsum(dim=-1) - ordered.exp() >= self._top_p
-            gone[:, 0] = False
-            scaled = scaled.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
-        # Drawn on the CPU, so that every device draws the same. -log of an exponential draw is a Gumbel draw.
-        noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one) for one in self._streams])
-        return scaled - noise.log().to(scaled.device)
+        return draw_scores(scores, self._streams, self._temperature, self._top_p)
+
+
+def stream(seed: int) -> torch.Generator:
+    """Return the random stream of a row, which gives a token's noise after the other."""
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_scores(
+    scores: Tensor, streams: Sequence[torch.Generator], temperature: float = 1.0, top_p: float = 1.0
+) -> Tensor:
+    """Return scores whose highest is a draw of a token; see :class:`SeededSampling`.
+
+    Args:
+        scores: ``(rows, V)``.
+        streams: One for each row; they go on by a token.
+        temperature: Divides the scores first, above 0.
+        top_p: Then only the likeliest tokens that together reach this probability stay, at least one.
+
+    Returns:
+        ``(rows, V)`` in float32, -inf where `scores` are.
+    """
+    scaled = torch.log_softmax(scores.float() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+        # A token goes if those before it reach top_p already; the first never does, not even at 0.
+        gone = ordered.exp().cumsum(dim=-1) - ordered.exp() >= top_p
+        gone[:, 0] = False
+        scaled = scaled.masked_fill(gone.scatter(-1, order, gone), -torch.inf)
+    # Drawn on the CPU, so that every device draws the same. -log of an exponential draw is a Gumbel draw.
+    noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one) for one in streams])
+    return scaled - noise.log().to(scaled.device)
 
 
 class Sampling(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,9 +16,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from damro.decoding.altering import reading
 from damro.decoding.branches.compiled import CompiledBranches
 from damro.decoding.branches.encoder_decoder import EncodedBranches, returned_prompt
-from damro.decoding.branches.fused import Branches, Prefill, prefill
+from damro.decoding.branches.fused import Branches, Prefill
 from damro.decoding.branches.kv import roomy_cache
-from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.prefix import Read, read_prompt
 from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
@@ -59,6 +60,7 @@ def decode(
     strategy: Strategy = "auto",
     shared_prefix: bool = False,
     compile: bool = False,  # noqa: A002  # the word for it in torch and transformers
+    read: Read | None = None,
     **generate_kwargs: Any,
 ) -> Any:
     """Generates from prompts that are already embedded: no vision tower runs here.
@@ -83,6 +85,9 @@ def decode(
             "fused" otherwise.
         compile: runs the steps behind the prompts as a compiled graph, see
             :class:`damro.decoding.branches.compiled.CompiledBranches`. Implies "fused" otherwise.
+        read: reads prompts where both branches are rows of one batch; a prompt alone, of several rows, is then decoded
+            by the same loop. None takes :func:`damro.decoding.branches.prefix.read_prompt` for contrasts, and the stock
+            loop for a prompt alone. Encoders read by themselves.
         **generate_kwargs: anything ``model.generate`` takes, a `generation_config` included. Own
             `logits_processor`s stand behind the contrast. `interpolate_pos_encoding` is of no further use: vision
             towers that can do so have interpolated where the image asks for it.
@@ -129,14 +134,15 @@ def decode(
     check_call(decoder, generate_kwargs, contrasts=contrasts)
     check_mask(model, inputs, generate_kwargs, full)
     _check_context(decoder, contrast, generate_kwargs)
-    serves = own_loop_serves(decoder, generate_kwargs)
+    serves, given = own_loop_serves(decoder, generate_kwargs), read is not None and not is_encoder_decoder(decoder)
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
     rule: LogitsProcessor | None = None
     if isinstance(contrast, Search):
         call |= search_arguments(contrast)
-    elif serves and strategy == "fused" and (shared_prefix or compile or contrasts or cut):
-        begin = _begin(prompts_of(contrast), shared_prefix, CompiledBranches if compile else Branches)
+    elif serves and strategy == "fused" and (shared_prefix or compile or contrasts or cut or given):
+        reader = partial(read or read_prompt, shared=shared_prefix)
+        begin = _begin(prompts_of(contrast), reader, CompiledBranches if compile else Branches)
         call |= _loop_arguments(decoder, contrast, prompt_ids.shape[1], begin, call.get("streamer"))
         rule = call["custom_generate"].step
     else:
@@ -196,10 +202,9 @@ def _loop_arguments(
 
 
 def _begin(
-    prompts: list[Any], shared_prefix: bool, kind: type[Branches] | type[CompiledBranches]
+    prompts: list[Any], read: Callable[[Any, Prompt], Prefill], kind: type[Branches] | type[CompiledBranches]
 ) -> Callable[[Any, Tensor], Continued]:
     """What reads the prompts of branches and makes these."""
-    read: Callable[..., Prefill] = prefill_shared if shared_prefix else prefill
 
     def begin(model: Any, input_ids: Tensor) -> Continued:
         copies = len(input_ids) // len(prompts[0].attention_mask)

@@ -18,7 +18,7 @@ from damro.parameters import Cutoff, Strength, check_value
 class ScoreRule(Protocol):
     """How next-token scores come about from the logits of the two prompts."""
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """The negative logits that scores depend on.
 
         Where it says False, the rule must give the same scores for any finite negative logit; where it says so of a
@@ -27,19 +27,19 @@ class ScoreRule(Protocol):
 
         Args:
             full: `(R, V)`, float32 logits of the full prompt.
-            step: how many tokens have been generated.
+            step: how many tokens have been generated, in all rows or, `(R, 1)`, in each.
 
         Returns:
             `(R, V)`, boolean.
         """
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """The scores of the next token.
 
         Args:
             full: `(R, V)`, float32 logits of the full prompt; not modified.
             negative: `(R, V)`, logits of the negative prompt, or None if none is needed.
-            step: how many tokens have been generated.
+            step: how many tokens have been generated, in all rows or, `(R, 1)`, in each.
 
         Returns:
             `(R, V)`, float32 log-probabilities; NaN in a row whose logits hold NaN.
@@ -76,13 +76,13 @@ class ContrastRule:
         """Checks the parameters."""
         check_strengths(self.alpha, self.beta)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """Plausible tokens, where there is more than one; none without a contrast."""
         if self.alpha == 0:
             return torch.zeros_like(full, dtype=torch.bool)
         return unless_alone(plausible_tokens(full, self.beta))
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See :func:`contrast_scores`."""
         return contrast_scores(full, negative, self.alpha, self.beta)
 
@@ -114,13 +114,13 @@ class MixRule:
         """Checks the parameters."""
         check_value("beta", self.beta, Cutoff | None, ParameterError)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """Plausible tokens, where there is more than one; none without the other."""
         if self.of_other == 0 or self.beta is None:
             return torch.full_like(full, self.of_other != 0, dtype=torch.bool)
         return unless_alone(plausible_tokens(full, self.beta))
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         mixed = self.of_full * full.float()
         if negative is not None:

@@ -34,12 +34,12 @@ from damro.cli.results import (
 from damro.eval.benchmark import BENCHMARKS, Benchmark, Records
 from damro.eval.errors import EvalError
 from damro.eval.runs.record import folder_name, load_run
-from damro.eval.runs.request import TINY, RunRequest
+from damro.eval.runs.request import TINY
 from damro.methods import METHODS, labels
 
 if TYPE_CHECKING:
     from damro.eval.report.comparison import Comparison
-    from damro.eval.runs.run import Prepared
+    from damro.eval.runs.run import Asked, Prepared
     from damro.eval.samples import OpenImage
 
 
@@ -152,7 +152,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add_partial_flag(group)
     group.add_argument("--report-to", choices=("wandb", "tensorboard", "mlflow"), help="tell it scores and parameters")
-    add_cost_flag(group, "measure and show what answers cost: tokens a second, passes of the model")
+    add_cost_flag(
+        group, "measure and show what answers cost: tokens a second, passes of the model; methods then share nothing"
+    )
     add_form_flags(group)
 
 
@@ -169,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
 def execute(args: argparse.Namespace) -> Ran | None:
     """Runs, scores and writes; None in a process that another one leads."""
     from damro.eval.runs.loop import Loop
-    from damro.eval.runs.run import prepare, run_benchmark, working
+    from damro.eval.runs.run import Asked, prepare, working
     from damro.eval.runs.sharding import find_workers, holds_records
 
     planned = plan(args)
@@ -192,12 +194,13 @@ def execute(args: argparse.Namespace) -> Ran | None:
     if every:
         kept = working([one.request for one in planned], prepared, say)
         planned = [one for one in planned if one.request in kept]
-    runs = {}
-    for label, folder, request in planned:
-        with show_progress(f"{first.benchmark} {label}", quiet=not workers.leads) as progress:
-            loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers, progress=progress)
-            options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records, "cost": args.cost}
-            runs[label] = _run_one(request, out / folder, run_benchmark, options)
+    titles = [f"{first.benchmark} {one.label}" for one in planned]
+    with show_progress(titles, quiet=not workers.leads) as bars:
+        asked = [Asked(one.request, out / one.folder, bar) for one, bar in zip(planned, bars, strict=True)]
+        loop = Loop(strict=args.strict, retry_failed=args.retry_failed, workers=workers)
+        options = {"loop": loop, "prepared": prepared, "adopt_records": args.adopt_records, "cost": args.cost}
+        records = _run_all(asked, out, options)
+    runs = dict(zip((one.label for one in planned), records, strict=True))
     if not workers.leads:
         return None
     _tell_failed(runs)
@@ -249,9 +252,11 @@ def _compare(
     return compared, {name: load_run(out / of) for name, of in of_names.items()}
 
 
-def _run_one(request: RunRequest, folder: Path, run_benchmark: Any, options: Mapping[str, Any]) -> Any:
+def _run_all(asked: Sequence[Asked], out: Path, options: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    from damro.eval.runs.run import run_benchmarks
+
     try:
-        return run_benchmark(request, folder, **options)
+        return run_benchmarks(asked, **options)
     except KeyboardInterrupt:
-        print(f"damro: stopped; give the same command again to go on in {folder}", file=sys.stderr)
+        print(f"damro: stopped; give the same command again to go on in {out}", file=sys.stderr)
         raise

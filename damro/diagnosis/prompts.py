@@ -15,7 +15,8 @@ from damro.decoding.prompts import Prompt, embedded, stack_rows
 from damro.decoding.rules import Contrast
 from damro.decoding.search import Search
 from damro.diagnosis.settings import PROMPTS
-from damro.eval.runs.first_token import OneLook, first_logits
+from damro.eval.runs.first_token import first_logits
+from damro.eval.runs.kept import OneLook
 from damro.methods import Damro, LeastK, Method, NoImage, RandomK
 
 

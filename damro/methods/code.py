@@ -122,13 +122,13 @@ class CODERule:
         """Checks the parameter."""
         check_fields(self, ParameterError)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """All tokens."""
         import torch
 
         return torch.ones_like(full, dtype=torch.bool)
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         assert negative is not None
         full, negative = full.float(), negative.float()

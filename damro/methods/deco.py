@@ -142,13 +142,13 @@ class DeCoRule:
         before[:, 0] = 0
         return torch.zeros_like(full, dtype=torch.bool).scatter(-1, tokens, before < self.top_p)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """The candidates, where there is more than one."""
         from damro.decoding.rules import unless_alone
 
         return unless_alone(self.candidates(full))
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         mixed = full.float() if negative is None else full.float() + negative.float()
         return mixed.masked_fill(~self.candidates(full), float("-inf")).log_softmax(dim=-1)

@@ -73,7 +73,7 @@ class LCDRule:
         """Checks the parameters."""
         check_fields(self, ParameterError)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """All tokens of rows with more than one plausible token."""
         import torch
 
@@ -84,7 +84,7 @@ class LCDRule:
         open_rows = plausible_tokens(full, self.beta).sum(dim=-1, keepdim=True) > 1
         return open_rows.expand_as(full)
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         import torch
 

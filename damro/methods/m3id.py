@@ -88,7 +88,7 @@ class M3IDRule:
         """Checks the parameters."""
         check_fields(self, ParameterError)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """All tokens where the model is unsure; with a cutoff the plausible ones, if there is more than one."""
         import torch
 
@@ -101,7 +101,14 @@ class M3IDRule:
             return unsure.expand_as(full)
         return unsure & unless_alone(plausible_tokens(full, self.beta))
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def _weight(self, step: int | Tensor) -> float | Tensor:
+        """`w_t`, a float32 for each row if steps are given so."""
+        # Beyond e**30 a float32 sum holds nothing of lc any more, and later it would overflow.
+        if isinstance(step, int):
+            return math.expm1(min(self.forgetting * (step + 1), 30.0))
+        return (self.forgetting * (step.double() + 1)).clamp(max=30.0).expm1().float()
+
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         import torch
 
@@ -110,8 +117,7 @@ class M3IDRule:
         scores = conditioned = full.float().log_softmax(dim=-1)
         cut = torch.zeros_like(full, dtype=torch.bool) if self.beta is None else ~plausible_tokens(full, self.beta)
         if negative is not None:
-            # Beyond e**30 a float32 sum holds nothing of lc any more, and later it would overflow.
-            weight = math.expm1(min(self.forgetting * (step + 1), 30.0))
+            weight = self._weight(step)
             # What is cut off takes no part; the normalisation of what is left adds the same to all of it.
             difference = conditioned - negative.float().masked_fill(cut, float("-inf")).log_softmax(dim=-1)
             mixed = conditioned + weight * difference

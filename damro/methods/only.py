@@ -229,13 +229,13 @@ class OnlyRule:
         """Checks the parameters."""
         check_fields(self, ParameterError)
 
-    def needed(self, full: Tensor, step: int) -> Tensor:
+    def needed(self, full: Tensor, step: int | Tensor) -> Tensor:
         """All tokens of rows with more than one plausible one: how far apart the two are is a matter of all."""
         from damro.decoding.rules import plausible_tokens, unless_alone
 
         return unless_alone(plausible_tokens(full, self.beta)).any(dim=-1, keepdim=True).expand_as(full)
 
-    def __call__(self, full: Tensor, negative: Tensor | None, step: int) -> Tensor:
+    def __call__(self, full: Tensor, negative: Tensor | None, step: int | Tensor) -> Tensor:
         """See the equation above."""
         import torch
 

@@ -74,8 +74,8 @@ class VTI(Method):
         check_decoder(decoder)
         directions = self._of_model(model)
         with self._steered_tower(model, inputs, directions):
-            run = scene.look(model, inputs)
-        full: Any = scene.full_prompt(model, inputs, run)
+            run = Scene.look(scene, model, inputs)  # not one that others share: it is steered
+        full: Any = Scene.full_prompt(scene, model, inputs, run)
         if self.alpha_text:
             mlps = mlps_of(decoder)
             outputs = tuple(

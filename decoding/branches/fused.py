@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from damro.decoding.altering import reading
 from damro.decoding.attending import attending
-from damro.decoding.branches.kv import keeps_columns, roomy_cache
+from damro.decoding.branches.kv import copied_cache, keeps_columns, roomy_cache
 from damro.decoding.branches.rope import ropes_of_longest
 from damro.decoding.compat import CACHE
 from damro.decoding.prompts import Prompt
@@ -28,6 +28,10 @@ class Prefill(NamedTuple):
     logits: Tensor
     position: Tensor
 
+    def copied(self) -> Prefill:
+        """The same, to be continued by itself."""
+        return self._replace(cache=copied_cache(self.cache))
+
 
 @torch.no_grad()
 def prefill(decoder: nn.Module, prompt: Prompt) -> Prefill:
@@ -38,12 +42,32 @@ def prefill(decoder: nn.Module, prompt: Prompt) -> Prefill:
     return Prefill(cache, prompt.attention_mask, output.logits[:, -1], prompt.next_position)
 
 
-class _States(NamedTuple):
+class States(NamedTuple):
     """What a branch's rows attend to in one layer: `(R, heads, columns, d)` twice, and which columns count."""
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+
+
+class Rows(Protocol):
+    """One prompt's rows, as a step needs them: their KV, and where they stand."""
+
+    position: Tensor
+    """`(R,)`, of the next token."""
+
+    @property
+    def rows(self) -> int:
+        """R."""
+
+    def begin_step(self) -> None:
+        """Counts one more column; every layer then adds it with :meth:`append`."""
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> States:
+        """Adds a column to a layer, `(R, heads, 1, d)`, and returns all columns."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
 
 
 class _Branch:
@@ -67,11 +91,11 @@ class _Branch:
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(self.rows, 1)], dim=-1)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> _States:
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> States:
         """Adds a column to a layer, `(R, heads, 1, d)`, and returns all columns."""
         all_keys, all_values = self._cache.update(keys, values, layer)
         mask = None if self._mask is None else self._mask[:, None, None].to(keys.device)
-        return _States(all_keys, all_values, mask)
+        return States(all_keys, all_values, mask)
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
@@ -80,16 +104,16 @@ class _Branch:
         self._cache.batch_select_indices(rows)
 
 
-class _BranchCache(Cache):
+class BranchCache(Cache):
     """Hands each branch's KV to :func:`_attend`, one after the other, where a cache returns one tensor for all."""
 
-    def __init__(self, branches: Sequence[_Branch]) -> None:
+    def __init__(self, branches: Sequence[Rows]) -> None:
         super().__init__(layers=[])
         self._branches = branches
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[list[_States], None]:
+    ) -> tuple[list[States], None]:
         """Takes the new column of all rows and returns the states of every branch."""
         states, first = [], 0
         for branch in self._branches:
@@ -100,7 +124,7 @@ class _BranchCache(Cache):
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: list[_States], value: None, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: list[States], value: None, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attention of one new token: every branch's rows over that branch's columns, and nothing else."""
     parts, first = [], 0
@@ -188,8 +212,8 @@ class Branches:
     def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         self._decoder = decoder
         self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
-        self._branches = [_Branch(one, copies) for one in read]
-        self._cache = _BranchCache(self._branches)
+        self._branches: Sequence[Rows] = [_Branch(one, copies) for one in read]
+        self._cache = BranchCache(self._branches)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> None:
@@ -201,7 +225,8 @@ class Branches:
         positions = torch.cat([branch.position for branch in self._branches])
         tokens = tokens.to(positions.device).repeat(len(self._branches))
         rows = len(tokens)
-        spare = [-1] * spare_rows(rows, self.logits)
+        # Not of a prompt alone, whose rows are counted as those of plain decoding.
+        spare = [-1] * (spare_rows(rows, self.logits) if len(self._branches) > 1 else 0)
         tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
         for branch in self._branches:
             branch.begin_step()

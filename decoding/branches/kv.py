@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -62,6 +63,19 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             super().batch_select_indices(indices.to(self.keys.device))
         self._stores = self._given = None
 
+    def copied(self) -> RoomyLayer:
+        """The same columns, with as much room, in tensors of their own."""
+        twin = copy.copy(self)
+        stores = self._stores_for(self.get_seq_length())
+        if stores is None:
+            twin.keys, twin.values, twin._stores, twin._given = self.keys.clone(), self.values.clone(), None, None
+            return twin
+        keys, values = (store.clone() for store in stores)
+        end = self.keys.shape[-2]
+        twin.keys, twin.values = given = keys[..., :end, :], values[..., :end, :]
+        twin._stores, twin._given = (keys, values), given
+        return twin
+
     def reset(self) -> None:
         """Forgets all columns."""
         self.keys = self.values = self._stores = self._given = None
@@ -88,6 +102,20 @@ def roomy_cache() -> Cache:
         torch.Size([1, 1, 6, 2])
     """
     return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def copied_cache(cache: Cache) -> Cache:
+    """A cache of roomy layers with the same columns, to be continued by itself.
+
+    Example:
+        >>> cache, one = roomy_cache(), torch.ones(1, 1, 1, 2)
+        >>> _ = cache.update(one, one, 0)
+        >>> [len(copied_cache(cache).update(one, one, 0)[0][0, 0]) for _ in range(2)]
+        [2, 2]
+    """
+    twin = copy.copy(cache)
+    twin.layers = [layer.copied() for layer in cache.layers]
+    return twin
 
 
 def keeps_columns(decoder: Any) -> bool:

@@ -8,7 +8,7 @@ question; there the vision transformer's run is what can be shared.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +108,21 @@ def shared_columns(prompt: VisualPrompt) -> int:
     for row, start in enumerate(ends):
         same &= (prompt.inputs_embeds[row, start : start + most] == first).all(dim=-1)
     return int(same.long().cumprod(dim=0).sum())
+
+
+Read = Callable[..., Prefill]
+"""What takes the place of :func:`read_prompt`."""
+
+
+def read_prompt(decoder: Any, prompt: Prompt, *, shared: bool) -> Prefill:
+    """Reads a prompt.
+
+    Args:
+        decoder: the causal language model with its head.
+        prompt: B rows.
+        shared: whether what they begin with is read once for all of them, see :func:`prefill_shared`.
+    """
+    return (prefill_shared if shared else prefill)(decoder, prompt)
 
 
 @torch.no_grad()

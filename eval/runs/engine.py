@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import BatchFeature, GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from damro.answering import Answer, answer_chats, search_config
 from damro.decoding.branches.encoder_decoder import returned_prompt
+from damro.decoding.branches.prefix import read_prompt
 from damro.decoding.counting import answer_lengths, counting
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
@@ -24,12 +25,13 @@ from damro.decoding.settings import end_tokens
 from damro.eval.benchmark import Benchmark
 from damro.eval.runs.costs import Costs
 from damro.eval.runs.faults import find_fault
+from damro.eval.runs.kept import Kept, KeptBatch, OneLook
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.request import RunRequest
 from damro.eval.samples import OpenImage, Sample, bounded, image_of
 from damro.inputs import Chat
 from damro.loading import Loaded, load_model, prepare_inputs
-from damro.methods import Greedy, Recipe, Scene
+from damro.methods import Greedy, Recipe
 from damro.methods.base import seed_of
 from damro.methods.patches import PatchContrast
 from damro.pruning import Pruning
@@ -49,6 +51,7 @@ class Engine:
         seed: Of sampling and of random patches.
         open_image: From an image's name to the image.
         costs: What answers have cost since `take_costs`; None where nothing is measured.
+        batch: What engines of other methods share with this one; None if it works alone.
     """
 
     model: PreTrainedModel
@@ -60,6 +63,7 @@ class Engine:
     top_p: float = 1.0
     pruning: Pruning | None = None
     costs: Costs | None = None
+    batch: KeptBatch | None = None
     config: GenerationConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,18 +88,22 @@ class Engine:
     def _answer_or_split(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
         """Answer a batch; halve it while memory is short, and take samples one by one to find one that fails."""
         from accelerate.utils import find_executable_batch_size
-        from accelerate.utils.memory import should_reduce_batch_size
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
         if not batch:
             return {}
         try:
             return self._answer_together(batch, images)
         except Exception as error:
-            if len(batch) == 1:
-                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                fault = find_fault(error, short_of_memory=should_reduce_batch_size(error))
-                return {batch[0].sample_id: Answered(None, error=reason, fault=fault)}
             short_of_memory = should_reduce_batch_size(error)
+            gives_way = short_of_memory and self.batch is not None and self.batch.give_way()
+            if len(batch) == 1 and not gives_way:
+                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                fault = find_fault(error, short_of_memory=short_of_memory)
+                return {batch[0].sample_id: Answered(None, error=reason, fault=fault)}
+        if gives_way:
+            clear_device_cache(garbage_collection=True)
+            return self._answer_or_split(batch, images)  # as a whole, as it would have been answered alone
         size = len(batch)
         if not short_of_memory:
             return {key: value for sample in batch for key, value in self._answer_or_split([sample], images).items()}
@@ -142,10 +150,19 @@ class Engine:
 
     def _answer_texts(self, batch: Sequence[Sample]) -> dict[str, Answered]:
         """Answer prompts without an image: plainly, since there is nothing to contrast with."""
+        kept = self.keeping(batch)
+        texts = kept.once((self.recipe.temperature, self.top_p), lambda: self._continue_texts(batch))
+        return {one.sample_id: Answered(text) for one, text in zip(batch, texts, strict=True)}
+
+    def _continue_texts(self, batch: Sequence[Sample]) -> list[str]:
         chats = [Chat(({"role": "user", "content": [{"type": "text", "text": one.prompt}]},)) for one in batch]
         answers = [Answer(self.max_new_tokens, seed=seed_of(self.seed, one.sample_id, "tokens")) for one in batch]
         answer_chats(self.model, self.processor, chats, self.recipe, answers, top_p=self.top_p)
-        return {one.sample_id: Answered(answer.text.strip()) for one, answer in zip(batch, answers, strict=True)}
+        return [answer.text.strip() for answer in answers]
+
+    def keeping(self, samples: Sequence[Sample]) -> Kept:
+        """Return what is kept of samples that are answered together: nothing yet, if this engine works alone."""
+        return Kept() if self.batch is None else self.batch.of(samples)
 
     @torch.no_grad()
     def _generate(
@@ -176,15 +193,11 @@ class Engine:
     def _write(
         self, batch: Sequence[Sample], images: dict[str, Image.Image], tokens: list[int], *, shared: bool
     ) -> dict[str, Answered]:
-        inputs = prepare_inputs(
-            self.processor,
-            [images[sample.sample_id] for sample in batch],
-            [sample.prompt for sample in batch],
-            self.model,
-        )
+        kept = self.keeping(batch)
+        inputs = kept.once("inputs", lambda: self._inputs(batch, images))
         shown = batch[:1] if shared else batch
         pictures = [images[sample.sample_id] for sample in shown]
-        scene = self.scene(list(map(image_of, shown)), pictures, shared=shared)
+        scene = self.scene(list(map(image_of, shown)), pictures, shared=shared, kept=kept)
         contrast = self.recipe.method.prepare(self.model, inputs, scene)
         processors: list[LogitsProcessor] = []
         if self.recipe.temperature:
@@ -195,6 +208,7 @@ class Engine:
             inputs,
             contrast,
             shared_prefix=shared,
+            read=read_prompt if self.batch is None else kept.read,
             generation_config=self.config,
             logits_processor=processors,
         )
@@ -208,15 +222,30 @@ class Engine:
             for sample, text, outliers in zip(batch, texts, found, strict=True)
         }
 
-    def scene(self, images: Sequence[str], pictures: Sequence[Image.Image] | None = None, *, shared: bool) -> Scene:
+    def _inputs(self, batch: Sequence[Sample], images: Mapping[str, Image.Image]) -> BatchFeature:
+        pictures, prompts = [images[one.sample_id] for one in batch], [one.prompt for one in batch]
+        return prepare_inputs(self.processor, pictures, prompts, self.model)
+
+    def scene(
+        self,
+        images: Sequence[str],
+        pictures: Sequence[Image.Image] | None = None,
+        *,
+        shared: bool,
+        kept: Kept | None = None,
+    ) -> OneLook:
         """Return what a method is shown of a batch.
 
         Args:
             images: Their names, one a prompt or one for all.
             pictures: The images themselves, likewise, for methods that change them.
             shared: Whether all prompts are about one image.
+            kept: What is kept of the batch for other methods; None if there are none.
         """
-        return Scene(shared, self.pruning, self.processor, seed=self.seed, images=tuple(images), pictures=pictures)
+        looks = (kept or Kept()).looks
+        return OneLook(
+            shared, self.pruning, self.processor, seed=self.seed, images=tuple(images), pictures=pictures, kept=looks
+        )
 
 
 def load(request: RunRequest) -> Loaded:

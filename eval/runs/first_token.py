@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from damro.decoding.altering import reading
 from damro.decoding.branches.encoder_decoder import negative_branch
@@ -31,11 +29,12 @@ from damro.decoding.rules import Contrast
 from damro.decoding.search import Search
 from damro.eval.errors import EvalError
 from damro.eval.runs.engine import Engine
+from damro.eval.runs.kept import Kept
 from damro.eval.runs.loop import Answered
 from damro.eval.samples import Sample, image_of
 from damro.loading import prepare_inputs
-from damro.methods import Method, Scene
-from damro.methods.base import VisionRun, seed_of
+from damro.methods import Method
+from damro.methods.base import seed_of
 from damro.methods.damro import Damro
 from damro.methods.patches import PatchContrast
 
@@ -79,34 +78,6 @@ def answer_in_one_token(engines: Mapping[str, Engine], samples: Sequence[Sample]
     return answers
 
 
-@dataclass(frozen=True)
-class OneLook(Scene):
-    """A scene at which the vision tower looks once, whoever asks, and of which the full prompt is built once.
-
-    Attributes:
-        kept: ``run``, what the tower made of it, and ``full``, the full prompt, once a method has asked for them.
-    """
-
-    kept: dict[str, Any] = field(default_factory=dict)
-
-    def look(self, model: PreTrainedModel, inputs: Mapping[str, Any], layers: Sequence[int] = ()) -> VisionRun:
-        """See :meth:`damro.methods.base.Scene.look`."""
-        family, wanted = family_of(model), set(layers)
-        if layers:  # what another variant asks for comes of the same run
-            wanted |= {family.feature_layer(model, reference=reference) for reference in (True, False)}
-        if "run" not in self.kept or not wanted <= set(self.kept["run"].recorded):
-            self.kept["run"] = super().look(model, inputs, sorted(wanted))
-        run: VisionRun = self.kept["run"]
-        return run
-
-    def full_prompt(self, model: PreTrainedModel, inputs: Mapping[str, Any], run: VisionRun) -> Prompt:
-        """See :meth:`damro.methods.base.Scene.full_prompt`."""
-        if "full" not in self.kept:
-            self.kept["full"] = super().full_prompt(model, inputs, run)
-        full: Prompt = self.kept["full"]
-        return full
-
-
 class FirstToken:
     """The logits behind one image's questions: the full prompts read once, the negative ones where they matter.
 
@@ -115,13 +86,17 @@ class FirstToken:
         engine: With the model, and how prompts are pruned.
         inputs: The processor's, of the image with each question.
         image: Its name.
+        kept: What is kept of these questions for other methods; None if there are none.
     """
 
-    def __init__(self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str) -> None:
+    def __init__(
+        self, methods: Sequence[Method], engine: Engine, inputs: Any, image: str, kept: Kept | None = None
+    ) -> None:
         for method in methods:
             check_steps(method)
         model = engine.model
-        scene = OneLook(True, engine.pruning, engine.processor, seed=engine.seed, images=(image,))
+        held = kept or Kept()
+        scene = engine.scene((image,), shared=True, kept=held)
         # Those that rank patches come first: the run that is recorded serves all.
         ordered = sorted(dict.fromkeys(methods), key=lambda method: not isinstance(method, Damro))
         found = {method: method.contrast(model, inputs, scene) for method in ordered}
@@ -129,13 +104,13 @@ class FirstToken:
         self._alone = {
             method: _own_scores(model, one)
             for method, one in found.items()
-            if works_inside(one) or prompts_of(one)[0] is not scene.kept.get("full")
+            if works_inside(one) or not held.holds(prompts_of(one)[0])
         }
         found = {method: one for method, one in found.items() if method not in self._alone}
         self._contrasts = {method: one for method, one in found.items() if isinstance(one, Contrast)}
         if not found:
             return
-        self._logits = first_logits(model, scene.kept["full"], shared=True)
+        self._logits = held.once("logits", lambda: first_logits(model, held.looks["full"], shared=True))
         # Where the full prompt leaves one plausible token, no contrast can change it.
         self._open = torch.zeros(len(self._logits), dtype=torch.bool, device=self._logits.device)
         for contrast in self._contrasts.values():

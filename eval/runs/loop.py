@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,8 @@ class Tally(NamedTuple):
 
 
 Progress = Callable[[Tally], None]
+Turn = Callable[[Sequence[Sample], Sequence[Sample]], None]
+"""Told of the batch that comes next, and of the one that follows it."""
 
 
 class FailedSampleError(EvalError):
@@ -110,92 +113,168 @@ class Loop:
             ChangedImageError: An image is not the one that a recorded answer is about.
             EvalError: The folder holds records that are malformed or of another run.
         """
+        (records,) = run_in_turn([Course(self, folder, samples, answer)])
+        return records
+
+
+class Course:
+    """One run on its way through its samples, for runs that go in turn.
+
+    Args:
+        loop: How it goes through them.
+        folder: Where its records go; made if missing.
+        samples: Of the run.
+        answer: Answers its batches.
+    """
+
+    def __init__(self, loop: Loop, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> None:
+        """Cut the samples into batches; nothing is read yet."""
+        self._loop, self._folder, self._samples, self._answer = loop, folder, samples, answer
+        count, rank = loop.workers.count, loop.workers.rank
+        self._batches = [batch for number, batch in enumerate(cut(samples, loop.batch_size)) if number % count == rank]
+        self._done: dict[str, bool] = {}
+        self._tally = Tally(0, 0, 0)
+        self._streak = Streak()
+        self._writer: RecordWriter | None = None
+
+    def begin(self) -> None:
+        """Put together what is recorded, check it, and open the file for the rest; see `Loop.run`."""
+        loop, folder = self._loop, self._folder
         folder.mkdir(parents=True, exist_ok=True)
         records: dict[str, dict[str, Any]] = {}
-        if self.workers.leads:
-            records = self._consolidate(folder, samples, drop=is_failed if self.retry_failed else lacks_image)
-            if self.identity is not None and self.identity.images is not None:
-                self.identity.images.check(records.values())
-            if self.workers.count > 1:
+        if loop.workers.leads:
+            records = self._consolidate(drop=is_failed if loop.retry_failed else lacks_image)
+            if loop.identity is not None and loop.identity.images is not None:
+                loop.identity.images.check(records.values())
+            if loop.workers.count > 1:
                 check_parts_free(folder)
-        self.workers.wait()
-        if not self.workers.leads:
+        loop.workers.wait()
+        if not loop.workers.leads:
             records = read_done(folder)
-        done = {key: is_failed(fields) for key, fields in records.items()}
-        del records  # of a million samples the loop needs no more than this
-        self.workers.wait()
-        self._answer_rest(folder, samples, done, answer)
-        self.workers.wait()
-        if self.workers.leads:
-            records = self._consolidate(folder, samples)
-        self.workers.wait()
-        return records if self.workers.leads else read_done(folder)
+        # Of a million samples the loop needs no more than this.
+        self._done = {key: is_failed(fields) for key, fields in records.items()}
+        loop.workers.wait()
+        mine = [sample.sample_id for batch in self._batches for sample in batch]
+        finished = [self._done[key] for key in mine if key in self._done]
+        self._tally = Tally(len(finished), sum(finished), len(mine))
+        self._tell()
+        self._streak = Streak(answered=not all(self._done.values()))
+        self._writer = RecordWriter(records_path(folder, loop.workers))
+
+    def batch(self, number: int) -> list[Sample]:
+        """Return a batch of this process, as a whole; none if nothing in it is to be done, or there is no such."""
+        batch = self._batches[number] if number < len(self._batches) else []
+        return batch if any(sample.sample_id not in self._done for sample in batch) else []
+
+    @property
+    def batches(self) -> int:
+        """How many batches this process has."""
+        return len(self._batches)
+
+    def step(self, number: int) -> None:
+        """Answer a batch and have what was missing of it on the disk."""
+        assert self._writer is not None  # begun
+        batch = self._batches[number]
+        answers = self._record(batch)
+        for sample in batch:
+            if sample.sample_id not in self._done:
+                self._write(self._streak.add(*answers[sample.sample_id]))
+        self._writer.sync()
+        self._tell()
+
+    def end(self) -> dict[str, dict[str, Any]]:
+        """Write what was held back, put everything together, and return it; see `Loop.run`."""
+        loop = self._loop
+        held = self._streak.end()
+        if held and self._writer is not None:
+            self._write(held)
+            self._tell()
+            self._writer.sync()
+        self.close()
+        loop.workers.wait()
+        records = self._consolidate() if loop.workers.leads else {}
+        loop.workers.wait()
+        return records if loop.workers.leads else read_done(self._folder)
+
+    def close(self) -> None:
+        """Close the file; what is recorded stays."""
+        if self._writer is not None:
+            self._writer.close()
 
     def _consolidate(
-        self, folder: Path, samples: Sequence[Sample], drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
+        self, drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
     ) -> dict[str, dict[str, Any]]:
-        asked = {sample.sample_id: sample for sample in samples}
+        identity = self._loop.identity
+        asked = {sample.sample_id: sample for sample in self._samples}
 
         def check(fields: Mapping[str, Any], where: str) -> None:
-            if self.identity is not None:
-                self.identity.check(fields, where)
+            if identity is not None:
+                identity.check(fields, where)
             sample = asked.get(str(fields.get("id")))
             if sample is not None:
                 check_asked(fields, sample, where)
 
-        old_parts = self.identity is not None and self.identity.accepts_old
-        return consolidate(folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
+        old_parts = identity is not None and identity.accepts_old
+        return consolidate(self._folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
 
-    def _answer_rest(self, folder: Path, samples: Sequence[Sample], done: dict[str, bool], answer: AnswerBatch) -> None:
-        mine = [
-            batch
-            for number, batch in enumerate(cut(samples, self.batch_size))
-            if number % self.workers.count == self.workers.rank
-        ]
-        finished = [done[sample.sample_id] for batch in mine for sample in batch if sample.sample_id in done]
-        tally = Tally(len(finished), sum(finished), sum(map(len, mine)))
-        self._tell(tally)
-        streak = Streak(answered=not all(done.values()))
-        with RecordWriter(records_path(folder, self.workers)) as writer:
-            for batch in mine:
-                missing = [sample for sample in batch if sample.sample_id not in done]
-                if not missing:
-                    continue
-                answers = self._record(batch, answer)
-                for sample in missing:
-                    tally = self._write(writer, streak.add(*answers[sample.sample_id]), tally)
-                writer.sync()
-                self._tell(tally)
-            held = streak.end()
-            if held:
-                self._tell(self._write(writer, held, tally))
-                writer.sync()
-
-    def _write(self, writer: RecordWriter, records: Sequence[dict[str, Any]], tally: Tally) -> Tally:
+    def _write(self, records: Sequence[dict[str, Any]]) -> None:
+        assert self._writer is not None  # begun
         for fields in records:
-            writer.write(fields)
-        return Tally(tally.done + len(records), tally.failed + sum(map(is_failed, records)), tally.total)
+            self._writer.write(fields)
+        done, failed, total = self._tally
+        self._tally = Tally(done + len(records), failed + sum(map(is_failed, records)), total)
 
-    def _record(self, batch: Sequence[Sample], answer: AnswerBatch) -> dict[str, tuple[dict[str, Any], Fault | None]]:
+    def _record(self, batch: Sequence[Sample]) -> dict[str, tuple[dict[str, Any], Fault | None]]:
         """The records of a batch, each with what may be wrong beside its sample."""
+        loop = self._loop
         began = time.perf_counter()
-        answers = answer(batch)
+        answers = self._answer(batch)
         seconds = round((time.perf_counter() - began) / len(batch), 4)
         records = {}
         for sample, answered in zip(batch, answers, strict=True):
-            if answered.error is not None and self.strict:
+            if answered.error is not None and loop.strict:
                 raise FailedSampleError(
                     f"sample {sample.sample_id} ({sample.image}) must be answered under --strict, failed: "
                     f"{answered.error}. Mend it and resume, or leave --strict out to record it as failed"
                 )
             fields = to_fields(sample, answered, seconds)
-            stamped = fields if self.identity is None else self.identity.stamp(fields)
+            stamped = fields if loop.identity is None else loop.identity.stamp(fields)
             records[sample.sample_id] = stamped, answered.fault
         return records
 
-    def _tell(self, tally: Tally) -> None:
-        if self.progress is not None:
-            self.progress(tally)
+    def _tell(self) -> None:
+        if self._loop.progress is not None:
+            self._loop.progress(self._tally)
+
+
+def run_in_turn(
+    courses: Sequence[Course], turn: Turn = lambda batch, following: None
+) -> list[dict[str, dict[str, Any]]]:
+    """Take several runs over the same samples through them side by side, batch by batch, each as `Loop.run` does.
+
+    A batch is answered by every run that lacks a part of it before the next one begins. Whatever ends one run ends all;
+    what is recorded stays.
+
+    Args:
+        courses: The runs.
+        turn: Called before each batch, with its samples and those of the batch that follows.
+
+    Returns:
+        The records of each run, by sample id, in the order of the samples.
+    """
+    with ExitStack() as files:
+        for course in courses:
+            files.callback(course.close)
+            course.begin()
+        numbers = range(max((course.batches for course in courses), default=0))
+        batches = [next(filter(None, (course.batch(number) for course in courses)), []) for number in numbers]
+        wanted = [number for number in numbers if batches[number]]
+        for number, following in zip_longest(wanted, wanted[1:]):
+            turn(batches[number], [] if following is None else batches[following])
+            for course in courses:
+                if course.batch(number):
+                    course.step(number)
+        return [course.end() for course in courses]
 
 
 def to_fields(sample: Sample, answered: Answered, seconds: float) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.decoding.errors import DecodingError
 from damro.eval.errors import EvalError
+from damro.eval.runs.ahead import ImagesAhead
 from damro.eval.runs.costs import costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
 from damro.eval.runs.identity import SeenImages
-from damro.eval.runs.loop import Loop
+from damro.eval.runs.loop import Course, Loop, Progress, run_in_turn
 from damro.eval.runs.record import (
     RUN_FILE,
     RunMismatchError,
@@ -26,11 +27,12 @@ from damro.eval.runs.record import (
 )
 from damro.eval.runs.request import RunRequest
 from damro.eval.runs.sharding import holds_records, lock_folder
-from damro.eval.samples import Dataset, first_few
+from damro.eval.samples import Dataset, Sample, bounded, first_few
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from damro.eval.runs.engine import Engine
     from damro.loading import Loaded
 
 BATCH_SIZE = {"cpu": 8, "cuda": 16}
@@ -134,26 +136,110 @@ def run_benchmark(
         EvalError: A file is malformed.
         DecodingError: The model does not load, or a parameter is out of range.
     """
+    loop = loop or Loop()
+    asked = Asked(request, Path(folder), loop.progress)
+    (records,) = run_benchmarks([asked], loop=loop, prepared=prepared, adopt_records=adopt_records, cost=cost)
+    return records
+
+
+class Asked(NamedTuple):
+    """One of several runs.
+
+    Attributes:
+        request: What to run.
+        folder: Its folder.
+        progress: Told after each of its batches; None if nobody asks.
+    """
+
+    request: RunRequest
+    folder: Path
+    progress: Progress | None = None
+
+
+def run_benchmarks(
+    asked: Sequence[Asked],
+    *,
+    loop: Loop | None = None,
+    prepared: Prepared | None = None,
+    adopt_records: bool = False,
+    cost: bool = False,
+) -> list[dict[str, dict[str, Any]]]:
+    """Run a model over a benchmark with several methods, in turn over each batch.
+
+    The records are those of `run_benchmark` with each request: what methods have in common of a batch, the images, the
+    processor's work, the vision tower's run and the full prompt's prefill, is done once for all of them.
+
+    Args:
+        asked: The runs, of requests that differ in their method alone.
+        loop: As for `run_benchmark`; but who is told is each run's own.
+        prepared: As for `run_benchmark`.
+        adopt_records: As for `run_benchmark`.
+        cost: As for `run_benchmark`; then nothing but the images is shared, so that a method is measured as if alone.
+
+    Returns:
+        The records of each run.
+
+    Raises:
+        EvalError: Requests differ in more than their method.
+        ValueError: As `run_benchmark` does; what is wrong with a folder is told before anything is answered.
+    """
+    first = asked[0].request
+    for one in asked:
+        if replace(one.request, method=first.method) != first:
+            raise EvalError(
+                f"requests that are run together must differ in their method alone, got {one.request.method!r} with "
+                f"other settings than {first.method!r}: run it by itself"
+            )
     from damro.eval.runs.engine import make_engine
+    from damro.eval.runs.kept import KeptBatch
+
+    loop = loop or Loop()
+    prepared = prepared or prepare(first, *(one.request for one in asked[1:]))
+    dataset = prepared.dataset
+    seen = SeenImages(bounded(dataset.open_image, first.max_pixels), dataset.digest_image)
+    with ExitStack() as stack:
+        if loop.workers.leads:  # all of them first: one that is taken is told before an answer is waited for
+            for one in asked:
+                one.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_folder(one.folder))
+        images, kept = stack.enter_context(ImagesAhead(seen)), KeptBatch()
+        engines = [make_engine(one.request, prepared.loaded, dataset.open_image) for one in asked]
+        begun = [_check(one, engine, prepared, adopt_records) for one, engine in zip(asked, engines, strict=True)]
+        loop.workers.wait()
+        courses = []
+        for one, engine, record in zip(asked, engines, begun, strict=True):
+            folder = one.folder
+            if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
+                write_run(folder, record)
+            engine.open_image, engine.batch = images, kept if len(asked) > 1 and not cost else None
+            answer = engine.answer
+            if cost:
+                answer = measured(answer, engine.take_costs, costs_path(folder, loop.workers))
+            size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
+            identity = replace(identity_of(record), images=seen)
+            own = replace(loop, batch_size=size, identity=identity, progress=one.progress)
+            courses.append(Course(own, folder, dataset.samples, answer))
+
+        def turn(batch: Sequence[Sample], following: Sequence[Sample]) -> None:
+            kept.begin()
+            images.want(sample.image for sample in (*batch, *following) if sample.image is not None)
+
+        return run_in_turn(courses, turn)
+
+
+def _check(one: Asked, engine: Engine, prepared: Prepared, adopt_records: bool) -> dict[str, Any]:
+    """What ``run.json`` shall hold; nothing is written.
+
+    Raises:
+        RunMismatchError: See `run_benchmark`.
+    """
     from damro.eval.runs.resolve import describe_machine, resolve
 
-    folder, loop = Path(folder), loop or Loop()
-    prepared = prepared or prepare(request)
-    dataset = prepared.dataset
-    engine = make_engine(request, prepared.loaded, dataset.open_image)
-    engine.open_image = images = SeenImages(engine.open_image, dataset.digest_image)
-    machine = describe_machine(prepared.loaded.model)
-    record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples), machine)
-    size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder) if loop.workers.leads else nullcontext():
-        begun = _begun(folder, record, request, prepared.loaded.model, adopt_records=adopt_records)
-        loop.workers.wait()
-        if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
-            write_run(folder, begun)
-        identity = replace(identity_of(begun), images=images)
-        answer = measured(engine.answer, engine.take_costs, costs_path(folder, loop.workers)) if cost else engine.answer
-        return replace(loop, batch_size=size, identity=identity).run(folder, dataset.samples, answer)
+    model, dataset = prepared.loaded.model, prepared.dataset
+    resolved = resolve(one.request, engine, dataset.data)
+    record = to_record(one.request, resolved, len(dataset.samples), describe_machine(model))
+    one.folder.mkdir(parents=True, exist_ok=True)
+    return _begun(one.folder, record, one.request, model, adopt_records=adopt_records)
 
 
 def _begun(

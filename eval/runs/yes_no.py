@@ -57,9 +57,12 @@ class YesNoEngine(Engine):
     def _read(self, samples: Sequence[Sample], images: Mapping[str, Image.Image]) -> dict[str, Answered]:
         prompts = list(dict.fromkeys(sample.prompt for sample in samples))
         name, image = image_of(samples[0]), images[samples[0].sample_id]
-        inputs = prepare_inputs(self.processor, [image] * len(prompts), prompts, self.model)
+        kept = self.keeping(samples)
+        inputs = kept.once(
+            "inputs", lambda: prepare_inputs(self.processor, [image] * len(prompts), prompts, self.model)
+        )
         method = self.recipe.method
-        reader = FirstToken([method], self, inputs, name)
+        reader = FirstToken([method], self, inputs, name, kept)
         shares = dict(zip(prompts, yes_shares(reader.scores(method), *self.tokens), strict=True))
         found = reader.patches(method)
         answers = {}
