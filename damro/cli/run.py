@@ -132,6 +132,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Where and how the runs are made, and how they are told."""
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help="(default: runs/BENCHMARK/MODEL); a folder a method in it")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="decode with a compiled step: faster tokens behind minutes of compiling, the same answers up to rounding",
+    )
     group.add_argument("--batch-size", default="auto", metavar="N", help="(default: auto, by the device)")
     group.add_argument(
         "--resume",

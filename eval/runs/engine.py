@@ -19,7 +19,7 @@ from damro.decoding.counting import answer_lengths, counting
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
-from damro.decoding.inside import works_inside
+from damro.decoding.inside import check_compiled, works_inside
 from damro.decoding.search import Search
 from damro.decoding.settings import end_tokens
 from damro.eval.benchmark import Benchmark
@@ -48,6 +48,7 @@ class Engine:
         max_new_tokens: Longest answer in tokens.
         top_p: Nucleus of sampling.
         pruning: Which image columns the full prompt keeps; None for all.
+        compile: Whether steps run as a compiled graph.
         seed: Of sampling and of random patches.
         open_image: From an image's name to the image.
         costs: What answers have cost since `take_costs`; None where nothing is measured.
@@ -62,6 +63,7 @@ class Engine:
     open_image: OpenImage
     top_p: float = 1.0
     pruning: Pruning | None = None
+    compile: bool = False
     costs: Costs | None = None
     batch: KeptBatch | None = None
     config: GenerationConfig = field(init=False)
@@ -208,6 +210,7 @@ class Engine:
             inputs,
             contrast,
             shared_prefix=shared,
+            compile=self.compile,
             read=read_prompt if self.batch is None else kept.read,
             generation_config=self.config,
             logits_processor=processors,
@@ -280,6 +283,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         open_image=bounded(open_image, request.max_pixels),
         top_p=request.top_p,
         pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
+        compile=request.compile,
     )
     _try_out(engine)
     return engine
@@ -298,12 +302,15 @@ def _try_out(engine: Engine) -> None:
 
     Of methods that look into the language model a token is written too, as only then all is seen of it.
     """
-    if isinstance(engine.recipe.method, Greedy) and engine.pruning is None:
+    if isinstance(engine.recipe.method, Greedy) and engine.pruning is None and not engine.compile:
         return
     size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
     width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
     blank = [Image.new("RGB", (width, height))]
     inputs = prepare_inputs(engine.processor, blank, ["?"], engine.model)
     found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
-    if isinstance(found, Search) or works_inside(found):
+    if engine.compile:
+        decoder = family_of(engine.model).decoder(engine.model)
+        check_compiled(decoder, found, "auto", {"generation_config": engine.config})
+    elif isinstance(found, Search) or works_inside(found):
         decode(engine.model, inputs, found, generation_config=engine.config, max_new_tokens=1)

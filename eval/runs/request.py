@@ -19,6 +19,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "str": (str, "a text"),
     "int": (int, "a whole number"),
     "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
     "Mapping[str, Any]": (Mapping, "a mapping from parameters to values"),
 }
 """By the type of a field, as it is written: what its values must be."""
@@ -50,6 +51,7 @@ class RunRequest:
         batch_size: Samples at once; None chooses by the device.
         attn_implementation: As transformers names it; None takes its default.
         max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
+        compile: Steps run as a compiled graph, see `damro.generate`; answers are the same up to rounding.
     """
 
     benchmark: str
@@ -72,6 +74,7 @@ class RunRequest:
     batch_size: int | None = None
     attn_implementation: str | None = None
     max_pixels: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could be made of."""
@@ -105,13 +108,15 @@ class RunRequest:
             raise EvalError(
                 f"--max-new-tokens must be left out with --read logits, got {self.max_new_tokens}: none is generated"
             )
+        if self.compile:
+            raise EvalError("--compile must be left out with --read logits: no step is run behind the prompts")
 
     def _check_types(self) -> None:
         """Refuse values that are of another type than their field, as a file may hold them."""
         for one in fields(self):
             value, (kinds, shown) = getattr(self, one.name), _KINDS[str(one.type).removesuffix(" | None")]
             missing = value is None and str(one.type).endswith(" | None")
-            if not missing and (not isinstance(value, kinds) or isinstance(value, bool)):
+            if not missing and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
                 wrong = f"{one.name} must be {shown}, got {value!r}"
                 raise DataFormatError(f"request of a run must hold values of the right types: {wrong}")
 
