@@ -1,4 +1,4 @@
-"""The code blocks of Markdown pages: found, run from top to bottom, and what they print compared with what stands there.
+"""The code blocks of Markdown pages: found, run from top to bottom, what they print compared with what stands there.
 
 - A block of Python is run in the names that the blocks before it left. A ``text`` block right behind it is its output.
 - A ``console`` block holds commands, each behind ``$ ``, and below each what it prints on stdout.
