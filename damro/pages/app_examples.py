@@ -64,7 +64,7 @@ OUTCOMES: Final[dict[str, dict[int, Outcome]]] = {
         12: Outcome(),
         18: Outcome(stays=("boat",)),
         37: Outcome(came=("bottle",)),
-        21: Outcome(gone=("dog",)),
+        21: Outcome(gone=("dog",), stays=("horse",)),
     },
 }
 """By checkpoint and scene of the test split."""
