@@ -155,15 +155,18 @@ class SignsOfLife:
         self._keys = [f"damro/alive/{number}" for number in range(count)]
         self._every, self._patience, self._lost = every, patience, lost
         self._watched, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
         self._store.set(self._keys[rank], "0")
 
     def start(self) -> None:
         """Begin, when all have left their first sign."""
-        threading.Thread(target=self._run, name="signs of life", daemon=True).start()
+        self._thread.start()
 
     def leave(self) -> None:
         """Tell the others that this process ends."""
         self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(self._every)  # an interpreter must not end while a thread of it is in torch
         with suppress(RuntimeError):  # the store may be gone already
             self._store.set(self._keys[self._rank], _LEFT.decode())
 
