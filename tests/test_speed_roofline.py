@@ -33,7 +33,7 @@ def test_operations_are_those_that_torch_counts() -> None:
         model.lm_head(states.last_hidden_state[:, -1:])
     layers, head = language_weights(shape)
     computed = 2 * (layers * columns + head)
-    assert computed <= counter.get_total_flops() <= 1.04 * computed  # attention's own products are left out
+    assert counter.get_total_flops() == pytest.approx(computed, rel=0.02)  # no norms; here attention is next to nothing
 
 
 def test_a_bound_is_its_sums_by_hand() -> None:

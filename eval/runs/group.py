@@ -73,7 +73,7 @@ class GlooGroup:
         self._group = dist.new_group(backend="gloo", timeout=wait)
         # A connection of its own: a client serves one call at a time.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+        store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
         self._signs = SignsOfLife(store, rank, count)
         self.all_gather(None)  # now all have left one
         self._signs.start()
