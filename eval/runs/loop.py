@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
 from damro.eval.runs.faults import Fault, Streak
+from damro.eval.runs.gathering import Gathering, find_gathering
 from damro.eval.runs.identity import P_YES, Identity, check_asked
-from damro.eval.runs.sharding import (
-    Workers,
-    check_parts_free,
-    consolidate,
-    is_failed,
-    lacks_image,
-    read_done,
-    records_path,
-)
+from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, records_path
 from damro.eval.samples import Sample
 
 
@@ -85,6 +78,7 @@ class Loop:
         workers: This process among those of the run.
         progress: Told after each batch; None if nobody asks.
         identity: What ties the records to the run; None where it has no settings.
+        gathering: How what the processes record comes together; found out if it is None.
     """
 
     batch_size: int = 8
@@ -93,6 +87,7 @@ class Loop:
     workers: Workers = Workers()
     progress: Progress | None = None
     identity: Identity | None = None
+    gathering: Gathering | None = None
 
     def run(self, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
         """Answer the samples that have no record yet, and record them.
@@ -129,37 +124,34 @@ class Course:
 
     def __init__(self, loop: Loop, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> None:
         """Cut the samples into batches; nothing is read yet."""
-        self._loop, self._folder, self._samples, self._answer = loop, folder, samples, answer
+        self._loop, self._folder, self._answer = loop, folder, answer
+        self._asked = {sample.sample_id: sample for sample in samples}
         count, rank = loop.workers.count, loop.workers.rank
         self._batches = [batch for number, batch in enumerate(cut(samples, loop.batch_size)) if number % count == rank]
         self._done: dict[str, bool] = {}
         self._tally = Tally(0, 0, 0)
         self._streak = Streak()
         self._writer: RecordWriter | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.gathering = loop.gathering or find_gathering(folder, loop.workers)
 
     def begin(self) -> None:
         """Put together what is recorded, check it, and open the file for the rest; see `Loop.run`."""
-        loop, folder = self._loop, self._folder
-        folder.mkdir(parents=True, exist_ok=True)
+        loop = self._loop
+        self.gathering.collect(self._check, with_whole=True)
         records: dict[str, dict[str, Any]] = {}
         if loop.workers.leads:
             records = self._consolidate(drop=is_failed if loop.retry_failed else lacks_image)
             if loop.identity is not None and loop.identity.images is not None:
                 loop.identity.images.check(records.values())
-            if loop.workers.count > 1:
-                check_parts_free(folder)
-        loop.workers.wait()
-        if not loop.workers.leads:
-            records = read_done(folder)
-        # Of a million samples the loop needs no more than this.
-        self._done = {key: is_failed(fields) for key, fields in records.items()}
-        loop.workers.wait()
+        self._done = self.gathering.tell_done(records)
+        del records  # of a million samples the loop needs no more than this
         mine = [sample.sample_id for batch in self._batches for sample in batch]
         finished = [self._done[key] for key in mine if key in self._done]
         self._tally = Tally(len(finished), sum(finished), len(mine))
         self._tell()
         self._streak = Streak(answered=not all(self._done.values()))
-        self._writer = RecordWriter(records_path(folder, loop.workers))
+        self._writer = RecordWriter(records_path(self._folder, loop.workers))
 
     def batch(self, number: int) -> list[Sample]:
         """Return a batch of this process, as a whole; none if nothing in it is to be done, or there is no such."""
@@ -184,17 +176,14 @@ class Course:
 
     def end(self) -> dict[str, dict[str, Any]]:
         """Write what was held back, put everything together, and return it; see `Loop.run`."""
-        loop = self._loop
         held = self._streak.end()
         if held and self._writer is not None:
             self._write(held)
             self._tell()
             self._writer.sync()
         self.close()
-        loop.workers.wait()
-        records = self._consolidate() if loop.workers.leads else {}
-        loop.workers.wait()
-        return records if loop.workers.leads else read_done(self._folder)
+        self.gathering.collect(self._check)
+        return self.gathering.tell(self._consolidate() if self._loop.workers.leads else {})
 
     def close(self) -> None:
         """Close the file; what is recorded stays."""
@@ -205,17 +194,16 @@ class Course:
         self, drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
     ) -> dict[str, dict[str, Any]]:
         identity = self._loop.identity
-        asked = {sample.sample_id: sample for sample in self._samples}
-
-        def check(fields: Mapping[str, Any], where: str) -> None:
-            if identity is not None:
-                identity.check(fields, where)
-            sample = asked.get(str(fields.get("id")))
-            if sample is not None:
-                check_asked(fields, sample, where)
-
         old_parts = identity is not None and identity.accepts_old
-        return consolidate(self._folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
+        return consolidate(self._folder, list(self._asked), drop=drop, check=self._check, with_old_parts=old_parts)
+
+    def _check(self, fields: Mapping[str, Any], where: str) -> None:
+        """Refuses a record that is none of this run's."""
+        if self._loop.identity is not None:
+            self._loop.identity.check(fields, where)
+        sample = self._asked.get(str(fields.get("id")))
+        if sample is not None:
+            check_asked(fields, sample, where)
 
     def _write(self, records: Sequence[dict[str, Any]]) -> None:
         assert self._writer is not None  # begun
@@ -263,6 +251,8 @@ def run_in_turn(
         The records of each run, by sample id, in the order of the samples.
     """
     with ExitStack() as files:
+        for course in courses[:1]:  # one watch serves all
+            files.enter_context(course.gathering.watched())
         for course in courses:
             files.callback(course.close)
             course.begin()
