@@ -15,16 +15,9 @@ from typing import Any, NamedTuple
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
 from damro.eval.runs.faults import Fault, Streak
+from damro.eval.runs.gathering import Check, Gathering, find_gathering
 from damro.eval.runs.identity import P_YES, Identity, check_asked
-from damro.eval.runs.sharding import (
-    Workers,
-    check_parts_free,
-    consolidate,
-    is_failed,
-    lacks_image,
-    read_done,
-    records_path,
-)
+from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, records_path
 from damro.eval.samples import Sample
 
 
@@ -82,6 +75,7 @@ class Loop:
         workers: This process among those of the run.
         progress: Told after each batch; None if nobody asks.
         identity: What ties the records to the run; None where it has no settings.
+        gathering: How what the processes record comes together; found out if it is None.
     """
 
     batch_size: int = 8
@@ -90,6 +84,7 @@ class Loop:
     workers: Workers = Workers()
     progress: Progress | None = None
     identity: Identity | None = None
+    gathering: Gathering | None = None
 
     def run(self, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
         """Answer the samples that have no record yet, and record them.
@@ -111,29 +106,24 @@ class Loop:
             EvalError: The folder holds records that are malformed or of another run.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        records: dict[str, dict[str, Any]] = {}
-        if self.workers.leads:
-            records = self._consolidate(folder, samples, drop=is_failed if self.retry_failed else lacks_image)
-            if self.identity is not None and self.identity.images is not None:
-                self.identity.images.check(records.values())
-            if self.workers.count > 1:
-                check_parts_free(folder)
-        self.workers.wait()
-        if not self.workers.leads:
-            records = read_done(folder)
-        done = {key: is_failed(fields) for key, fields in records.items()}
-        del records  # of a million samples the loop needs no more than this
-        self.workers.wait()
-        self._answer_rest(folder, samples, done, answer)
-        self.workers.wait()
-        if self.workers.leads:
-            records = self._consolidate(folder, samples)
-        self.workers.wait()
-        return records if self.workers.leads else read_done(folder)
+        gathering = self.gathering or find_gathering(folder, self.workers)
+        check = self._make_check(samples)
+        with gathering.watched():
+            gathering.collect(check, with_whole=True)
+            records: dict[str, dict[str, Any]] = {}
+            if self.workers.leads:
+                drop = is_failed if self.retry_failed else lacks_image
+                records = self._consolidate(folder, samples, check, drop)
+                if self.identity is not None and self.identity.images is not None:
+                    self.identity.images.check(records.values())
+            done = gathering.tell_done(records)
+            del records  # of a million samples the loop needs no more than this
+            self._answer_rest(folder, samples, done, answer)
+            gathering.collect(check)
+            return gathering.tell(self._consolidate(folder, samples, check) if self.workers.leads else {})
 
-    def _consolidate(
-        self, folder: Path, samples: Sequence[Sample], drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
-    ) -> dict[str, dict[str, Any]]:
+    def _make_check(self, samples: Sequence[Sample]) -> Check:
+        """What refuses records that are none of this run's."""
         asked = {sample.sample_id: sample for sample in samples}
 
         def check(fields: Mapping[str, Any], where: str) -> None:
@@ -143,8 +133,18 @@ class Loop:
             if sample is not None:
                 check_asked(fields, sample, where)
 
+        return check
+
+    def _consolidate(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        check: Check,
+        drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False,
+    ) -> dict[str, dict[str, Any]]:
+        order = [sample.sample_id for sample in samples]
         old_parts = self.identity is not None and self.identity.accepts_old
-        return consolidate(folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
+        return consolidate(folder, order, drop=drop, check=check, with_old_parts=old_parts)
 
     def _answer_rest(self, folder: Path, samples: Sequence[Sample], done: dict[str, bool], answer: AnswerBatch) -> None:
         mine = [

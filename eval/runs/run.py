@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.decoding.errors import DecodingError
 from damro.eval.errors import EvalError
-from damro.eval.runs.costs import costs_path, measured
+from damro.eval.runs.costs import bring_costs, costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
+from damro.eval.runs.gathering import find_gathering
 from damro.eval.runs.identity import SeenImages
 from damro.eval.runs.loop import Loop
 from damro.eval.runs.record import (
     RUN_FILE,
     RunMismatchError,
     check_same,
+    differences,
     identity_of,
     load_run,
     read_format,
@@ -146,14 +148,20 @@ def run_benchmark(
     record = to_record(request, resolve(request, engine, dataset.data), len(dataset.samples), machine)
     size = request.batch_size or BATCH_SIZE.get(record["resolved"]["device"], BATCH_SIZE["cpu"])
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder) if loop.workers.leads else nullcontext():
-        begun = _begun(folder, record, request, prepared.loaded.model, adopt_records=adopt_records)
-        loop.workers.wait()
-        if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
+    gathering = find_gathering(folder, loop.workers)
+    with lock_folder(folder) if gathering.keeps else nullcontext():
+        model = prepared.loaded.model
+        begun = gathering.agree(
+            lambda: _begun(folder, record, request, model, adopt_records=adopt_records), differences
+        )
+        if gathering.keeps and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
             write_run(folder, begun)
         identity = replace(identity_of(begun), images=images)
         answer = measured(engine.answer, engine.take_costs, costs_path(folder, loop.workers)) if cost else engine.answer
-        return replace(loop, batch_size=size, identity=identity).run(folder, dataset.samples, answer)
+        loop = replace(loop, batch_size=size, identity=identity, gathering=gathering)
+        records = loop.run(folder, dataset.samples, answer)
+        bring_costs(folder, gathering)
+        return records
 
 
 def _begun(
