@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
         raise ParameterError(f"--port must be from 1 to 65535, got {args.port}")
     sampling = read_sampling(args)
     try:
-        from damro.pages.app import PIXEL_LIMIT, build_app, serve_app
+        from damro.pages.app import build_app, serve_app
+        from damro.pages.app_answers import PIXEL_LIMIT
     except ImportError as error:
         if error.name != "gradio":
             raise
