@@ -227,7 +227,7 @@ class _Pool:
         self._places += [None] * more
         self._branches.join(places, joining.read)
         self._rule = joining.rule
-        seeds = joining.seeds or [None] * len(places)
+        seeds: Sequence[int | None] = joining.seeds or [None] * len(places)
         for place, key, prompt, seed in zip(places, joining.keys, joining.tokens, seeds, strict=True):
             own = self._stock.of(len(prompt))
             drawn = None if seed is None or not self._temperature else stream(seed)

@@ -81,7 +81,8 @@ def packs(weights: Tensor) -> bool:
 
     On a CPU it does so in float32, and in bfloat16 where the processor computes in that.
     """
-    if weights.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    library: Any = torch.backends.mkldnn
+    if weights.device.type != "cpu" or not library.is_available():
         return False
     native = weights.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weights.dtype == torch.float32 or bool(native)

@@ -114,7 +114,8 @@ class Places:
 
     def _begin(self, read: Prefill, rows: int, width: int) -> None:
         """Makes stores of the kind that the prompt's KV is of."""
-        room, layers = width + ROOM, [(held.keys, held.values) for held in read.cache.layers]
+        held: Any = read.cache.layers
+        room, layers = width + ROOM, [(one.keys, one.values) for one in held]
         self._stores = [[one.new_zeros(rows, one.shape[1], room, one.shape[3]) for one in layer] for layer in layers]
         self._mask = torch.zeros(rows, room, dtype=torch.bool, device=read.mask.device)
         self.position = torch.zeros(rows, dtype=torch.long, device=read.position.device)

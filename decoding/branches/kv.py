@@ -67,11 +67,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """The same columns, with as much room, in tensors of their own."""
         twin = copy.copy(self)
         stores = self._stores_for(self.get_seq_length())
+        held: Any = (self.keys, self.values)  # None before the first update, when nobody copies
         if stores is None:
-            twin.keys, twin.values, twin._stores, twin._given = self.keys.clone(), self.values.clone(), None, None
+            twin.keys, twin.values, twin._stores, twin._given = held[0].clone(), held[1].clone(), None, None
             return twin
         keys, values = (store.clone() for store in stores)
-        end = self.keys.shape[-2]
+        end = held[0].shape[-2]
         twin.keys, twin.values = given = keys[..., :end, :], values[..., :end, :]
         twin._stores, twin._given = (keys, values), given
         return twin
@@ -114,7 +115,8 @@ def copied_cache(cache: Cache) -> Cache:
         [2, 2]
     """
     twin = copy.copy(cache)
-    twin.layers = [layer.copied() for layer in cache.layers]
+    layers: Any = cache.layers
+    twin.layers = [layer.copied() for layer in layers]
     return twin
 
 

@@ -33,9 +33,9 @@ class ImagesAhead:
         """Have images opened, in this order, and forget all others."""
         before, self._asked = self._asked, {}
         for name in dict.fromkeys(names):
-            self._asked[name] = before.pop(name, None) or self._thread.submit(self._open_image, name)
-        for left in before.values():
-            left.cancel()
+            self._asked[name] = before.get(name) or self._thread.submit(self._open_image, name)
+        for name in before.keys() - self._asked.keys():
+            before[name].cancel()
 
     def __call__(self, name: str) -> Image.Image:
         """Return an image; see `damro.eval.samples.OpenImage`."""

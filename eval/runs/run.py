@@ -16,7 +16,7 @@ from damro.eval.runs.costs import bring_costs, costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
 from damro.eval.runs.gathering import find_gathering
 from damro.eval.runs.identity import SeenImages
-from damro.eval.runs.loop import Course, Loop, Progress, run_in_turn
+from damro.eval.runs.loop import AnswerBatch, Course, Loop, Progress, run_in_turn
 from damro.eval.runs.record import (
     RUN_FILE,
     RunMismatchError,
@@ -219,7 +219,7 @@ def run_benchmarks(
             if gathering.keeps and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
                 write_run(folder, record)
             engine.open_image, engine.batch = images, kept if len(asked) > 1 and not cost else None
-            answer = engine.answer
+            answer: AnswerBatch = engine.answer
             if cost:
                 answer = measured(answer, engine.take_costs, costs_path(folder, loop.workers))
             size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
