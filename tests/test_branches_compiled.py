@@ -48,7 +48,7 @@ def both(generate: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
 def assert_same(one: Any, other: Any) -> None:
     assert torch.equal(one.sequences, other.sequences)
     for mine, theirs in zip(one.logits, other.logits, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -127,7 +127,7 @@ def test_what_only_other_loops_offer_is_refused(interpreted: list[Any], options:
         damro.generate(model, random_inputs(model, 1), method, compile=True, max_new_tokens=2, **options)
 
 
-@pytest.mark.parametrize("method", ["pai", "dola", "opera"])
+@pytest.mark.parametrize("method", ["pai:from_layer=0,to_layer=2", "dola", "opera"])
 def test_methods_that_look_inside_or_search_are_refused(interpreted: list[Any], method: str) -> None:
     model = random_model(SHAPES["micro"])
     with pytest.raises(ParameterError, match="compile must be left out with a method that"):
@@ -135,10 +135,10 @@ def test_methods_that_look_inside_or_search_are_refused(interpreted: list[Any], 
 
 
 def test_states_and_encoders_are_refused(interpreted: list[Any]) -> None:
-    hybrid = llava_of(model_type="lfm2", layer_types=["conv", "full_attention"])
+    hybrid = llava_of({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]})
     assert isinstance(hybrid.config.text_config, Lfm2Config)
     with pytest.raises(UnsupportedModelError, match="lfm2?.* as it keeps states beside keys and values"):
-        damro.generate(hybrid, llava_inputs(1), "greedy", compile=True, max_new_tokens=2)
+        damro.generate(hybrid, llava_inputs(), "greedy", compile=True, max_new_tokens=2)
 
 
 def test_quantized_and_offloaded_weights_are_refused(interpreted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
