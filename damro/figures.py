@@ -32,6 +32,7 @@ Interpolation = Literal["bilinear", "nearest"]
 
 MAP = "viridis"
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"  # Okabe and Ito's palette
+_NEUTRAL = "#808080"  # contrast 3.9 to 1 on white, 3.8 to 1 on #27272a
 _FORMATS = (".png", ".svg", ".pdf")
 _OPACITY = 0.6
 _AS_IT_IS: dict[str, Any] = {
@@ -226,6 +227,28 @@ def draw_probabilities(steps: ContrastInspection, step: int, words: Sequence[str
     axes.set_xlabel("probability")
     axes.set_title(fill(title, _TITLE_WIDTH), **_AS_IT_IS)
     axes.legend(loc="lower right")
+    return figure
+
+
+def suit_any_paper(figure: Figure) -> Figure:
+    """Takes the paper away from behind a figure, and writes and rules in a grey that shows on light and on dark.
+
+    What is written on a map has an outline of its own, and stays; so does the white behind a colour bar, since
+    its colours let the paper through.
+
+    Args:
+        figure: it is changed.
+
+    Returns:
+        The figure.
+    """
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.tick_params(colors=_NEUTRAL)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_color(_NEUTRAL)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(_NEUTRAL)
     return figure
 
 

@@ -19,12 +19,17 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
-from damro import DAMROProcessor
+from damro import DAMROProcessor, tiny
 from damro.errors import InputsError, ParameterError
+from damro.eval.chair.matchers import load_matcher
 from damro.figures import draw_overlay
 from damro.images import ImageError, ImageSizeError, load_image
 from damro.loading import prepare_inputs
-from damro.pages.app import PROMPT_LIMIT, answer_request, build_app, stream_answer, write_recipe
+from damro.methods.presets import starting_preset
+from damro.pages.app import build_app
+from damro.pages.app_answers import PROMPT_LIMIT, answer_request, stream_answer
+from damro.pages.app_examples import OUTCOMES, PROMPT, list_examples
+from damro.pages.app_texts import only_words, tell_difference, write_answer, write_recipe, write_taken
 from damro.tiny import scene
 from tests.family_models import (
     encoder_processor,
@@ -60,7 +65,8 @@ def test_both_answers_stream_and_end_as_generate_ends(loaded: tuple[Any, Any], p
     inputs = prepare_inputs(processor, [Image.open(photo)], ["What is this?"], model)
     contrast = DAMROProcessor(model, inputs, alpha=2.0, beta=0.1, top_k=3)
     shown = list(answer_request(model, processor, "golden", str(photo), "What is this?", 2.0, 0.1, 3, 10))
-    greedy, damro, picture, taken, code = shown[-1]
+    greedy, damro, picture, taken, code, complete = shown[-1]
+    assert [state.complete for state in shown] == [False] * (len(shown) - 1) + [complete] and complete
     assert greedy == generated(model, processor, photo, [], 10)
     assert damro == generated(model, processor, photo, [contrast], 10)
     assert greedy != damro and taken
@@ -80,7 +86,7 @@ def test_the_python_gives_the_same_answer(
 ) -> None:
     model, processor = loaded
     folder = save_golden("llava", tmp_path / "it's")
-    *_, (_, damro, _, _, code) = answer_request(
+    *_, (_, damro, _, _, code, _) = answer_request(
         model, processor, str(folder), str(photo), "What is 'this'?\n\"", 1.5, 0.1, 3, 8
     )
     monkeypatch.chdir(photo.parent)
@@ -101,9 +107,9 @@ def test_without_cls_the_map_shows_and_names_the_attention_received(
         drawn.append((values, options))
         return draw_overlay(image, values, **options)
 
-    monkeypatch.setattr("damro.pages.app.draw_overlay", draw)
+    monkeypatch.setattr("damro.pages.app_answers.draw_overlay", draw)
     model, processor = family_model(name), siglip_processor(name)
-    *_, (greedy, damro, picture, _, _) = answer_request(
+    *_, (greedy, damro, picture, _, _, _) = answer_request(
         model, processor, "tiny", str(photo), "What is this?", 2.0, 0.1, 3, 6
     )
     assert greedy == generated(model, processor, photo, [], 6)
@@ -152,11 +158,11 @@ def test_a_family_without_a_preset_opens_and_says_so(name: str) -> None:
 
 def test_the_model_is_given_the_pixels_of_the_scene_and_of_the_upload(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     part = opened(*loaded)[1]["image"]
-    for number in (0, 3):  # the scene that the page opens with, and one that was chosen, go the way of every output
+    for number in (18, 3):  # the scene that the page opens with, and one that was chosen, go the way of every output
         picture = scene("test", number).image
         path = part.preprocess(part.postprocess(picture))
         assert (np.asarray(load_image(path)) == np.asarray(picture)).all()
-    assert (np.asarray(load_image(part.value["path"])) == np.asarray(scene("test", 0).image)).all()
+    assert (np.asarray(load_image(part.value["path"])) == np.asarray(scene("test", 18).image)).all()
     grey = np.asarray(scene("test", 0).image.convert("L"))
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
     Image.fromarray(grey).save(tmp_path / "grey.jpg", quality=60)
@@ -164,6 +170,50 @@ def test_the_model_is_given_the_pixels_of_the_scene_and_of_the_upload(loaded: tu
     for name in ("sixteen.png", "grey.jpg", "clear.png"):
         uploaded = part.preprocess(part.data_model(path=str(tmp_path / name), orig_name=name))
         assert Path(uploaded).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", sorted(OUTCOMES))
+def test_the_examples_do_what_is_said_of_them(checkpoint: str, tmp_path: Path) -> None:
+    model, processor = tiny.load(checkpoint)
+    start = starting_preset(model.config.model_type)
+    find = load_matcher("builtin").find
+    for number, outcome in OUTCOMES[checkpoint].items():
+        picture = scene("test", number)
+        picture.image.save(tmp_path / "scene.png")
+        *_, end = answer_request(model, processor, "tiny", str(tmp_path / "scene.png"), PROMPT, *start, 64)
+        greedy, damro = ({found.name for found in find(text)} for text in (end.greedy, end.damro))
+        there = {thing.name for thing in picture.objects}
+        told = tuple(set(names) for names in outcome)
+        assert (greedy - damro, damro - greedy, (greedy & damro) - there) == told, (number, end.greedy, end.damro)
+        assert any(told) or end.greedy == end.damro
+
+
+def test_nothing_is_said_of_what_other_models_and_drawn_answers_do() -> None:
+    for examples in (list_examples("llava-hf/llava-1.5-7b-hf", greedy=True), list_examples("tiny", greedy=False)):
+        assert all(example.label.startswith("scene ") and "DAMRO" not in example.about for example in examples)
+    assert any(example.label.startswith("harms") for example in list_examples("tiny", greedy=True))
+
+
+def test_words_of_one_answer_alone_are_marked_and_all_is_escaped() -> None:
+    first, second = "A <b>cat</b>, a dog.", "a Dog and"
+    assert only_words(first, second) == ["b>cat</b"]
+    assert (
+        write_answer("<i>", first, second) == "<h3>&lt;i&gt;</h3><p>A <mark>&lt;b&gt;cat&lt;/b&gt;,</mark> a dog.</p>"
+    )
+    assert "<mark>" not in write_answer("Greedy", first) and "<b>" not in write_answer("Greedy", first)
+    assert tell_difference("Greedy", first, first) == "Both answers are the same."
+    assert tell_difference("Greedy", "", second) == "DAMRO alone says: a, dog, and."
+    assert "<b>&lt;s&gt;</b>" in write_taken([[1, "<s>", "1%", "2%", "<", "3%", "4%"]]) and write_taken([]) == ""
+
+
+def test_the_map_has_no_paper_and_grey_writing(loaded: tuple[Any, Any], photo: Path) -> None:
+    picture = next(answer_request(*loaded, "golden", str(photo), "What is this?", 2.0, 0.1, 3, 4)).picture
+    pixels = np.asarray(picture.convert("RGBA"))
+    assert pixels[0, 0, 3] == 0 and pixels[pixels.shape[0] // 2, pixels.shape[1] // 2, 3] == 255
+    margin = pixels[: pixels.shape[0] // 30]  # the title alone
+    written = margin[margin[..., 3] > 250]
+    assert len(written) > 20 and (written[:, :3] == 128).all()
 
 
 def test_leaving_stops_the_generation(loaded: tuple[Any, Any], photo: Path) -> None:
@@ -252,8 +302,9 @@ def test_uploads_that_do_not_open_get_a_sentence(loaded: tuple[Any, Any], tmp_pa
     part = opened(*loaded)[1]["image"]
     (tmp_path / "text.png").write_text("no picture")
     upload = part.data_model(path=str(tmp_path / "text.png"), orig_name="text.png")
-    with pytest.raises(gradio.Error, match="does not open; choose a PNG or JPEG"):
+    with pytest.raises(gradio.Error, match="does not open; choose a PNG or JPEG") as told:
         part.preprocess(upload)
+    assert not told.value.print_exception
 
 
 def test_uploads_are_limited(address: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from gradio_server import serving
 from PIL import Image
 
 from damro.loading import prepare_inputs
+from damro.pages.app_examples import OUTCOMES, PROMPT
+from damro.pages.app_texts import MEANINGS, only_words
+from damro.pages.explain import bare
 from damro.tiny import scene
 
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -39,7 +43,7 @@ def wait_for(browser: Any, condition: Any) -> Any:
 
 
 def text_of(browser: Any, name: str) -> str:
-    return str(browser.find_element("css selector", f"#{name} textarea").get_attribute("value"))
+    return str(browser.find_element("css selector", f"#{name} p").text)
 
 
 def set_number(browser: Any, name: str, value: str) -> None:
@@ -79,20 +83,98 @@ def test_upload_ask_and_move_a_slider(browser: Any, tmp_path: Path) -> None:
     assert "alpha=0" in find("id", "code").text
 
 
-def test_a_scene_can_be_chosen_and_is_what_the_model_is_given(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = browser.find_element("css selector", "#image img").get_attribute("src")
+def test_an_example_asks_at_once_with_the_presets_and_the_pixels_of_its_scene(
+    browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def prepare(processor: Any, images: list[Image.Image], prompts: list[str], *others: Any) -> Any:
+        given.extend([*images, *prompts])
+        return prepare_inputs(processor, images, prompts, *others)
+
+    monkeypatch.setattr("damro.pages.app_answers.prepare_inputs", prepare)
+    labels = [found.text for found in browser.find_elements("css selector", "#scenes .caption-label")]
+    assert labels == [f"scene {number}" for number in OUTCOMES["llava"]]
     browser.find_elements("css selector", "#scenes button img")[3].click()
-    wait_for(browser, lambda: browser.find_element("css selector", "#image img").get_attribute("src") != shown)
-    given: list[Image.Image] = []
-
-    def prepare(processor: Any, images: list[Image.Image], *others: Any) -> Any:
-        given.extend(images)
-        return prepare_inputs(processor, images, *others)
-
-    monkeypatch.setattr("damro.pages.app.prepare_inputs", prepare)
-    browser.find_element("id", "ask").click()
     wait_for(browser, lambda: given)
-    assert (np.asarray(given[0]) == np.asarray(scene("test", 3).image)).all()
+    assert (np.asarray(given[0]) == np.asarray(scene("test", 13).image)).all() and given[1] == PROMPT
+    wait_for(browser, lambda: "In the picture: potted plant" in browser.find_element("id", "about").text)
+    wait_for(browser, lambda: re.search(r"alpha=2(\.0)?,", browser.find_element("id", "code").text))
+    wait_for(browser, lambda: browser.find_element("id", "note").text.strip())
+    alpha = browser.find_element("css selector", "#alpha input[type=number]").get_attribute("value")
+    assert float(alpha) == 2
+
+
+def test_words_of_one_answer_alone_are_marked_in_more_than_colour(browser: Any) -> None:
+    note = browser.find_element("id", "note").text
+    for name, said in (("greedy", "Greedy search"), ("damro", "DAMRO")):
+        marks = browser.find_elements("css selector", f"#{name} mark")
+        words = only_words(text_of(browser, name), text_of(browser, "damro" if name == "greedy" else "greedy"))
+        assert words and list(dict.fromkeys(bare(mark.text) for mark in marks)) == words
+        assert f"{said} alone says: {', '.join(words)}." in note
+        style = marks[0].value_of_css_property
+        assert style("text-decoration-style") == "wavy" and int(style("font-weight")) >= 600
+
+
+def test_every_parameter_is_explained(browser: Any) -> None:
+    for name, meaning in MEANINGS.items():
+        assert meaning in browser.find_element("id", name).text
+
+
+def boxes(browser: Any) -> dict[str, Any]:
+    return {name: browser.find_element("id", name).rect for name in ("question", "answers", "settings", "evidence")}
+
+
+def test_on_a_phone_the_answers_come_before_the_sliders(browser: Any) -> None:
+    wide = boxes(browser)
+    assert wide["answers"]["x"] > wide["question"]["x"] + wide["question"]["width"] - 1
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        narrow = boxes(browser)
+        assert sorted(narrow, key=lambda name: narrow[name]["y"]) == ["question", "answers", "settings", "evidence"]
+        assert len({box["x"] for box in narrow.values()}) == 1
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_an_error_is_told_once_and_the_terminal_is_left_alone(browser: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    from selenium.webdriver import Keys
+
+    before = text_of(browser, "damro")
+    box = browser.find_element("css selector", "#prompt textarea")
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(Keys.DELETE)
+    browser.find_element("id", "ask").click()
+    told = "image and prompt must both be given"
+    wait_for(browser, lambda: told in browser.find_element("tag name", "body").text)
+    assert browser.find_element("tag name", "body").text.count(told) == 1
+    shown = browser.find_elements("css selector", "#parts .error")
+    assert [part.text for part in shown if part.is_displayed()] == [] and text_of(browser, "damro") == before
+    assert "Traceback" not in (written := capfd.readouterr()).err + written.out
+
+
+def luminance(colour: str) -> float:
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_answers_and_small_print_are_legible_on_light_and_on_dark(browser: Any, scheme: str) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    browser.get(browser.current_url)
+    wait_for(browser, lambda: browser.find_elements("css selector", "#damro h3"))
+    paper = luminance(browser.find_element("id", "damro").value_of_css_property("background-color"))
+    assert (paper < 0.05) == (scheme == "dark")
+    for place in ("#damro h3", "#damro p", "#alpha [data-testid=block-info]"):
+        ink = luminance(browser.find_element("css selector", place).value_of_css_property("color"))
+        low, high = sorted((ink, paper))
+        assert (high + 0.05) / (low + 0.05) > 4.5, place
+    low, high = sorted((luminance("rgb(128, 128, 128)"), paper))  # the map's writing
+    assert (high + 0.05) / (low + 0.05) > 3.5
 
 
 def test_nothing_left_the_machine_and_nothing_was_complained_about(browser: Any) -> None:

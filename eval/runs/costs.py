@@ -6,17 +6,21 @@ that is answered again counts again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from uuid import uuid4
 
 from damro.eval.errors import DataFormatError
 from damro.eval.records import RecordWriter, iterate_records
+from damro.eval.runs.gathering import Gathering
 from damro.eval.runs.loop import AnswerBatch, Answered
 from damro.eval.runs.sharding import Workers
 from damro.eval.samples import Sample
 
 _NAME = "costs"
+_GROWING = re.compile(rf"{_NAME}(-[0-9]+)?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,17 @@ def measured(answer: AnswerBatch, taken: Callable[[], Costs], path: Path) -> Ans
         return answers
 
     return answer_and_tell
+
+
+def bring_costs(folder: Path, gathering: Gathering) -> None:
+    """Copy what batches cost on other disks to where `read_costs` finds it.
+
+    Files that were written to get names of no process first: what is brought never grows, and twice is as once.
+    """
+    if gathering.keeps and not gathering.workers.leads:
+        for path in filter(lambda path: _GROWING.fullmatch(path.name), list(folder.iterdir())):
+            path.rename(folder / f"{_NAME}-{uuid4().hex}.jsonl")
+    gathering.bring({path: path.name for path in sorted(folder.glob(f"{_NAME}-*.jsonl"))})
 
 
 def read_costs(folder: Path) -> Costs | None:

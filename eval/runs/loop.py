@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
 from damro.eval.runs.faults import Fault, Streak
+from damro.eval.runs.gathering import Check, Gathering, find_gathering
 from damro.eval.runs.identity import P_YES, Identity, check_asked
-from damro.eval.runs.sharding import (
-    Workers,
-    check_parts_free,
-    consolidate,
-    is_failed,
-    lacks_image,
-    read_done,
-    records_path,
-)
+from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, records_path
 from damro.eval.samples import Sample
 
 
@@ -85,6 +78,7 @@ class Loop:
         workers: This process among those of the run.
         progress: Told after each batch; None if nobody asks.
         identity: What ties the records to the run; None where it has no settings.
+        gathering: How what the processes record comes together; found out if it is None.
     """
 
     batch_size: int = 8
@@ -93,6 +87,7 @@ class Loop:
     workers: Workers = Workers()
     progress: Progress | None = None
     identity: Identity | None = None
+    gathering: Gathering | None = None
 
     def run(self, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> dict[str, dict[str, Any]]:
         """Answer the samples that have no record yet, and record them.
@@ -136,24 +131,21 @@ class Course:
         self._tally = Tally(0, 0, 0)
         self._streak = Streak()
         self._writer: RecordWriter | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check = self._make_check()
+        self.gathering = loop.gathering or find_gathering(folder, loop.workers)
 
     def begin(self) -> None:
         """Put together what is recorded, check it, and open the file for the rest; see `Loop.run`."""
         loop, folder = self._loop, self._folder
-        folder.mkdir(parents=True, exist_ok=True)
         records: dict[str, dict[str, Any]] = {}
+        self.gathering.collect(self._check, with_whole=True)
         if loop.workers.leads:
             records = self._consolidate(drop=is_failed if loop.retry_failed else lacks_image)
             if loop.identity is not None and loop.identity.images is not None:
                 loop.identity.images.check(records.values())
-            if loop.workers.count > 1:
-                check_parts_free(folder)
-        loop.workers.wait()
-        if not loop.workers.leads:
-            records = read_done(folder)
-        # Of a million samples the loop needs no more than this.
-        self._done = {key: is_failed(fields) for key, fields in records.items()}
-        loop.workers.wait()
+        self._done = self.gathering.tell_done(records)
+        del records  # of a million samples the loop needs no more than this
         mine = [sample.sample_id for batch in self._batches for sample in batch]
         finished = [self._done[key] for key in mine if key in self._done]
         self._tally = Tally(len(finished), sum(finished), len(mine))
@@ -191,10 +183,8 @@ class Course:
             self._tell()
             self._writer.sync()
         self.close()
-        loop.workers.wait()
-        records = self._consolidate() if loop.workers.leads else {}
-        loop.workers.wait()
-        return records if loop.workers.leads else read_done(self._folder)
+        self.gathering.collect(self._check)
+        return self.gathering.tell(self._consolidate() if loop.workers.leads else {})
 
     def close(self) -> None:
         """Close the file; what is recorded stays."""
@@ -205,6 +195,13 @@ class Course:
         self, drop: Callable[[Mapping[str, Any]], bool] = lambda fields: False
     ) -> dict[str, dict[str, Any]]:
         identity = self._loop.identity
+        old_parts = identity is not None and identity.accepts_old
+        order = [sample.sample_id for sample in self._samples]
+        return consolidate(self._folder, order, drop=drop, check=self._check, with_old_parts=old_parts)
+
+    def _make_check(self) -> Check:
+        """What refuses records that are none of this run's."""
+        identity = self._loop.identity
         asked = {sample.sample_id: sample for sample in self._samples}
 
         def check(fields: Mapping[str, Any], where: str) -> None:
@@ -214,8 +211,7 @@ class Course:
             if sample is not None:
                 check_asked(fields, sample, where)
 
-        old_parts = identity is not None and identity.accepts_old
-        return consolidate(self._folder, list(asked), drop=drop, check=check, with_old_parts=old_parts)
+        return check
 
     def _write(self, records: Sequence[dict[str, Any]]) -> None:
         assert self._writer is not None  # begun
@@ -263,6 +259,8 @@ def run_in_turn(
         The records of each run, by sample id, in the order of the samples.
     """
     with ExitStack() as files:
+        if courses:  # all processes are those of every run
+            files.enter_context(courses[0].gathering.watched())
         for course in courses:
             files.callback(course.close)
             course.begin()

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from damro.decoding.errors import DecodingError
 from damro.eval.errors import EvalError
 from damro.eval.runs.ahead import ImagesAhead
-from damro.eval.runs.costs import costs_path, measured
+from damro.eval.runs.costs import bring_costs, costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
+from damro.eval.runs.gathering import find_gathering
 from damro.eval.runs.identity import SeenImages
 from damro.eval.runs.loop import Course, Loop, Progress, run_in_turn
 from damro.eval.runs.record import (
     RUN_FILE,
     RunMismatchError,
     check_same,
+    differences,
     identity_of,
     load_run,
     read_format,
@@ -198,18 +201,23 @@ def run_benchmarks(
     dataset = prepared.dataset
     seen = SeenImages(bounded(dataset.open_image, first.max_pixels), dataset.digest_image)
     with ExitStack() as stack:
-        if loop.workers.leads:  # all of them first: one that is taken is told before an answer is waited for
-            for one in asked:
-                one.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_folder(one.folder))
+        gatherings = []
+        for one in asked:
+            one.folder.mkdir(parents=True, exist_ok=True)
+            gatherings.append(find_gathering(one.folder, loop.workers))
+        for gathering in gatherings:  # all of them first: one that is taken is told before an answer is waited for
+            if gathering.keeps:
+                stack.enter_context(lock_folder(gathering.folder))
         images, kept = stack.enter_context(ImagesAhead(seen)), KeptBatch()
         engines = [make_engine(one.request, prepared.loaded, dataset.open_image) for one in asked]
-        begun = [_check(one, engine, prepared, adopt_records) for one, engine in zip(asked, engines, strict=True)]
-        loop.workers.wait()
+        begun = [
+            gathering.agree(partial(_check, one, engine, prepared, adopt_records), differences)
+            for one, engine, gathering in zip(asked, engines, gatherings, strict=True)
+        ]
         courses = []
-        for one, engine, record in zip(asked, engines, begun, strict=True):
+        for one, engine, record, gathering in zip(asked, engines, begun, gatherings, strict=True):
             folder = one.folder
-            if loop.workers.leads and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
+            if gathering.keeps and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
                 write_run(folder, record)
             engine.open_image, engine.batch = images, kept if len(asked) > 1 and not cost else None
             answer = engine.answer
@@ -217,14 +225,17 @@ def run_benchmarks(
                 answer = measured(answer, engine.take_costs, costs_path(folder, loop.workers))
             size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
             identity = replace(identity_of(record), images=seen)
-            own = replace(loop, batch_size=size, identity=identity, progress=one.progress)
+            own = replace(loop, batch_size=size, identity=identity, progress=one.progress, gathering=gathering)
             courses.append(Course(own, folder, dataset.samples, answer))
 
         def turn(batch: Sequence[Sample], following: Sequence[Sample]) -> None:
             kept.begin()
             images.want(sample.image for sample in (*batch, *following) if sample.image is not None)
 
-        return run_in_turn(courses, turn)
+        records = run_in_turn(courses, turn)
+        for one, gathering in zip(asked, gatherings, strict=True):
+            bring_costs(one.folder, gathering)
+        return records
 
 
 def _check(one: Asked, engine: Engine, prepared: Prepared, adopt_records: bool) -> dict[str, Any]:
@@ -238,7 +249,6 @@ def _check(one: Asked, engine: Engine, prepared: Prepared, adopt_records: bool) 
     model, dataset = prepared.loaded.model, prepared.dataset
     resolved = resolve(one.request, engine, dataset.data)
     record = to_record(one.request, resolved, len(dataset.samples), describe_machine(model))
-    one.folder.mkdir(parents=True, exist_ok=True)
     return _begun(one.folder, record, one.request, model, adopt_records=adopt_records)
 
 

@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter, iterate_records, write_whole
+from damro.eval.runs.group import GlooGroup, Group
 from damro.images import NO_SUCH_FILE
 
 RECORDS = "records.jsonl"
 PARTS = "parts"
 """The folder in that of a run where several processes write, a file each."""
 _MARK = "written-by-damro"  # in the folder of parts: what lies in one without it is somebody else's
-_PART = re.compile(r"[0-9]+\.jsonl")
+_PART = re.compile(r"[0-9]+(-[0-9]+)?\.jsonl")  # of a process; with a number behind it, of one with another disk
 _OLD_PART = re.compile(r"records-[0-9]+\.jsonl")  # up to format 2
 _LOOK = 1.0  # seconds
 _WAIT = timedelta(days=7)  # the others may have hours of work left when one is done
@@ -43,11 +44,13 @@ class Workers:
         rank: Its number from 0.
         count: How many there are.
         wait: Returns when all processes have called it.
+        group: What they tell each other by; None where it is known that all see one folder.
     """
 
     rank: int = 0
     count: int = 1
     wait: Callable[[], None] = lambda: None
+    group: Group | None = None
 
     @property
     def leads(self) -> bool:
@@ -63,6 +66,7 @@ def find_workers(device: str | None = None) -> Workers:
 
     Raises:
         EvalError: The processes do not find each other; each would do the whole run.
+        LostWorkerError: One of them is gone.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started < 2:
@@ -78,7 +82,12 @@ def find_workers(device: str | None = None) -> Workers:
             f"a run of several processes must see all {started} that were started (WORLD_SIZE), got "
             f"{state.num_processes}: start them with torchrun, or a single one"
         )
-    return Workers(state.process_index, state.num_processes, state.wait_for_everyone)
+    group = GlooGroup(state.process_index, state.num_processes, _WAIT)
+    return Workers(state.process_index, state.num_processes, lambda: _wait(group), group)
+
+
+def _wait(group: Group) -> None:
+    group.all_gather(None)
 
 
 def end_with_launcher() -> None:
@@ -101,10 +110,15 @@ def records_path(folder: Path, workers: Workers) -> Path:
     """Return the file that a process appends to: the run's own if it is alone, or one of the folder of parts."""
     if workers.count == 1:
         return folder / RECORDS
+    return make_parts(folder) / f"{workers.rank}.jsonl"
+
+
+def make_parts(folder: Path) -> Path:
+    """Return the folder of parts, made and marked as ours if it is missing."""
     parts = folder / PARTS
     parts.mkdir(exist_ok=True)
     (parts / _MARK).touch()
-    return parts / f"{workers.rank}.jsonl"
+    return parts
 
 
 def check_parts_free(folder: Path) -> None:
@@ -138,7 +152,8 @@ def consolidate(
 ) -> dict[str, dict[str, Any]]:
     """Put everything recorded so far into one file, in the order of the samples, each sample once.
 
-    Leaves torn ends out. A crash in between loses nothing: parts go only after the whole is in place.
+    Of several records of one sample the first counts, an answer before a failure. Leaves torn ends out. A crash in
+    between loses nothing: parts go only after the whole is in place.
 
     Args:
         folder: The folder of the run.
@@ -155,7 +170,7 @@ def consolidate(
         EvalError: A file is malformed, or holds samples that are none of this run's.
     """
     whole = folder / RECORDS
-    parts = _find_parts(folder)
+    parts = find_parts(folder)
     old_parts = sorted(path for path in folder.iterdir() if with_old_parts and _OLD_PART.fullmatch(path.name))
     records: dict[str, dict[str, Any]] = {}
     lines = 0
@@ -166,7 +181,8 @@ def consolidate(
         for where, fields in iterate_records(path) if path.exists() else ():
             check(fields, where)
             lines += 1
-            records.setdefault(str(fields.get("id")), fields)
+            if is_failed(records.setdefault(str(fields.get("id")), fields)) and not is_failed(fields):
+                records[str(fields.get("id"))] = fields  # done again, while the failure lay on another disk
     known = set(order)
     strange = [identifier for identifier in records if identifier not in known]
     if strange:
@@ -179,7 +195,7 @@ def consolidate(
         write_whole(whole, (json.dumps(fields) + "\n" for fields in kept.values()))
     for path in old_parts:
         path.rename(path.with_name(path.name + ".merged"))
-    _remove_parts(folder, parts)
+    remove_parts(folder, parts)
     return kept
 
 
@@ -187,16 +203,16 @@ def _same_order(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(first == second for first, second in zip(one, other, strict=False))
 
 
-def _find_parts(folder: Path) -> list[Path]:
-    """What processes wrote into the folder of parts, if it is ours."""
+def find_parts(folder: Path) -> list[Path]:
+    """Return the files that processes wrote into the folder of parts, if it is ours."""
     parts = folder / PARTS
     if not (parts / _MARK).exists():
         return []
     return sorted(path for path in parts.iterdir() if _PART.fullmatch(path.name))
 
 
-def _remove_parts(folder: Path, paths: Sequence[Path]) -> None:
-    """Remove parts that are in the whole, and their folder unless somebody put something else there."""
+def remove_parts(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove parts that are in a whole, and their folder unless somebody put something else there."""
     for path in paths:
         path.unlink()
     parts = folder / PARTS
@@ -225,7 +241,7 @@ def read_done(
 def holds_records(folder: Path) -> bool:
     """Whether anything is recorded in a folder."""
     path = folder / RECORDS
-    return (path.exists() and path.stat().st_size > 0) or bool(_find_parts(folder))
+    return (path.exists() and path.stat().st_size > 0) or bool(find_parts(folder))
 
 
 @contextmanager
