@@ -133,13 +133,14 @@ class Course:
         self._streak = Streak()
         self._writer: RecordWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        self._check = self._make_check()
         self.gathering = loop.gathering or find_gathering(folder, loop.workers)
 
     def begin(self) -> None:
         """Put together what is recorded, check it, and open the file for the rest; see `Loop.run`."""
-        loop = self._loop
-        self.gathering.collect(self._check, with_whole=True)
+        loop, folder = self._loop, self._folder
         records: dict[str, dict[str, Any]] = {}
+        self.gathering.collect(self._check, with_whole=True)
         if loop.workers.leads:
             records = self._consolidate(drop=is_failed if loop.retry_failed else lacks_image)
             if loop.identity is not None and loop.identity.images is not None:
@@ -183,7 +184,7 @@ class Course:
             self._writer.sync()
         self.close()
         self.gathering.collect(self._check)
-        return self.gathering.tell(self._consolidate() if self._loop.workers.leads else {})
+        return self.gathering.tell(self._consolidate() if loop.workers.leads else {})
 
     def close(self) -> None:
         """Close the file; what is recorded stays."""
@@ -195,15 +196,22 @@ class Course:
     ) -> dict[str, dict[str, Any]]:
         identity = self._loop.identity
         old_parts = identity is not None and identity.accepts_old
-        return consolidate(self._folder, list(self._asked), drop=drop, check=self._check, with_old_parts=old_parts)
+        order = [sample.sample_id for sample in self._samples]
+        return consolidate(self._folder, order, drop=drop, check=self._check, with_old_parts=old_parts)
 
-    def _check(self, fields: Mapping[str, Any], where: str) -> None:
-        """Refuses a record that is none of this run's."""
-        if self._loop.identity is not None:
-            self._loop.identity.check(fields, where)
-        sample = self._asked.get(str(fields.get("id")))
-        if sample is not None:
-            check_asked(fields, sample, where)
+    def _make_check(self) -> Check:
+        """What refuses records that are none of this run's."""
+        identity = self._loop.identity
+        asked = {sample.sample_id: sample for sample in self._samples}
+
+        def check(fields: Mapping[str, Any], where: str) -> None:
+            if identity is not None:
+                identity.check(fields, where)
+            sample = asked.get(str(fields.get("id")))
+            if sample is not None:
+                check_asked(fields, sample, where)
+
+        return check
 
     def _write(self, records: Sequence[dict[str, Any]]) -> None:
         assert self._writer is not None  # begun
@@ -251,8 +259,8 @@ def run_in_turn(
         The records of each run, by sample id, in the order of the samples.
     """
     with ExitStack() as files:
-        for course in courses[:1]:  # one watch serves all
-            files.enter_context(course.gathering.watched())
+        if courses:  # all processes are those of every run
+            files.enter_context(courses[0].gathering.watched())
         for course in courses:
             files.callback(course.close)
             course.begin()

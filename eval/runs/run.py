@@ -202,11 +202,12 @@ def run_benchmarks(
     seen = SeenImages(bounded(dataset.open_image, first.max_pixels), dataset.digest_image)
     with ExitStack() as stack:
         gatherings = []
-        for one in asked:  # all of them first: one that is taken is told before an answer is waited for
+        for one in asked:
             one.folder.mkdir(parents=True, exist_ok=True)
             gatherings.append(find_gathering(one.folder, loop.workers))
-            if gatherings[-1].keeps:
-                stack.enter_context(lock_folder(one.folder))
+        for gathering in gatherings:  # all of them first: one that is taken is told before an answer is waited for
+            if gathering.keeps:
+                stack.enter_context(lock_folder(gathering.folder))
         images, kept = stack.enter_context(ImagesAhead(seen)), KeptBatch()
         engines = [make_engine(one.request, prepared.loaded, dataset.open_image) for one in asked]
         begun = [
@@ -214,7 +215,7 @@ def run_benchmarks(
             for one, engine, gathering in zip(asked, engines, gatherings, strict=True)
         ]
         courses = []
-        for one, engine, gathering, record in zip(asked, engines, gatherings, begun, strict=True):
+        for one, engine, record, gathering in zip(asked, engines, begun, gatherings, strict=True):
             folder = one.folder
             if gathering.keeps and (not (folder / RUN_FILE).exists() or read_format(folder) != FORMAT):
                 write_run(folder, record)
@@ -232,8 +233,8 @@ def run_benchmarks(
             images.want(sample.image for sample in (*batch, *following) if sample.image is not None)
 
         records = run_in_turn(courses, turn)
-        for gathering in gatherings:
-            bring_costs(gathering.folder, gathering)
+        for one, gathering in zip(asked, gatherings, strict=True):
+            bring_costs(one.folder, gathering)
         return records
 
 
@@ -248,7 +249,6 @@ def _check(one: Asked, engine: Engine, prepared: Prepared, adopt_records: bool) 
     model, dataset = prepared.loaded.model, prepared.dataset
     resolved = resolve(one.request, engine, dataset.data)
     record = to_record(one.request, resolved, len(dataset.samples), describe_machine(model))
-    one.folder.mkdir(parents=True, exist_ok=True)
     return _begun(one.folder, record, one.request, model, adopt_records=adopt_records)
 
 
