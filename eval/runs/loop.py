@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from damro.eval.errors import EvalError
 from damro.eval.records import RecordWriter
 from damro.eval.runs.faults import Fault, Streak
-from damro.eval.runs.gathering import Gathering, find_gathering
+from damro.eval.runs.gathering import Check, Gathering, find_gathering
 from damro.eval.runs.identity import P_YES, Identity, check_asked
 from damro.eval.runs.sharding import Workers, consolidate, is_failed, lacks_image, records_path
 from damro.eval.samples import Sample
@@ -124,8 +124,7 @@ class Course:
 
     def __init__(self, loop: Loop, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> None:
         """Cut the samples into batches; nothing is read yet."""
-        self._loop, self._folder, self._answer = loop, folder, answer
-        self._asked = {sample.sample_id: sample for sample in samples}
+        self._loop, self._folder, self._samples, self._answer = loop, folder, samples, answer
         count, rank = loop.workers.count, loop.workers.rank
         self._batches = [batch for number, batch in enumerate(cut(samples, loop.batch_size)) if number % count == rank]
         self._done: dict[str, bool] = {}
@@ -152,7 +151,7 @@ class Course:
         self._tally = Tally(len(finished), sum(finished), len(mine))
         self._tell()
         self._streak = Streak(answered=not all(self._done.values()))
-        self._writer = RecordWriter(records_path(self._folder, loop.workers))
+        self._writer = RecordWriter(records_path(folder, loop.workers))
 
     def batch(self, number: int) -> list[Sample]:
         """Return a batch of this process, as a whole; none if nothing in it is to be done, or there is no such."""
@@ -177,6 +176,7 @@ class Course:
 
     def end(self) -> dict[str, dict[str, Any]]:
         """Write what was held back, put everything together, and return it; see `Loop.run`."""
+        loop = self._loop
         held = self._streak.end()
         if held and self._writer is not None:
             self._write(held)
