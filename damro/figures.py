@@ -104,7 +104,7 @@ def draw_strip(
     colormap: str = MAP,
     own_scales: bool = False,
 ) -> Figure:
-    """One small map for each word, on one scale or each on its own.
+    """The image itself, and one small map for each word, on one scale or each on its own.
 
     Args:
         image: what the maps cover.
@@ -128,12 +128,16 @@ def draw_strip(
             f"maps must be (T, rows, columns) with one caption each, got shape {tuple(maps.shape)} "
             f"and {len(captions)} captions"
         )
-    across = min(columns, len(maps))
-    down = math.ceil(len(maps) / across)
+    across = min(columns, 1 + len(maps))
+    down = math.ceil((1 + len(maps)) / across)
     figure = Figure(figsize=(1.7 * across + 1.2, 1.95 * down + 0.6), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
+    original, *panels = grid.flat
+    original.imshow(image)
+    original.set_axis_off()
+    original.set_title("the image", fontsize=9, style="italic")
     limits = float(maps.min()), float(maps.max())
-    for number, axes in enumerate(grid.flat):
+    for number, axes in enumerate(panels):
         if number >= len(maps):
             axes.set_axis_off()
             continue

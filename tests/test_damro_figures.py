@@ -70,15 +70,20 @@ def test_long_titles_are_broken() -> None:
 def test_strip_has_one_panel_a_word_on_one_scale() -> None:
     maps = torch.stack([MAP, MAP * 2, MAP / 2])
     figure = draw_strip(PICTURE, maps, ["A", "cat", "$5"], title="words", columns=2)
-    panels = figure.axes[:4]
-    assert [axes.get_title() for axes in panels] == ["A", "cat", "$5", ""]
-    assert [axes.axison for axes in panels] == [True, True, True, False]
-    for axes, one in zip(panels, maps, strict=False):
+    original, *panels = figure.axes[:4]
+    assert np.array_equal(np.asarray(original.get_images()[0].get_array()), np.asarray(PICTURE))
+    assert len(original.get_images()) == 1 and not original.axison
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["the image", "A", "cat", "$5"]
+    assert len({axes.get_position().y0 for axes in figure.axes[:4]}) == 2  # two in a row
+    for axes, one in zip(panels, maps, strict=True):
         laid = axes.get_images()[1]
         assert np.allclose(np.asarray(laid.get_array()), one.numpy())
         assert laid.get_clim() == pytest.approx((0.025, 0.8))
         assert laid.get_interpolation() == "bilinear"
     assert colour_bar(figure) == "share of attention"
+    assert [axes.axison for axes in draw_strip(PICTURE, maps[:2], ["A", "cat"], title="", columns=2).axes[:4]] == [
+        False, True, True, False,
+    ]  # fmt: skip
     with pytest.raises(InputsError, match=r"got shape \(3, 2, 3\) and 1 captions"):
         draw_strip(PICTURE, maps, ["A"], title="words")
 
@@ -86,9 +91,10 @@ def test_strip_has_one_panel_a_word_on_one_scale() -> None:
 def test_each_word_has_its_own_scale_if_asked() -> None:
     maps = torch.stack([MAP, MAP / 2])
     figure = draw_strip(PICTURE, maps, ["A", "cat"], title="words", own_scales=True, colormap="magma")
-    limits = [axes.get_images()[1].get_clim() for axes in figure.axes[:2]]
+    words = figure.axes[1:3]
+    limits = [axes.get_images()[1].get_clim() for axes in words]
     assert limits == [pytest.approx((0.05, 0.4)), pytest.approx((0.025, 0.2))]
-    assert [axes.get_xlabel() for axes in figure.axes[:2]] == ["to 40.00%", "to 20.00%"]
+    assert [axes.get_xlabel() for axes in words] == ["to 40.00%", "to 20.00%"]
     assert colour_bar(figure) == "share of attention, each word's own"
 
 
