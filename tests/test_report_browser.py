@@ -22,6 +22,7 @@ from damro.eval.report.html import Page, render, write_report
 EVIL = "<script>document.title = 'hacked'</script> <img src=x onerror=alert(1)>"
 COUNT = 120
 WIDTHS = {"desktop": 1280, "phone": 390}
+SIDES = ("better", "worse")
 
 
 def captions(text: str) -> Records:
@@ -124,6 +125,20 @@ def test_cards_tell_what_each_method_does(page: Any) -> None:
     assert "helps · CHAIRi" in first and "helps · recall" in first
     assert "cannot be told · CHAIRi" in second
     assert "hurts · CHAIRi" in texts(page, ".card")[2]
+
+
+def test_better_and_worse_are_told_without_colour(page: Any) -> None:
+    rows = page.find_elements("css selector", "tbody tr:has(td small)")
+    better, worse = ([one.text for one in page.find_elements("css selector", f"td.{kind} small")] for kind in SIDES)
+    assert len(rows) == 3 and better and worse
+    assert all(text.startswith("▲ ") for text in better) and all(text.startswith("▼ ") for text in worse)
+    assert not any(text[0] in "▲▼" for text in texts(page, "td[class=''] small"))
+    assert "▲ better, ▼ worse than greedy." in texts(page, ".hint")
+
+
+def test_samples_are_shown_before_their_pictures_are_there(page: Any) -> None:
+    kinds = page.execute_script("return [...document.scripts].map((one) => one.id || one.className || one.type)")
+    assert kinds == ["data", "", *["images"] * (len(kinds) - 2)] and len(kinds) == 2 + -(-COUNT // 50)
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)

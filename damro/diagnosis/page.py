@@ -18,7 +18,7 @@ from damro.eval.report.plots import to_data_uri
 from damro.figures import draw_overlay
 from damro.vision.sources import SOURCE_NAMES
 
-_STATES = {True: "holds", False: "fails", None: "open"}
+_STATES = {True: ("✓", "holds"), False: ("✗", "fails"), None: ("?", "open")}
 _CHANGED = {"questions": "accuracy", "captions": "words of objects"}
 
 
@@ -109,12 +109,14 @@ def _rooms(found: Diagnosis) -> dict[str, HeadRoom]:
 
 def _row(claim: Claim) -> dict[str, str]:
     """A claim as a line of a table."""
+    glyph, state = _STATES[claim.holds]
     return {
         "text": claim.text,
         "value": number(claim.value, signed=True),
         "least": f"{claim.least:g}",
         "images": str(claim.images),
-        "state": _STATES[claim.holds],
+        "glyph": glyph,
+        "state": state,
     }
 
 

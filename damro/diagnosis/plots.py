@@ -9,7 +9,7 @@ from damro.diagnosis.headroom import HeadRoom
 from damro.diagnosis.knowledge import METHOD, CaptionKnowledge, QuestionKnowledge
 from damro.diagnosis.outliers import OutlierFindings
 from damro.diagnosis.settings import PROMPTS
-from damro.eval.report.marks import colour_of
+from damro.eval.report.marks import colour_of, mark_of
 from damro.eval.statistics import Interval
 from damro.vision.sources import SOURCE_NAMES
 
@@ -37,7 +37,7 @@ def draw_layers(found: OutlierFindings) -> Figure:
     axes.axvline(found.layer, color="#7f7f7f", linestyle=":", label="DAMRO's layer")
     axes.set_xlabel("layer of the vision tower")
     axes.set_ylabel(f"% of the {SOURCE_NAMES[found.source]}")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 103)  # room for the marks at 100
     axes.legend(fontsize=8)
     return figure
 
@@ -99,6 +99,7 @@ def _draw_values(axes: Axes, values: Mapping[str, Interval | None], factor: int,
         low, high = value.ends or (value.estimate, value.estimate)
         # A percentile interval may leave its estimate outside; a bar of negative length cannot be drawn.
         reach = [[max(0.0, middle - factor * low)], [max(0.0, factor * high - middle)]]
-        axes.errorbar(middle, place, xerr=reach, color=colour_of(name), marker="o", capsize=3, linewidth=1.5)
+        mark = mark_of(name)
+        axes.errorbar(middle, place, xerr=reach, color=mark.colour, marker=mark.marker, capsize=3, linewidth=1.5)
     axes.set_yticks(range(len(PROMPTS)), PROMPTS if named else [""] * len(PROMPTS))
     axes.set_ylim(len(PROMPTS) - 0.5, -0.5)

@@ -34,6 +34,7 @@ from damro.eval.samples import OpenImage
 
 _FAILED_SHOWN = 20
 _BLOCK = 50  # pictures that the page's script reads at once
+_GLYPHS = {"better": "▲ ", "worse": "▼ ", "": ""}  # of a difference: colour alone would not tell
 
 
 class Picture(NamedTuple):
@@ -124,6 +125,7 @@ def render(page: Page) -> str:
         data=data,
         blocks=blocks,
         mark_of=mark_of,
+        glyphs=_GLYPHS,
         style=Markup(style),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
@@ -189,11 +191,13 @@ def _table(comparison: Comparison) -> dict[str, Any]:
             for method in dict.fromkeys(row.method for row in of_group)
         ]
         told = {"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)}
+        told["judged"] = any(cell["kind"] for _, cells in lines for cell in cells)
         groups.append(told | {"panels": panels.get(name, []), "open": name == comparison.baseline.whole.name})
     if costs := cost_rows(comparison):
         lines = [(name, [{"value": cell, "difference": "", "kind": ""} for cell in cells]) for name, cells in costs]
         groups.append(
-            {"name": "cost", "metrics": COST_TITLES, "lines": lines, "notes": [], "panels": [], "open": False}
+            {"name": "cost", "metrics": COST_TITLES, "lines": lines, "notes": []}
+            | {"judged": False, "panels": [], "open": False}
         )
     runs = (*comparison.entries, *comparison.unscored)
     return {

@@ -69,13 +69,16 @@ def _draw_against(axes: Axes, baseline: str, plain: Sequence[Row], found: Sequen
     """The second metric over the first, alphas beside the points."""
     across, up = map(_number, plain)
     if across is not None and up is not None:
-        axes.plot([across], [up], color=_PLAIN, marker=mark_of("greedy").marker, linestyle="", label=baseline)
-    for method in dict.fromkeys(one.point.method for one in found):
+        # A ring around what stands there too: a method of alpha 0 says what the baseline says.
+        ring: dict[str, Any] = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.5, "zorder": 3}
+        axes.plot([across], [up], color=_PLAIN, marker="o", linestyle="", label=baseline, **ring)
+    for place, method in enumerate(dict.fromkeys(one.point.method for one in found)):
         drawn = [(one.point.alpha, *map(_number, one.rows)) for one in found if one.point.method == method]
         places = [(alpha, x, y) for alpha, x, y in drawn if x is not None and y is not None]
         axes.plot([x for _, x, _ in places], [y for _, _, y in places], **_style(method))
         for alpha, x, y in places:
-            axes.annotate(f"{alpha:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            beside = (6, 5) if place % 2 == 0 else (6, -11)  # those of two methods on one point stay apart
+            axes.annotate(f"{alpha:g}", (x, y), xytext=beside, textcoords="offset points", fontsize=7)
     axes.set_xlabel(plain[0].measure.title, fontsize=9, **_AS_IT_IS)
 
 

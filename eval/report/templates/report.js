@@ -5,14 +5,14 @@
   const holder = document.getElementById("data");
   if (!holder) return;
   const { sets, blocks } = JSON.parse(holder.textContent);
-  const holders = document.querySelectorAll("script.images");
   const read = new Map(); // blocks of pictures are read when one of theirs is to be seen
   const pictureOf = (name) => {
-    if (!Object.hasOwn(blocks, name)) return undefined;
     const number = blocks[name];
-    if (!read.has(number)) read.set(number, JSON.parse(holders[number].textContent));
+    if (!read.has(number)) read.set(number, JSON.parse(document.querySelectorAll("script.images")[number].textContent));
     return read.get(number)[name];
   };
+  // Pictures stand behind this script, megabytes of them, so that texts need not wait until they are there.
+  const complete = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
   const at = (id) => document.getElementById(id);
   const STEP = 40; // samples drawn at once; more when their end comes into sight
   const KINDS = { gained: "▲ gained", lost: "▼ lost", words: "other words", same: "unchanged" };
@@ -79,12 +79,11 @@
   const showSample = (set, sample) => {
     const [id, image, prompt, truth, answers] = sample;
     const box = make("article", "sample");
-    const source = pictureOf(image);
-    if (source) {
+    if (Object.hasOwn(blocks, image)) {
       const picture = make("img");
       picture.loading = "lazy";
       picture.alt = image;
-      picture.src = source;
+      complete.then(() => { picture.src = pictureOf(image); });
       box.append(picture);
     } else box.append(make("div", "blank", "no picture"));
     const texts = make("div");
