@@ -28,6 +28,9 @@ METHODS = {
     "pope": ("greedy", "damro", "random-k", "least-k", "no-image", "vcd", "icd", "m3id"),
 }
 
+_OWN = ("seconds", "digest")
+"""What differs between records of one and the same answer."""
+
 
 def after_another(requests: list[RunRequest], folder: Path, prepared: Prepared) -> None:
     """Every method over all samples."""
