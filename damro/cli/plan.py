@@ -20,7 +20,7 @@ ALL = "all"
 """In the place of methods: every one."""
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels", "compile"),
+    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels", "compile", "continuous"),
 )
 
 
@@ -71,6 +71,8 @@ def plan(args: argparse.Namespace) -> list[Planned]:
         raise EvalError("--cost must come with answers that are written, got answers read from logits: leave it out")
     if args.cost and args.compile:
         raise EvalError("--cost must be left out with --compile, got both: passes are not counted in a compiled graph")
+    if args.cost and args.continuous:
+        raise EvalError("--cost must be left out with --continuous, got both: answers share what is measured")
     if args.scenes is not None and find_benchmark(args.benchmark, data).has_images:
         raise EvalError(f"--scenes must be left out where the data bring their images, got {args.scenes}: leave it out")
     return [

@@ -133,6 +133,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help="(default: runs/BENCHMARK/MODEL); a folder a method in it")
     group.add_argument(
+        "--continuous",
+        action="store_true",
+        help="let the next sample take the place of an answer that is written, where a batch waits for its longest: "
+        "for captions; the same answers up to rounding",
+    )
+    group.add_argument(
         "--compile",
         action="store_true",
         help="decode with a compiled step: faster tokens behind minutes of compiling, the same answers up to rounding",

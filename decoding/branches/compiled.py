@@ -12,7 +12,7 @@ from transformers import AttentionInterface, Cache
 
 from damro.decoding.attending import attending
 from damro.decoding.branches.compiling import check_compiles, compiled_step, compiling, packs
-from damro.decoding.branches.fused import Prefill
+from damro.decoding.branches.fused import Branches, Prefill
 from damro.decoding.branches.kv import ROOM
 
 _ATTENTION = "decoding_compiled_branches"
@@ -131,7 +131,7 @@ def _attend(
 AttentionInterface.register(_ATTENTION, _attend)
 
 
-class CompiledBranches:
+class CompiledBranches(Branches):
     """Prompts that are continued by the same tokens, side by side, as :class:`Branches`, by a compiled step.
 
     The same tokens, up to the rounding of sums that a compiler orders otherwise. What is compiled is one step of all
@@ -152,11 +152,13 @@ class CompiledBranches:
 
     def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         check_compiles(decoder)
-        self._decoder = decoder
+        super().__init__(decoder, read, copies)
         self._step = compiled_step(decoder)
-        self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
-        self._rooms = [_Room(one, copies) for one in read]
-        self._cache = _RoomCache()
+        self._room_cache = _RoomCache()
+
+    @staticmethod
+    def _branch(read: Prefill, copies: int) -> Any:
+        return _Room(read, copies)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> None:
@@ -165,29 +167,14 @@ class CompiledBranches:
         Args:
             tokens: `(R,)`.
         """
-        positions = torch.cat([room.position for room in self._rooms])
-        self._cache.branches = [room.begin_step() for room in self._rooms]
-        tokens = tokens.to(positions.device).repeat(len(self._rooms))
-        rows = len(tokens)
+        rows = len(tokens) * len(self._branches)
         # Of a graph for a single row the compiler packs no weights; a second row costs less than that.
-        spare = [-1] * (rows == 1 and packs(self.logits))
-        tokens, positions = (
-            torch.cat([tokens, tokens[spare]])[:, None],
-            torch.cat([positions, positions[spare]])[:, None],
-        )
+        tokens, positions = self._fed(tokens, spare=int(rows == 1 and packs(self.logits)))
+        rooms: Any = self._branches
+        self._room_cache.branches = [room.begin_step() for room in rooms]
         _varies(tokens, 0)
         _varies(positions, 0)
         with attending(_ATTENTION, [self._decoder.get_decoder().config]), compiling(self.logits):
-            logits: Any = self._step(tokens, positions, self._cache)[:rows]
+            logits: Any = self._step(tokens, positions, self._room_cache)[:rows]
         # A graph on a GPU writes its next logits over these.
-        self.logits = logits.clone().unflatten(0, (len(self._rooms), -1))
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these from every branch.
-
-        Args:
-            rows: row numbers, `(kept,)`.
-        """
-        self.logits = self.logits[:, rows.to(self.logits.device)]
-        for room in self._rooms:
-            room.keep(rows.to(room.position.device))
+        self.logits = logits.clone().unflatten(0, (len(rooms), -1))

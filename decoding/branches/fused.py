@@ -212,8 +212,12 @@ class Branches:
     def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         self._decoder = decoder
         self.logits = torch.stack([one.logits for one in read]).repeat_interleave(copies, dim=1)
-        self._branches: Sequence[Rows] = [_Branch(one, copies) for one in read]
+        self._branches: Sequence[Rows] = [self._branch(one, copies) for one in read]
         self._cache = BranchCache(self._branches)
+
+    @staticmethod
+    def _branch(read: Prefill, copies: int) -> Rows:
+        return _Branch(read, copies)
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> None:
@@ -222,23 +226,28 @@ class Branches:
         Args:
             tokens: `(R,)`.
         """
-        positions = torch.cat([branch.position for branch in self._branches])
-        tokens = tokens.to(positions.device).repeat(len(self._branches))
-        rows = len(tokens)
+        rows = len(tokens) * len(self._branches)
         # Not of a prompt alone, whose rows are counted as those of plain decoding.
-        spare = [-1] * (spare_rows(rows, self.logits) if len(self._branches) > 1 else 0)
-        tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
+        spare = spare_rows(rows, self.logits) if len(self._branches) > 1 else 0
+        tokens, positions = self._fed(tokens, spare)
         for branch in self._branches:
             branch.begin_step()
         with attending(_ATTENTION, [self._decoder.get_decoder().config]):
             output: Any = self._decoder(
-                input_ids=tokens.unsqueeze(-1),
-                position_ids=positions.unsqueeze(-1),
+                input_ids=tokens,
+                position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,
                 **{CACHE: self._cache},
             )
         self.logits = output.logits[:rows, -1].unflatten(0, (len(self._branches), -1))
+
+    def _fed(self, tokens: Tensor, spare: int) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of every row of every branch, and of so many spare rows behind them, `(N, 1)` each."""
+        positions = torch.cat([branch.position for branch in self._branches])
+        tokens = tokens.to(positions.device).repeat(len(self._branches))
+        last = [-1] * spare
+        return torch.cat([tokens, tokens[last]])[:, None], torch.cat([positions, positions[last]])[:, None]
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these from every branch.

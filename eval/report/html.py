@@ -190,9 +190,11 @@ def _table(comparison: Comparison) -> dict[str, Any]:
             (method, [_cell(row) for row in of_group if row.method == method])
             for method in dict.fromkeys(row.method for row in of_group)
         ]
+        judged = any(cell["kind"] for _, cells in lines for cell in cells)
         told = {"name": name, "metrics": metrics, "lines": lines, "notes": group_notes(comparison, name)}
-        told["judged"] = any(cell["kind"] for _, cells in lines for cell in cells)
-        groups.append(told | {"panels": panels.get(name, []), "open": name == comparison.baseline.whole.name})
+        groups.append(
+            told | {"judged": judged, "panels": panels.get(name, []), "open": name == comparison.baseline.whole.name}
+        )
     if costs := cost_rows(comparison):
         lines = [(name, [{"value": cell, "difference": "", "kind": ""} for cell in cells]) for name, cells in costs]
         groups.append(

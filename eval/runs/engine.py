@@ -286,6 +286,10 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         compile=request.compile,
     )
     _try_out(engine)
+    if request.continuous:
+        from damro.eval.runs.stream import check_streams  # which is made of this
+
+        check_streams(engine)
     return engine
 
 

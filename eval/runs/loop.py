@@ -44,6 +44,11 @@ AnswerBatch = Callable[[Sequence[Sample]], list[Answered]]
 """Answers the samples of a batch, in their order. A sample that cannot be answered has an error instead."""
 
 
+StreamBatch = Callable[[Sequence[Sample]], Iterator[tuple[Sample, Answered]]]
+"""Answers the samples of a batch, each told as soon as it is done, in any order."""
+_SYNC = 1.0  # seconds
+
+
 class Tally(NamedTuple):
     """How far a run has come.
 
@@ -120,10 +125,19 @@ class Course:
         folder: Where its records go; made if missing.
         samples: Of the run.
         answer: Answers its batches.
+        stream: Does so sample by sample, in its place; None if batches are answered at once.
     """
 
-    def __init__(self, loop: Loop, folder: Path, samples: Sequence[Sample], answer: AnswerBatch) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        folder: Path,
+        samples: Sequence[Sample],
+        answer: AnswerBatch,
+        stream: StreamBatch | None = None,
+    ) -> None:
         """Cut the samples into batches; nothing is read yet."""
+        self._stream = stream
         self._loop, self._folder, self._samples, self._answer = loop, folder, samples, answer
         count, rank = loop.workers.count, loop.workers.rank
         self._batches = [batch for number, batch in enumerate(cut(samples, loop.batch_size)) if number % count == rank]
@@ -167,10 +181,29 @@ class Course:
         """Answer a batch and have what was missing of it on the disk."""
         assert self._writer is not None  # begun
         batch = self._batches[number]
+        if self._stream is not None:
+            self._write_on(self._stream(batch))
+            return
         answers = self._record(batch)
         for sample in batch:
             if sample.sample_id not in self._done:
                 self._write(self._streak.add(*answers[sample.sample_id]))
+        self._writer.sync()
+        self._tell()
+
+    def _write_on(self, answered: Iterator[tuple[Sample, Answered]]) -> None:
+        """Record what was missing of a batch as it comes; on the disk within about a second."""
+        assert self._writer is not None  # begun
+        began = synced = time.perf_counter()
+        for sample, came in answered:
+            now = time.perf_counter()
+            if sample.sample_id not in self._done:
+                self._write(self._streak.add(*self._stamp(sample, came, round(now - began, 4))))
+            began = now
+            if now - synced > _SYNC:
+                self._writer.sync()
+                self._tell()
+                synced = now
         self._writer.sync()
         self._tell()
 
@@ -222,21 +255,24 @@ class Course:
 
     def _record(self, batch: Sequence[Sample]) -> dict[str, tuple[dict[str, Any], Fault | None]]:
         """The records of a batch, each with what may be wrong beside its sample."""
-        loop = self._loop
         began = time.perf_counter()
         answers = self._answer(batch)
         seconds = round((time.perf_counter() - began) / len(batch), 4)
-        records = {}
-        for sample, answered in zip(batch, answers, strict=True):
-            if answered.error is not None and loop.strict:
-                raise FailedSampleError(
-                    f"sample {sample.sample_id} ({sample.image}) must be answered under --strict, failed: "
-                    f"{answered.error}. Mend it and resume, or leave --strict out to record it as failed"
-                )
-            fields = to_fields(sample, answered, seconds)
-            stamped = fields if loop.identity is None else loop.identity.stamp(fields)
-            records[sample.sample_id] = stamped, answered.fault
-        return records
+        return {
+            sample.sample_id: self._stamp(sample, answered, seconds)
+            for sample, answered in zip(batch, answers, strict=True)
+        }
+
+    def _stamp(self, sample: Sample, answered: Answered, seconds: float) -> tuple[dict[str, Any], Fault | None]:
+        """The record of a sample, and what may be wrong beside it."""
+        loop = self._loop
+        if answered.error is not None and loop.strict:
+            raise FailedSampleError(
+                f"sample {sample.sample_id} ({sample.image}) must be answered under --strict, failed: "
+                f"{answered.error}. Mend it and resume, or leave --strict out to record it as failed"
+            )
+        fields = to_fields(sample, answered, seconds)
+        return fields if loop.identity is None else loop.identity.stamp(fields), answered.fault
 
     def _tell(self) -> None:
         if self._loop.progress is not None:

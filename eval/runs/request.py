@@ -51,6 +51,8 @@ class RunRequest:
         batch_size: Samples at once; None chooses by the device.
         attn_implementation: As transformers names it; None takes its default.
         max_pixels: The largest image that is opened; None takes `damro.images.MAX_PIXELS`.
+        continuous: The place of an answer that is written is taken by the next sample, see `damro.eval.runs.stream`;
+            answers are the same up to rounding, which depends on what is written side by side.
         compile: Steps run as a compiled graph, see `damro.generate`; answers are the same up to rounding.
     """
 
@@ -75,6 +77,7 @@ class RunRequest:
     attn_implementation: str | None = None
     max_pixels: int | None = None
     compile: bool = False
+    continuous: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could be made of."""
@@ -94,6 +97,8 @@ class RunRequest:
             raise EvalError(f"prompt must hold {{question}}, got {self.prompt!r}")
         if benchmark.reads_logits:
             self._check_reads_logits()
+        if self.compile and self.continuous:
+            raise EvalError("--continuous must be left out with --compile, got both: rows come and go one by one there")
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
 
@@ -108,8 +113,9 @@ class RunRequest:
             raise EvalError(
                 f"--max-new-tokens must be left out with --read logits, got {self.max_new_tokens}: none is generated"
             )
-        if self.compile:
-            raise EvalError("--compile must be left out with --read logits: no step is run behind the prompts")
+        for name in ("compile", "continuous"):
+            if getattr(self, name):
+                raise EvalError(f"--{name} must be left out with --read logits: no step is run behind the prompts")
 
     def _check_types(self) -> None:
         """Refuse values that are of another type than their field, as a file may hold them."""

@@ -16,7 +16,7 @@ from damro.eval.runs.costs import bring_costs, costs_path, measured
 from damro.eval.runs.formats import ACCEPTS_OLD, FORMAT
 from damro.eval.runs.gathering import find_gathering
 from damro.eval.runs.identity import SeenImages
-from damro.eval.runs.loop import AnswerBatch, Course, Loop, Progress, run_in_turn
+from damro.eval.runs.loop import AnswerBatch, Course, Loop, Progress, StreamBatch, run_in_turn
 from damro.eval.runs.record import (
     RUN_FILE,
     RunMismatchError,
@@ -195,6 +195,7 @@ def run_benchmarks(
             )
     from damro.eval.runs.engine import make_engine
     from damro.eval.runs.kept import KeptBatch
+    from damro.eval.runs.stream import CHUNK, PLACES, answer_continuously
 
     loop = loop or Loop()
     prepared = prepared or prepare(first, *(one.request for one in asked[1:]))
@@ -224,9 +225,13 @@ def run_benchmarks(
             if cost:
                 answer = measured(answer, engine.take_costs, costs_path(folder, loop.workers))
             size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
+            stream: StreamBatch | None = None
+            if first.continuous:
+                rows = first.batch_size or PLACES
+                size, stream = CHUNK * rows, partial(answer_continuously, engine, rows=rows)
             identity = replace(identity_of(record), images=seen)
             own = replace(loop, batch_size=size, identity=identity, progress=one.progress, gathering=gathering)
-            courses.append(Course(own, folder, dataset.samples, answer))
+            courses.append(Course(own, folder, dataset.samples, answer, stream))
 
         def turn(batch: Sequence[Sample], following: Sequence[Sample]) -> None:
             kept.begin()

@@ -22,6 +22,7 @@ from PIL import Image
 from damro.decoding.continuous import Joining, Written, read, why_not, write
 from damro.decoding.counting import counting
 from damro.decoding.families import family_of
+from damro.eval.errors import EvalError
 from damro.eval.runs.costs import Costs
 from damro.eval.runs.engine import Engine
 from damro.eval.runs.faults import find_fault
@@ -32,6 +33,10 @@ from damro.loading import prepare_inputs
 from damro.methods.base import seed_of
 from damro.methods.patches import PatchContrast
 
+PLACES = 32
+"""Answers that are written at once, unless a run says otherwise."""
+CHUNK = 4
+"""Samples of a run that are answered so together, in places: what comes after them waits until all are written."""
 AT_ONCE = 8
 """Samples that are prepared and read together: the vision tower never sees more images than that."""
 
@@ -52,7 +57,22 @@ def why_batches(engine: Engine) -> str | None:
     return why_not(family_of(engine.model).decoder(engine.model), found, engine.config)
 
 
-def answer_continuously(engine: Engine, samples: Iterable[Sample], rows: int = 32) -> Iterator[tuple[Sample, Answered]]:
+def check_streams(engine: Engine) -> None:
+    """Refuse an engine whose samples are answered batch by batch.
+
+    Raises:
+        EvalError: They are; says why.
+    """
+    if (why := why_batches(engine)) is not None:
+        raise EvalError(
+            f"--continuous must be left out with {engine.recipe.name}, whose answers are written batch by batch, as "
+            f"{why}"
+        )
+
+
+def answer_continuously(
+    engine: Engine, samples: Iterable[Sample], rows: int = PLACES
+) -> Iterator[tuple[Sample, Answered]]:
     """Answers samples, the next in the place of each that is done; each is told as soon as it is written.
 
     A sample that cannot be answered has an error instead, as the engine says of it alone. Where memory is short the
