@@ -81,7 +81,7 @@ def test_a_prompt_adds_one_map_a_word(
     words = [word["text"] for word in shown["words"]]
     assert shown["answer"] == " ".join(words) and len(words) == 4
     assert torch.tensor([word["map"] for word in shown["words"]]).shape == (4, 4, 4)
-    assert [axes.get_title() for axes in drawn[0].axes[:4]] == words
+    assert [axes.get_title() for axes in drawn[0].axes[:5]] == ["the image", *words]
 
 
 def test_a_picture_is_written_and_the_outliers_are_told(
