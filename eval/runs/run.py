@@ -201,6 +201,9 @@ def run_benchmarks(
     prepared = prepared or prepare(first, *(one.request for one in asked[1:]))
     dataset = prepared.dataset
     seen = SeenImages(bounded(dataset.open_image, first.max_pixels), dataset.digest_image)
+    engines = [make_engine(one.request, prepared.loaded, dataset.open_image) for one in asked]
+    # What they refuse is told before there is a folder.
+    told = [_describe(one.request, engine, prepared) for one, engine in zip(asked, engines, strict=True)]
     with ExitStack() as stack:
         gatherings = []
         for one in asked:
@@ -210,10 +213,12 @@ def run_benchmarks(
             if gathering.keeps:
                 stack.enter_context(lock_folder(gathering.folder))
         images, kept = stack.enter_context(ImagesAhead(seen)), KeptBatch()
-        engines = [make_engine(one.request, prepared.loaded, dataset.open_image) for one in asked]
+        model = prepared.loaded.model
         begun = [
-            gathering.agree(partial(_check, one, engine, prepared, adopt_records), differences)
-            for one, engine, gathering in zip(asked, engines, gatherings, strict=True)
+            gathering.agree(
+                partial(_begun, one.folder, record, one.request, model, adopt_records=adopt_records), differences
+            )
+            for one, record, gathering in zip(asked, told, gatherings, strict=True)
         ]
         courses = []
         for one, engine, record, gathering in zip(asked, engines, begun, gatherings, strict=True):
@@ -243,18 +248,13 @@ def run_benchmarks(
         return records
 
 
-def _check(one: Asked, engine: Engine, prepared: Prepared, adopt_records: bool) -> dict[str, Any]:
-    """What ``run.json`` shall hold; nothing is written.
-
-    Raises:
-        RunMismatchError: See `run_benchmark`.
-    """
+def _describe(request: RunRequest, engine: Engine, prepared: Prepared) -> dict[str, Any]:
+    """What ``run.json`` of a new run holds."""
     from damro.eval.runs.resolve import describe_machine, resolve
 
-    model, dataset = prepared.loaded.model, prepared.dataset
-    resolved = resolve(one.request, engine, dataset.data)
-    record = to_record(one.request, resolved, len(dataset.samples), describe_machine(model))
-    return _begun(one.folder, record, one.request, model, adopt_records=adopt_records)
+    dataset = prepared.dataset
+    resolved = resolve(request, engine, dataset.data)
+    return to_record(request, resolved, len(dataset.samples), describe_machine(prepared.loaded.model))
 
 
 def _begun(
