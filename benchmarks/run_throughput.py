@@ -51,9 +51,7 @@ def continuously(requests: list[RunRequest], folder: Path, prepared: Prepared) -
 def answers(folder: Path) -> list[dict[str, Any]]:
     """All records of a folder, without their seconds and the digest of their run."""
     lines = [line for path in sorted(folder.glob("*/records.jsonl")) for line in path.read_text().splitlines()]
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in ("seconds", "digest")} for line in lines
-    ]
+    return [{name: value for name, value in json.loads(line).items() if name not in _OWN} for line in lines]
 
 
 def main() -> int:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-from damro.decoding.branches.fused import Prefill, prefill, why_alone
+from damro.decoding.branches.fused import Prefill, why_alone
 from damro.decoding.branches.joining import OpenBranches
-from damro.decoding.branches.prefix import prefill_shared
-from damro.decoding.context import check_lengths
+from damro.decoding.branches.prefix import read_prompt
 from damro.decoding.drawing import draw_scores, stream
 from damro.decoding.errors import NonFiniteScoresError
 from damro.decoding.families.base import is_encoder_decoder
@@ -22,7 +21,7 @@ from damro.decoding.processor import OVERFLOW
 from damro.decoding.prompts import Prompt
 from damro.decoding.rules import Contrast, ScoreRule
 from damro.decoding.search import Search
-from damro.decoding.settings import own_loop_serves, setting
+from damro.decoding.settings import check_prompt_lengths, own_loop_serves
 from damro.decoding.stock import StockSteps, why_not_by_row
 
 FREE = 0.25
@@ -93,14 +92,13 @@ def read(
         InputsError: a prompt that does not fit into the model's context.
     """
     prompts = prompts_of(contrast)
-    columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)
-    new, total = (setting(decoder, {"generation_config": config}, name) for name in ("max_new_tokens", "max_length"))
-    check_lengths(decoder, columns, (total or 0) - columns if new is None else new)
-    read_one = prefill_shared if shared_prefix else prefill
+    check_prompt_lengths(decoder, prompts, {"generation_config": config})
     rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     tokens = [row[mask.to(row.device)].tolist() for row, mask in rows]
     rule = contrast.rule if isinstance(contrast, Contrast) else None
-    return Joining(keys, [read_one(decoder, prompt) for prompt in prompts], rule, tokens, seeds)
+    return Joining(
+        keys, [read_prompt(decoder, prompt, shared=shared_prefix) for prompt in prompts], rule, tokens, seeds
+    )
 
 
 def why_not(decoder: Any, contrast: Contrast | Prompt | Search, config: GenerationConfig) -> str | None:

@@ -22,7 +22,6 @@ from damro.decoding.branches.prefix import Read, read_prompt
 from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.branches.recurrent import RecurrentBranch
 from damro.decoding.compat import CACHE, with_known_cache
-from damro.decoding.context import check_lengths
 from damro.decoding.errors import ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of, unwrap
 from damro.decoding.families.base import encoder_outputs, is_encoder_decoder
@@ -42,6 +41,7 @@ from damro.decoding.settings import (
     check_cut,
     check_mask,
     check_prompt,
+    check_prompt_lengths,
     end_tokens,
     own_loop_serves,
     own_processors,
@@ -133,7 +133,7 @@ def decode(
         generate_kwargs.pop("interpolate_pos_encoding", None)
     check_call(decoder, generate_kwargs, contrasts=contrasts)
     check_mask(model, inputs, generate_kwargs, full)
-    _check_context(decoder, contrast, generate_kwargs)
+    check_prompt_lengths(decoder, prompts_of(contrast), generate_kwargs)
     serves, given = own_loop_serves(decoder, generate_kwargs), read is not None and not is_encoder_decoder(decoder)
     call = {**generate_kwargs, **_prompt_arguments(model, decoder, inputs["input_ids"], full, generate_kwargs)}
     prompt_ids = returned_prompt(model, inputs, setting(decoder, generate_kwargs, "decoder_start_token_id"))
@@ -160,14 +160,6 @@ def _looking(rule: LogitsProcessor | None) -> AbstractContextManager[None]:
     """What lets a rule see the passes of ``generate``, if it reads them."""
     branch = rule.branch if isinstance(rule, RuleProcessor) else None
     return branch.looking() if isinstance(branch, ReadoutBranch) else nullcontext()
-
-
-def _check_context(decoder: Any, contrast: Contrast | Prompt | Search, call: Mapping[str, Any]) -> None:
-    """Refuses prompts, and answers behind them, for which the model has no room."""
-    prompts = prompts_of(contrast)
-    columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)
-    new, total = (setting(decoder, call, name) for name in ("max_new_tokens", "max_length"))
-    check_lengths(decoder, columns, (total or 0) - columns if new is None else new)
 
 
 def _run(decoder: Any, call: dict[str, Any], rule: LogitsProcessor | None) -> Any:

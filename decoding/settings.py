@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 
 from damro.decoding.branches.fused import can_branch, why_alone
 from damro.decoding.compat import older_than
+from damro.decoding.context import check_lengths
 from damro.decoding.errors import InputsError, ParameterError, UnsupportedModelError
 from damro.decoding.families import family_of
 from damro.decoding.families.base import inferred_mask, is_encoder_decoder
@@ -270,3 +271,20 @@ def check_mask(model: Any, inputs: Mapping[str, Any], call: Mapping[str, Any], f
             f"than those of the model, got none with pad_token_id {pad} and eos_token_id {ends}; pass the mask that "
             "the model's processor returns"
         )
+
+
+def check_prompt_lengths(decoder: Any, prompts: Sequence[Prompt], call: Mapping[str, Any]) -> None:
+    """Refuses prompts, and answers behind them, for which the model has no room.
+
+    Args:
+        decoder: the language model.
+        prompts: those that are read.
+        call: the keywords of the call.
+
+    Raises:
+        InputsError: a prompt does not fit.
+        ParameterError: the answer does not fit where it must.
+    """
+    columns = max(int(prompt.attention_mask.sum(dim=-1).max()) for prompt in prompts)
+    new, total = (setting(decoder, call, name) for name in ("max_new_tokens", "max_length"))
+    check_lengths(decoder, columns, (total or 0) - columns if new is None else new)

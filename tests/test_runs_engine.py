@@ -26,8 +26,8 @@ from damro.eval.samples import Sample, open_scene
 from damro.loading import Loaded, prepare_inputs
 from damro.methods.patches import tiles_of_images
 from damro.pruning import Pruning
-from damro.tiny.model import build_model, build_processor
 from tests.told import generate, request
+from tests.untrained import load_untrained
 
 QUESTIONS = ["Is there a cat in the image?", "Is there an orange on the left in the image? Yes, no.", "Is there a dog?"]
 OTHERS = ["vcd", "icd", "m3id"]
@@ -36,16 +36,7 @@ METHODS = ["greedy", "sample", "damro", "random-k", "least-k", "no-image", "rand
 
 @pytest.fixture(scope="module", params=["llava", "llava_next", "instructblip"])
 def loaded(request: pytest.FixtureRequest) -> Loaded:
-    torch.manual_seed(1)
-    model = build_model(request.param).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "embed" not in name:
-                # Far from uniform, so that answers differ and no rank of a patch hangs on rounding.
-                weight.normal_(0, (6 if "qkv" in name else 2) * weight.shape[1] ** -0.5)
-    processor = build_processor(request.param)
-    processor.tokenizer.padding_side = "left"
-    return Loaded(model, processor)
+    return load_untrained(request.param)
 
 
 def make(loaded: Loaded, method: str, **options: Any) -> Engine:

@@ -21,8 +21,8 @@ from damro.eval.runs.loop import Answered
 from damro.eval.runs.stream import answer_continuously, why_batches
 from damro.eval.samples import Sample, open_scene
 from damro.loading import Loaded
-from damro.tiny.model import build_model, build_processor
 from tests.told import request
+from tests.untrained import load_untrained
 
 PROMPTS = [
     "Is there a cat?",
@@ -38,17 +38,10 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
 
 
 def load(family: str) -> Loaded:
-    torch.manual_seed(1)
-    model = build_model(family).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "embed" not in name:
-                weight.normal_(0, (6 if "qkv" in name else 2) * weight.shape[1] ** -0.5)
-    processor = build_processor(family)
-    processor.tokenizer.padding_side = "left"
+    untrained = load_untrained(family)
     # Many tokens end an answer, so that lengths differ.
-    model.generation_config.eos_token_id = list(range(2, 504, 23))
-    return Loaded(model, processor)
+    untrained.model.generation_config.eos_token_id = list(range(2, 504, 23))
+    return untrained
 
 
 def make(loaded: Loaded, method: str, **options: Any) -> Engine:
@@ -114,9 +107,9 @@ def test_questions_about_one_image_share_it(monkeypatch: pytest.MonkeyPatch) -> 
     shown: list[int] = []
     scene = engine.scene
 
-    def looking(names: Sequence[str], pictures: Any, *, shared: bool) -> Any:
+    def looking(names: Sequence[str], pictures: Any, **options: Any) -> Any:
         shown.append(len(names))
-        return scene(names, pictures, shared=shared)
+        return scene(names, pictures, **options)
 
     monkeypatch.setattr(engine, "scene", looking)
     assert streamed(engine, asked, 7) == expected

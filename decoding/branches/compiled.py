@@ -160,21 +160,15 @@ class CompiledBranches(Branches):
     def _branch(read: Prefill, copies: int) -> Any:
         return _Room(read, copies)
 
-    @torch.no_grad()
-    def step(self, tokens: Tensor) -> None:
-        """Continues every row of every branch by a token; sets :attr:`logits`.
+    def _spare(self, rows: int) -> int:
+        """A second row where there is one: for a graph of a single row the compiler packs no weights."""
+        return int(rows == 1 and packs(self.logits))
 
-        Args:
-            tokens: `(R,)`.
-        """
-        rows = len(tokens) * len(self._branches)
-        # Of a graph for a single row the compiler packs no weights; a second row costs less than that.
-        tokens, positions = self._fed(tokens, spare=int(rows == 1 and packs(self.logits)))
+    def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
         rooms: Any = self._branches
         self._room_cache.branches = [room.begin_step() for room in rooms]
         _varies(tokens, 0)
         _varies(positions, 0)
         with attending(_ATTENTION, [self._decoder.get_decoder().config]), compiling(self.logits):
-            logits: Any = self._step(tokens, positions, self._room_cache)[:rows]
-        # A graph on a GPU writes its next logits over these.
-        self.logits = logits.clone().unflatten(0, (len(rooms), -1))
+            # A graph on a GPU writes its next logits over these.
+            return self._step(tokens, positions, self._room_cache).clone()

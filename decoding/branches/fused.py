@@ -226,10 +226,20 @@ class Branches:
         Args:
             tokens: `(R,)`.
         """
-        rows = len(tokens) * len(self._branches)
-        # Not of a prompt alone, whose rows are counted as those of plain decoding.
-        spare = spare_rows(rows, self.logits) if len(self._branches) > 1 else 0
-        tokens, positions = self._fed(tokens, spare)
+        positions = torch.cat([branch.position for branch in self._branches])
+        tokens = tokens.to(positions.device).repeat(len(self._branches))
+        rows = len(tokens)
+        spare = [-1] * self._spare(rows)
+        tokens, positions = torch.cat([tokens, tokens[spare]]), torch.cat([positions, positions[spare]])
+        logits: Any = self._run(tokens.unsqueeze(-1), positions.unsqueeze(-1))
+        self.logits = logits[:rows].unflatten(0, (len(self._branches), -1))
+
+    def _spare(self, rows: int) -> int:
+        """Rows to add to a step; not of a prompt alone, whose rows are counted as those of plain decoding."""
+        return spare_rows(rows, self.logits) if len(self._branches) > 1 else 0
+
+    def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Runs one step of all rows, `(N, 1)` each; returns logits `(N, V)`."""
         for branch in self._branches:
             branch.begin_step()
         with attending(_ATTENTION, [self._decoder.get_decoder().config]):
@@ -240,14 +250,8 @@ class Branches:
                 logits_to_keep=1,
                 **{CACHE: self._cache},
             )
-        self.logits = output.logits[:rows, -1].unflatten(0, (len(self._branches), -1))
-
-    def _fed(self, tokens: Tensor, spare: int) -> tuple[Tensor, Tensor]:
-        """Tokens and positions of every row of every branch, and of so many spare rows behind them, `(N, 1)` each."""
-        positions = torch.cat([branch.position for branch in self._branches])
-        tokens = tokens.to(positions.device).repeat(len(self._branches))
-        last = [-1] * spare
-        return torch.cat([tokens, tokens[last]])[:, None], torch.cat([positions, positions[last]])[:, None]
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these from every branch.

@@ -20,6 +20,8 @@ from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
 from damro.decoding.generate import decode
 from damro.decoding.inside import check_compiled, works_inside
+from damro.decoding.prompts import Prompt
+from damro.decoding.rules import Contrast
 from damro.decoding.search import Search
 from damro.decoding.settings import end_tokens
 from damro.eval.benchmark import Benchmark
@@ -158,7 +160,7 @@ class Engine:
 
     def _continue_texts(self, batch: Sequence[Sample]) -> list[str]:
         chats = [Chat(({"role": "user", "content": [{"type": "text", "text": one.prompt}]},)) for one in batch]
-        answers = [Answer(self.max_new_tokens, seed=seed_of(self.seed, one.sample_id, "tokens")) for one in batch]
+        answers = [Answer(self.max_new_tokens, seed=seed) for seed in self.seeds(batch)]
         answer_chats(self.model, self.processor, chats, self.recipe, answers, top_p=self.top_p)
         return [answer.text.strip() for answer in answers]
 
@@ -196,15 +198,10 @@ class Engine:
         self, batch: Sequence[Sample], images: dict[str, Image.Image], tokens: list[int], *, shared: bool
     ) -> dict[str, Answered]:
         kept = self.keeping(batch)
-        inputs = kept.once("inputs", lambda: self._inputs(batch, images))
-        shown = batch[:1] if shared else batch
-        pictures = [images[sample.sample_id] for sample in shown]
-        scene = self.scene(list(map(image_of, shown)), pictures, shared=shared, kept=kept)
-        contrast = self.recipe.method.prepare(self.model, inputs, scene)
+        inputs, contrast = self.prepare(batch, images, kept, shared=shared)
         processors: list[LogitsProcessor] = []
         if self.recipe.temperature:
-            seeds = [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
-            processors.append(SeededSampling(seeds, self.recipe.temperature, self.top_p))
+            processors.append(SeededSampling(self.seeds(batch), self.recipe.temperature, self.top_p))
         ids = decode(
             self.model,
             inputs,
@@ -224,6 +221,27 @@ class Engine:
             sample.sample_id: Answered(text.strip(), outliers)
             for sample, text, outliers in zip(batch, texts, found, strict=True)
         }
+
+    def prepare(
+        self, batch: Sequence[Sample], images: Mapping[str, Image.Image], kept: Kept, *, shared: bool
+    ) -> tuple[BatchFeature, Contrast | Prompt | Search]:
+        """Return the inputs of samples, and the prompts and rule of the method for them.
+
+        Args:
+            batch: Samples with an image.
+            images: The images, by sample id.
+            kept: What is kept of the batch for other methods.
+            shared: Whether all samples are about one image.
+        """
+        inputs = kept.once("inputs", lambda: self._inputs(batch, images))
+        shown = batch[:1] if shared else batch
+        pictures = [images[sample.sample_id] for sample in shown]
+        scene = self.scene(list(map(image_of, shown)), pictures, shared=shared, kept=kept)
+        return inputs, self.recipe.method.prepare(self.model, inputs, scene)
+
+    def seeds(self, batch: Sequence[Sample]) -> list[int]:
+        """Return the seed of each sample's tokens."""
+        return [seed_of(self.seed, sample.sample_id, "tokens") for sample in batch]
 
     def _inputs(self, batch: Sequence[Sample], images: Mapping[str, Image.Image]) -> BatchFeature:
         pictures, prompts = [images[one.sample_id] for one in batch], [one.prompt for one in batch]
@@ -308,13 +326,17 @@ def _try_out(engine: Engine) -> None:
     """
     if isinstance(engine.recipe.method, Greedy) and engine.pruning is None and not engine.compile:
         return
-    size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
-    width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
-    blank = [Image.new("RGB", (width, height))]
-    inputs = prepare_inputs(engine.processor, blank, ["?"], engine.model)
-    found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
+    inputs, found = prepare_blank(engine)
     if engine.compile:
         decoder = family_of(engine.model).decoder(engine.model)
         check_compiled(decoder, found, "auto", {"generation_config": engine.config})
     elif isinstance(found, Search) or works_inside(found):
         decode(engine.model, inputs, found, generation_config=engine.config, max_new_tokens=1)
+
+
+def prepare_blank(engine: Engine) -> tuple[BatchFeature, Contrast | Prompt | Search]:
+    """Return what `Engine.prepare` returns of a question about a blank image."""
+    size = getattr(getattr(engine.model.config, "vision_config", None), "image_size", None) or 224
+    width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
+    blank = Sample("blank", "blank", "?", {})
+    return engine.prepare([blank], {"blank": Image.new("RGB", (width, height))}, Kept(), shared=False)

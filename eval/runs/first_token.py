@@ -16,8 +16,7 @@ from torch import Tensor
 
 from damro.decoding.altering import reading
 from damro.decoding.branches.encoder_decoder import negative_branch
-from damro.decoding.branches.fused import prefill
-from damro.decoding.branches.prefix import prefill_shared
+from damro.decoding.branches.prefix import read_prompt
 from damro.decoding.branches.readout import ReadoutBranch
 from damro.decoding.drawing import SeededSampling
 from damro.decoding.families import family_of
@@ -190,7 +189,7 @@ def first_logits(model: Any, prompt: Prompt, *, shared: bool) -> Tensor:
             output: Any = decoder(**prompt.first_inputs(), use_cache=False, logits_to_keep=1)
         logits: Tensor = output.logits[:, -1].float()
         return logits
-    return (prefill_shared if shared else prefill)(decoder, prompt).logits.float()
+    return read_prompt(decoder, prompt, shared=shared).logits.float()
 
 
 def _rows_of(prompt: VisualPrompt, chosen: Tensor) -> VisualPrompt:

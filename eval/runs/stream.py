@@ -24,13 +24,12 @@ from damro.decoding.counting import counting
 from damro.decoding.families import family_of
 from damro.eval.errors import EvalError
 from damro.eval.runs.costs import Costs
-from damro.eval.runs.engine import Engine
+from damro.eval.runs.engine import Engine, prepare_blank
 from damro.eval.runs.faults import find_fault
+from damro.eval.runs.kept import Kept
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.yes_no import YesNoEngine
-from damro.eval.samples import Sample, image_of
-from damro.loading import prepare_inputs
-from damro.methods.base import seed_of
+from damro.eval.samples import Sample
 from damro.methods.patches import PatchContrast
 
 PLACES = 32
@@ -51,9 +50,7 @@ def why_batches(engine: Engine) -> str | None:
     """
     if isinstance(engine, YesNoEngine):
         return "no answer is written"
-    blank = [Image.new("RGB", (224, 224))]
-    inputs = prepare_inputs(engine.processor, blank, ["?"], engine.model)
-    found = engine.recipe.method.prepare(engine.model, inputs, engine.scene(["blank"], blank, shared=False))
+    _, found = prepare_blank(engine)
     return why_not(family_of(engine.model).decoder(engine.model), found, engine.config)
 
 
@@ -196,7 +193,7 @@ class _Source:
     def _read(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> list[Joining]:
         """Reads the prompts of samples at once, or in halves if that fails, down to the one that it fails with."""
         try:
-            return [self._read_together(batch, [images[sample.sample_id] for sample in batch])]
+            return [self._read_together(batch, images)]
         except Exception as error:
             short_of_memory = should_reduce_batch_size(error)
         if short_of_memory:
@@ -208,20 +205,18 @@ class _Source:
         return self._read(batch[:half], images) + self._read(batch[half:], images)
 
     @torch.no_grad()
-    def _read_together(self, batch: Sequence[Sample], pictures: list[Image.Image]) -> Joining:
+    def _read_together(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> Joining:
         engine, shared = self.engine, len(batch) > 1 and batch[0].image == batch[1].image
-        inputs = prepare_inputs(engine.processor, pictures, [sample.prompt for sample in batch], engine.model)
-        shown = 1 if shared else len(batch)
-        scene = engine.scene(list(map(image_of, batch[:shown])), pictures[:shown], shared=shared)
-        with self._looking(len(batch), shown):
-            contrast: Any = engine.recipe.method.prepare(engine.model, inputs, scene)
+        contrast: Any
+        with self._looking(len(batch), 1 if shared else len(batch)):
+            inputs, contrast = engine.prepare(batch, images, Kept(), shared=shared)
         joining = read(
             family_of(engine.model).decoder(engine.model),
             contrast,
             inputs,
             [sample.sample_id for sample in batch],
             config=engine.config,
-            seeds=[seed_of(engine.seed, sample.sample_id, "tokens") for sample in batch],
+            seeds=engine.seeds(batch),
             shared_prefix=shared,
         )
         found = contrast.by_row() if isinstance(contrast, PatchContrast) else [None] * len(batch)
