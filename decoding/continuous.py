@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from damro.decoding.branches.fused import Prefill, why_alone
 from damro.decoding.branches.joining import OpenBranches
-from damro.decoding.branches.prefix import read_prompt
+from damro.decoding.branches.prefix import Read, read_prompt
 from damro.decoding.drawing import draw_scores, stream
 from damro.decoding.errors import NonFiniteScoresError
 from damro.decoding.families.base import is_encoder_decoder
@@ -76,6 +76,7 @@ def read(
     config: GenerationConfig,
     seeds: Sequence[int] = (),
     shared_prefix: bool = False,
+    reader: Read = read_prompt,
 ) -> Joining:
     """Reads the prompts of a method.
 
@@ -87,6 +88,7 @@ def read(
         config: how answers are searched.
         seeds: B of them where tokens are drawn.
         shared_prefix: reads the columns that all rows begin with once.
+        reader: reads one prompt.
 
     Raises:
         InputsError: a prompt that does not fit into the model's context.
@@ -96,9 +98,8 @@ def read(
     rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     tokens = [row[mask.to(row.device)].tolist() for row, mask in rows]
     rule = contrast.rule if isinstance(contrast, Contrast) else None
-    return Joining(
-        keys, [read_prompt(decoder, prompt, shared=shared_prefix) for prompt in prompts], rule, tokens, seeds
-    )
+    found = [reader(decoder, prompt, shared=shared_prefix) for prompt in prompts]
+    return Joining(keys, found, rule, tokens, seeds)
 
 
 def why_not(decoder: Any, contrast: Contrast | Prompt | Search, config: GenerationConfig) -> str | None:

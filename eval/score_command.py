@@ -11,12 +11,7 @@ from damro.eval.benchmark import Group, Measure, Scoring
 from damro.parameters import parameters
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from damro.eval.statistics import Interval
-
-_IN_A_LINE = 3
-"""So many metrics fit 80 characters with intervals beside the values; with more they stand below."""
 
 
 def add_answers_parser(
@@ -81,10 +76,18 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from damro.eval.report.terminal import fit_tables
     from damro.eval.report.text import to_line
 
-    console = Console()
-    console.print(_table(title, groups))
+    console, measures = Console(), groups[0].measures
+    rows = [
+        [group.name, *(_cell(found[name], one) for name, one in measures.items())]
+        for group in groups
+        for found in (group.intervals(),)
+    ]
+    header = ["", *(one.title for one in measures.values())]
+    for table in fit_tables(title, header, rows, console.width):
+        console.print(table)
     console.print("Beside or below a value: its 95 % bootstrap interval.", markup=False, highlight=False)
     for group in groups:
         told = ", ".join(f"{note.name} {note.value}" for note in group.notes)
@@ -95,26 +98,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
         console.print(f"WARNING: {name}: {meaning}", markup=False, highlight=False)
 
 
-def _table(title: str, groups: Sequence[Group]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from damro.eval.report.text import to_rich
-
-    measures = groups[0].measures
-    below = len(measures) > _IN_A_LINE
-    table = Table(title=title)
-    table.add_column("")
-    for measure in measures.values():
-        table.add_column(measure.title, justify="right")
-    for group in groups:
-        found = group.intervals()
-        shown = (_cell(found[name], measure, below=below) for name, measure in measures.items())
-        table.add_row(to_rich(group.name), *map(Text, shown))
-    return table
-
-
-def _cell(value: Interval | None, measure: Measure, *, below: bool) -> str:
+def _cell(value: Interval | None, measure: Measure) -> str:
     """A value with its interval, shares in percent."""
     if value is None:
         return "-"
@@ -123,4 +107,4 @@ def _cell(value: Interval | None, measure: Measure, *, below: bool) -> str:
     if value.ends is None:
         return shown
     low, high = (f"{scale * end:.{digits}f}" for end in value.ends)
-    return shown + (f"\n{low}-{high}" if below else f" [{low}, {high}]")
+    return f"{shown} [{low}, {high}]"

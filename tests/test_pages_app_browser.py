@@ -14,7 +14,7 @@ from PIL import Image
 
 from damro.loading import prepare_inputs
 from damro.pages.app_examples import OUTCOMES, PROMPT
-from damro.pages.app_texts import MEANINGS, only_words
+from damro.pages.app_texts import BUSY, MEANINGS, only_words
 from damro.pages.explain import bare
 from damro.tiny import scene
 
@@ -100,7 +100,7 @@ def test_an_example_asks_at_once_with_the_presets_and_the_pixels_of_its_scene(
     assert (np.asarray(given[0]) == np.asarray(scene("test", 13).image)).all() and given[1] == PROMPT
     wait_for(browser, lambda: "In the picture: potted plant" in browser.find_element("id", "about").text)
     wait_for(browser, lambda: re.search(r"alpha=2(\.0)?,", browser.find_element("id", "code").text))
-    wait_for(browser, lambda: browser.find_element("id", "note").text.strip())
+    wait_for(browser, lambda: browser.find_element("id", "note").text.strip() not in ("", BUSY))
     alpha = browser.find_element("css selector", "#alpha input[type=number]").get_attribute("value")
     assert float(alpha) == 2
 

@@ -13,7 +13,8 @@ from damro.eval.pope.groups import MEASURES as ANSWERS
 from damro.eval.report.comparison import Comparison, compare, find_runs, load_runs
 from damro.eval.report.html import Page, render, write_report
 from damro.eval.report.published import load_published
-from damro.eval.report.tables import notes, to_csv, to_json, to_markdown, to_terminal
+from damro.eval.report.tables import notes, to_csv, to_json, to_markdown
+from damro.eval.report.terminal import to_terminal
 from damro.eval.report.verdict import CONTROLS, is_better, judge_controls, judge_sampling
 from damro.eval.statistics import Interval
 
@@ -74,7 +75,7 @@ def test_tables_show_the_same_numbers() -> None:
     markdown = to_markdown(comparison)
     assert "| damro | 83.3 [" in markdown
     assert "<br>+8.3 [" in markdown
-    ((table, _),) = to_terminal(comparison)
+    ((table, _),) = to_terminal(comparison, 200)
     assert table.row_count == 2
     assert [str(cell) for cell in table.columns[0].cells] == ["greedy", "damro"]
 

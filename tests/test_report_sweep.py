@@ -81,7 +81,7 @@ def test_a_panel_a_number_of_patches_with_both_methods_over_alpha() -> None:
     assert isinstance(figure, Figure)
     assert [axes.get_title() for axes in figure.axes] == ["top-k 5", "top-k 10"]
     first, _ = figure.axes
-    assert (first.get_xlabel(), first.get_ylabel()) == ("alpha", "accuracy %")
+    assert (first.get_xlabel(), first.get_ylabel()) == ("alpha", "accuracy % (higher is better)")
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["greedy", "damro", "random-k"]
     level, *lines = [line for line in first.lines if line.get_label() != "_nolegend_"]
     assert level.get_ydata()[0] == 75
@@ -95,7 +95,7 @@ def test_of_two_metrics_one_stands_over_the_other() -> None:
     plain, found = grid("chair")
     assert [row.metric for row in plain] == ["recall", "chair_i"]
     first = draw_sweep("greedy", plain, found, "title").axes[0]
-    assert (first.get_xlabel(), first.get_ylabel()) == ("recall %", "CHAIRi %")
+    assert (first.get_xlabel(), first.get_ylabel()) == ("recall % (higher is better)", "CHAIRi % (lower is better)")
     lines = {line.get_label(): line for line in first.lines}
     row = next(one.rows for one in found if (one.point.method, one.point.alpha, one.point.top_k) == ("damro", 1, 5))
     values = [value.estimate for value in (row[0].value, row[1].value) if value is not None]

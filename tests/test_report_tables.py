@@ -26,8 +26,8 @@ from damro.eval.report.tables import (
     to_csv,
     to_json,
     to_markdown,
-    to_terminal,
 )
+from damro.eval.report.terminal import to_terminal
 from damro.eval.report.text import to_cell, to_markdown_text
 from damro.eval.report.verdict import is_better
 from damro.eval.statistics import Interval, bootstrap, bootstrap_difference, bootstrap_metrics, first_column
@@ -63,7 +63,7 @@ def run(*values: float, quiet: int = 0) -> dict[str, dict[str, Any]]:
 
 def terminal(comparison: Comparison) -> str:
     console = Console(record=True, width=200, file=io.StringIO())
-    for table, below in to_terminal(comparison):
+    for table, below in to_terminal(comparison, 200):
         console.print(table)
         for line in below:
             console.print(line, markup=False)

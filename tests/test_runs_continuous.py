@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 import pytest
 
 from damro.cli import main
+from damro.decoding.families import family_of
 from damro.eval.errors import EvalError
+from damro.eval.runs.kept import Kept, KeptBatch
 from damro.eval.runs.loop import FailedSampleError, Loop, Tally
 from damro.eval.runs.record import RunMismatchError, load_run
 from damro.eval.runs.request import RunRequest
 from damro.eval.runs.run import Asked, Prepared, prepare, run_benchmark, run_benchmarks
+from damro.eval.samples import Sample
 
 METHODS = ["greedy", "damro", "m3id@0.7"]
 
@@ -41,6 +46,42 @@ def test_answers_are_those_of_batches(prepared: Prepared, tmp_path: Path) -> Non
         batches = run_benchmark(asked(method), tmp_path / f"{method}-batches", prepared=prepared)
         assert told(records) == told(batches)
         assert load_run(tmp_path / method)["request"]["continuous"] is True
+
+
+def test_methods_have_turns_and_look_at_an_image_once(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, order, sizes = [], [], []
+    tower = family_of(prepared.loaded.model).vision_tower(prepared.loaded.model)
+    hook = tower.register_forward_hook(lambda *args: looked.append(None))
+    of = KeptBatch.of
+
+    def watched(self: KeptBatch, samples: Sequence[Sample]) -> Kept:
+        kept = of(self, samples)
+        sizes.append(sum(map(len, self._kept)))
+        return kept
+
+    monkeypatch.setattr(KeptBatch, "of", watched)
+    try:
+        alone = run_benchmark(asked("greedy", continuous=True), tmp_path / "alone", prepared=prepared)
+        once = len(looked)
+        runs = [
+            Asked(asked(method, continuous=True), tmp_path / method, lambda _, name=method: order.append(name))
+            for method in ("greedy", "damro", "random-k")
+        ]
+        monkeypatch.setattr("damro.eval.runs.loop._SYNC", 0.0)
+        looked.clear()
+        together = run_benchmarks(runs, prepared=prepared)
+    finally:
+        hook.remove()
+    # Of three places one sample is read at a time. Before that each method may look at a blank image twice, and the first
+    # samples are looked at again by the first method that wants attention.
+    assert len(alone) <= once <= len(alone) + 2
+    assert len(alone) <= len(looked) <= len(alone) + 3 * 2 + 3
+    assert told(together[0]) == told(alone)
+    assert max(sizes) <= 3
+    turns = "".join(name[0] for name in order)
+    assert re.search("gdr.*gdr", turns) and turns.count("g") > len(alone)
 
 
 def test_what_is_written_is_on_the_disk_and_is_not_asked_for_again(

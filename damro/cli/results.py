@@ -144,7 +144,7 @@ def add_form_flags(parser: Any) -> None:
 
 def print_comparison(comparison: Comparison, *, as_json: bool, as_latex: bool = False) -> None:
     """Prints the tables, or JSON, or LaTeX."""
-    from damro.eval.report.tables import notes, to_json, to_terminal, warnings
+    from damro.eval.report.tables import notes, to_json, warnings
 
     if as_json:
         print(to_json(comparison))
@@ -158,8 +158,10 @@ def print_comparison(comparison: Comparison, *, as_json: bool, as_latex: bool = 
         return
     from rich.console import Console
 
+    from damro.eval.report.terminal import to_terminal
+
     console = Console()
-    for table, below in to_terminal(comparison):
+    for table, below in to_terminal(comparison, console.width):
         console.print(table)
         print_notes(below)
     print_notes(notes(comparison))

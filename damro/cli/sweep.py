@@ -24,6 +24,8 @@ from damro.eval.records import write_whole
 from damro.eval.runs.record import folder_name
 from damro.eval.runs.request import TINY
 
+_NAMES = 3
+"""Columns of the table that say what a row is of: method, alpha, top-k."""
 _NOTE = "Brackets: 95 % bootstrap interval over images; * marks a difference whose interval is without zero."
 
 
@@ -108,13 +110,9 @@ def _tell(args: argparse.Namespace, ran: Ran, points: Any, names: dict[str, str]
 
 def _print(lines: list[list[str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from damro.eval.report.text import to_rich
+    from damro.eval.report.terminal import fit_tables
 
-    table = Table()
-    for place, name in enumerate(lines[0]):
-        table.add_column(to_rich(name), justify="right" if place else "left")
-    for line in lines[1:]:
-        table.add_row(*map(to_rich, line))
-    Console().print(table)
+    console = Console()
+    for table in fit_tables("", lines[0], lines[1:], console.width, names=_NAMES):
+        console.print(table)

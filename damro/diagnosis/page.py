@@ -28,7 +28,7 @@ class Shown(NamedTuple):
     Attributes:
         title: Names the image and what it shows.
         caption: In pieces; empty if there is none.
-        pictures: Where the vision tower and the language model look.
+        pictures: Where the vision tower looks, beside the image itself, and where the language model looks.
     """
 
     title: str
@@ -132,15 +132,15 @@ def _grid(task: str, room: HeadRoom) -> dict[str, Any]:
 
 def _shown(example: Example, found: Diagnosis) -> Shown:
     outliers, attention = found.outliers, SOURCE_NAMES[found.outliers.source]
-    pictures = [_overlay(example, example.weights, f"{attention}, layer {outliers.layer}")]
+    pictures = [_overlay(example, example.weights, f"{attention}, layer {outliers.layer}", beside=True)]
     if example.map is not None:
         pictures.append(_overlay(example, example.map, "language model, mean over the caption's tokens"))
     title = f"{example.name} shows: {', '.join(example.objects) or 'nothing that is named'}"
     return Shown(title, _pieces(example), pictures)
 
 
-def _overlay(example: Example, values: Tensor, what: str) -> Picture:
-    figure = draw_overlay(example.picture, values, title=what, outliers=example.flagged)
+def _overlay(example: Example, values: Tensor, what: str, *, beside: bool = False) -> Picture:
+    figure = draw_overlay(example.picture, values, title=what, outliers=example.flagged, beside=beside)
     described = f"{example.name}: {what}; the flagged patches outlined and numbered."
     return Picture(to_data_uri(figure, dpi=80), described, "")
 

@@ -19,7 +19,7 @@ from damro.images import ImageError, ImageSizeError
 from damro.methods.presets import starting_preset
 from damro.pages.app_answers import PIXEL_LIMIT, PROMPT_LIMIT, answer_request
 from damro.pages.app_examples import PROMPT, list_examples
-from damro.pages.app_texts import MEANINGS, introduce, tell_difference, write_answer, write_taken
+from damro.pages.app_texts import BUSY, MEANINGS, introduce, tell_difference, write_answer, write_taken
 from damro.tiny.known import advice
 from damro.vision.sources import SOURCE_NAMES, resolve_source
 
@@ -122,11 +122,11 @@ def build_app(
             try:
                 for now in answer_request(model, processor, name, *values, max_pixels=max_pixels, sampling=sampling):
                     others = (now.damro, now.greedy) if now.complete else (None, None)
-                    told = f"<p>{escape(tell_difference(plain, now.greedy, now.damro))}</p>" if now.complete else ""
+                    told = tell_difference(plain, now.greedy, now.damro) if now.complete else BUSY
                     yield (
                         write_answer(plain, now.greedy, others[0]),
                         write_answer(_WITH, now.damro, others[1]),
-                        told + hint,
+                        f"<p>{escape(told)}</p>" + hint,
                         now.picture,
                         write_taken(now.taken),
                         now.code,

@@ -20,6 +20,8 @@ MEANINGS: Final = {
     "length": "Where an answer is cut off.",
 }
 """What every field means, in a line."""
+BUSY: Final = "Answering …"
+"""Said while the answers are being written."""
 
 
 def introduce(name: str, family: str, source: Source) -> str:

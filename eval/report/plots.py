@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from damro.eval.groups import Measure
 from damro.eval.report.comparison import Row
 from damro.eval.report.marks import mark_of
 from damro.eval.report.sweep import Found
@@ -44,7 +45,7 @@ def draw_sweep(baseline: str, plain: Sequence[Row], found: Sequence[Found], titl
         axes.set_title("" if top_k is None else f"top-k {top_k}", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(plain[-1].measure.title, fontsize=9, **_AS_IT_IS)
+    panels[0].set_ylabel(_axis_title(plain[-1].measure), fontsize=9, **_AS_IT_IS)
     panels[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10, **_AS_IT_IS)
     return figure
@@ -79,7 +80,12 @@ def _draw_against(axes: Axes, baseline: str, plain: Sequence[Row], found: Sequen
         for alpha, x, y in places:
             beside = (6, 5) if place % 2 == 0 else (6, -11)  # those of two methods on one point stay apart
             axes.annotate(f"{alpha:g}", (x, y), xytext=beside, textcoords="offset points", fontsize=7)
-    axes.set_xlabel(plain[0].measure.title, fontsize=9, **_AS_IT_IS)
+    axes.set_xlabel(_axis_title(plain[0].measure), fontsize=9, **_AS_IT_IS)
+
+
+def _axis_title(measure: Measure) -> str:
+    """What is drawn, and which direction of it is the better one."""
+    return f"{measure.title} ({measure.better} is better)" if measure.better else measure.title
 
 
 def _style(method: str) -> dict[str, Any]:

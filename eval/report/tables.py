@@ -1,4 +1,4 @@
-"""Comparisons as tables: for a terminal, Markdown, CSV and JSON."""
+"""Comparisons as tables: Markdown, CSV and JSON; what the cells of those for a terminal say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from damro.eval.benchmark import Note
 from damro.eval.report.comparison import Comparison, Row
-from damro.eval.report.text import to_cell, to_line, to_markdown_text, to_rich
+from damro.eval.report.text import to_cell, to_line, to_markdown_text
 from damro.eval.runs.costs import Costs
 from damro.eval.statistics import Interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FORMATS = ("json", "csv", "md")
 WARNING = "WARNING"
@@ -52,6 +48,13 @@ def show_difference(value: Interval | None, unit: str = "%", digits: int = 1) ->
     if value is None:
         return ""
     return _show(value, unit, digits, sign="+") + ("*" if is_clear(value, unit, digits) else "")
+
+
+def show_cell(row: Row, line_break: str) -> str:
+    """Write a value with its interval, and behind a line break its difference to the baseline if it has one."""
+    difference = show_difference(row.difference, row.measure.unit, row.measure.digits)
+    value = show_value(row.value, row.measure.unit, row.measure.digits)
+    return value + (line_break + difference if difference else "")
 
 
 def is_clear(difference: Interval, unit: str = "%", digits: int = 1) -> bool:
@@ -139,7 +142,7 @@ def to_markdown(comparison: Comparison) -> str:
         parts += [f"## {to_markdown_text(group)}", "", "| method | " + " | ".join(metrics) + " |"]
         parts.append("|---" * (len(metrics) + 1) + "|")
         for method in dict.fromkeys(row.method for row in rows):
-            cells = [_cell(row, "<br>") for row in rows if row.method == method]
+            cells = [show_cell(row, "<br>") for row in rows if row.method == method]
             parts.append(f"| {to_markdown_text(method)} | " + " | ".join(cells) + " |")
         parts += _paragraphs(["", *group_notes(comparison, group)])
     costs = cost_rows(comparison)
@@ -147,33 +150,6 @@ def to_markdown(comparison: Comparison) -> str:
         parts += ["## cost", "", "| method | " + " | ".join(COST_TITLES) + " |", "|---" * (len(COST_TITLES) + 1) + "|"]
         parts += [f"| {to_markdown_text(method)} | {' | '.join(cells)} |" for method, cells in costs] + [""]
     return "\n".join(parts + _paragraphs(notes(comparison)))
-
-
-def to_terminal(comparison: Comparison) -> list[tuple[Table, list[str]]]:
-    """Return a table of rich a group, each with the notes that belong below it."""
-    from rich.table import Table
-
-    tables = []
-    for group, rows in by_group(comparison).items():
-        table = Table(title=to_rich(f"{comparison.benchmark.upper()} {group}"), show_lines=True)
-        table.add_column("method")
-        for title in dict.fromkeys(row.measure.title for row in rows):
-            table.add_column(to_rich(title), justify="right")
-        for method in dict.fromkeys(row.method for row in rows):
-            # Not through `to_rich`: a line break stands between a value and its difference.
-            cells = [_cell(row, "\n").replace("[", "\\[") for row in rows if row.method == method]
-            table.add_row(to_rich(method), *cells)
-        tables.append((table, group_notes(comparison, group)))
-    costs = cost_rows(comparison)
-    if costs:
-        table = Table(title="cost", show_lines=True)
-        table.add_column("method")
-        for title in COST_TITLES:
-            table.add_column(title, justify="right")
-        for method, cells in costs:
-            table.add_row(to_rich(method), *cells)
-        tables.append((table, []))
-    return tables
 
 
 def group_notes(comparison: Comparison, group: str) -> list[str]:
@@ -239,12 +215,6 @@ def by_group(comparison: Comparison) -> dict[str, list[Row]]:
 def _paragraphs(lines: Sequence[str]) -> list[str]:
     """Lines as Markdown, each a paragraph."""
     return [part for line in lines for part in ([to_markdown_text(line), ""] if line else [""])]
-
-
-def _cell(row: Row, line_break: str) -> str:
-    difference = show_difference(row.difference, row.measure.unit, row.measure.digits)
-    value = show_value(row.value, row.measure.unit, row.measure.digits)
-    return value + (line_break + difference if difference else "")
 
 
 def _numbers(interval: Interval | None) -> list[float | str]:

@@ -56,19 +56,28 @@ class Kept:
         Returns:
             Of the full prompt a copy, whose KV may grow.
         """
+        found = self.look_up(decoder, prompt, shared=shared)
+        return found.copied() if self.holds(prompt) else found
+
+    def look_up(self, decoder: Any, prompt: Prompt, *, shared: bool) -> Prefill:
+        """Do so for those who leave KV as it is: without a copy."""
         if not self.holds(prompt):
             return read_prompt(decoder, prompt, shared=shared)
-        return self.once(("read", shared), lambda: read_prompt(decoder, prompt, shared=shared)).copied()
+        return self.once(("read", shared), lambda: read_prompt(decoder, prompt, shared=shared))
 
 
 class KeptBatch:
     """What engines of one model keep of the batch at hand, for the next of them.
 
     They are of one request, but for their methods.
+
+    Args:
+        most: Of so many samples of it, those that came last; None keeps all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         """Keep nothing yet."""
+        self._most = most
         self._layers: set[int] = set()
         self._kept: dict[tuple[str, ...], Kept] = {}
         self._open = True
@@ -77,7 +86,12 @@ class KeptBatch:
         """Return what is kept of samples that are answered together."""
         if not self._open:
             return Kept(self._layers)
-        return self._kept.setdefault(tuple(sample.sample_id for sample in samples), Kept(self._layers))
+        key = tuple(sample.sample_id for sample in samples)
+        if key not in self._kept:
+            self._kept[key] = Kept(self._layers)
+            while self._most is not None and sum(map(len, self._kept)) > max(self._most, len(key)):
+                del self._kept[next(iter(self._kept))]
+        return self._kept[key]
 
     def begin(self) -> None:
         """Let go of the batch before."""

@@ -177,12 +177,12 @@ class Course:
         """How many batches this process has."""
         return len(self._batches)
 
-    def step(self, number: int) -> None:
-        """Answer a batch and have what was missing of it on the disk."""
+    def steps(self, number: int) -> Iterator[None]:
+        """Answer a batch and have what was missing of it on the disk: at once, or step by step an answer."""
         assert self._writer is not None  # begun
         batch = self._batches[number]
         if self._stream is not None:
-            self._write_on(self._stream(batch))
+            yield from self._write_on(self._stream(batch))
             return
         answers = self._record(batch)
         for sample in batch:
@@ -190,8 +190,9 @@ class Course:
                 self._write(self._streak.add(*answers[sample.sample_id]))
         self._writer.sync()
         self._tell()
+        yield
 
-    def _write_on(self, answered: Iterator[tuple[Sample, Answered]]) -> None:
+    def _write_on(self, answered: Iterator[tuple[Sample, Answered]]) -> Iterator[None]:
         """Record what was missing of a batch as it comes; on the disk within about a second."""
         assert self._writer is not None  # begun
         began = synced = time.perf_counter()
@@ -199,11 +200,12 @@ class Course:
             now = time.perf_counter()
             if sample.sample_id not in self._done:
                 self._write(self._streak.add(*self._stamp(sample, came, round(now - began, 4))))
-            began = now
             if now - synced > _SYNC:
                 self._writer.sync()
                 self._tell()
                 synced = now
+            yield
+            began = time.perf_counter()  # what other runs take meanwhile is not this one's
         self._writer.sync()
         self._tell()
 
@@ -284,8 +286,8 @@ def run_in_turn(
 ) -> list[dict[str, dict[str, Any]]]:
     """Take several runs over the same samples through them side by side, batch by batch, each as `Loop.run` does.
 
-    A batch is answered by every run that lacks a part of it before the next one begins. Whatever ends one run ends all;
-    what is recorded stays.
+    A batch is answered by every run that lacks a part of it before the next one begins; of runs that answer sample by
+    sample each has a turn for one. Whatever ends one run ends all; what is recorded stays.
 
     Args:
         courses: The runs.
@@ -305,9 +307,9 @@ def run_in_turn(
         wanted = [number for number in numbers if batches[number]]
         for number, following in zip_longest(wanted, wanted[1:]):
             turn(batches[number], [] if following is None else batches[following])
-            for course in courses:
-                if course.batch(number):
-                    course.step(number)
+            steps = [course.steps(number) for course in courses if course.batch(number)]
+            for _ in zip_longest(*steps):
+                pass
         return [course.end() for course in courses]
 
 

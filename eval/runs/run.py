@@ -212,7 +212,9 @@ def run_benchmarks(
         for gathering in gatherings:  # all of them first: one that is taken is told before an answer is waited for
             if gathering.keeps:
                 stack.enter_context(lock_folder(gathering.folder))
-        images, kept = stack.enter_context(ImagesAhead(seen)), KeptBatch()
+        images = stack.enter_context(ImagesAhead(seen))
+        rows = first.batch_size or PLACES
+        kept = KeptBatch(most=rows if first.continuous else None)
         model = prepared.loaded.model
         begun = [
             gathering.agree(
@@ -232,7 +234,6 @@ def run_benchmarks(
             size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
             stream: StreamBatch | None = None
             if first.continuous:
-                rows = first.batch_size or PLACES
                 size, stream = CHUNK * rows, partial(answer_continuously, engine, rows=rows)
             identity = replace(identity_of(record), images=seen)
             own = replace(loop, batch_size=size, identity=identity, progress=one.progress, gathering=gathering)

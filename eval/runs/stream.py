@@ -12,21 +12,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
+from itertools import groupby
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
-from damro.decoding.continuous import Joining, Written, read, why_not, write
+from damro.decoding.continuous import FREE, Joining, Written, read, why_not, write
 from damro.decoding.counting import counting
 from damro.decoding.families import family_of
 from damro.eval.errors import EvalError
 from damro.eval.runs.costs import Costs
 from damro.eval.runs.engine import Engine, prepare_blank
 from damro.eval.runs.faults import find_fault
-from damro.eval.runs.kept import Kept
 from damro.eval.runs.loop import Answered
 from damro.eval.runs.yes_no import YesNoEngine
 from damro.eval.samples import Sample
@@ -37,7 +36,33 @@ PLACES = 32
 CHUNK = 4
 """Samples of a run that are answered so together, in places: what comes after them waits until all are written."""
 AT_ONCE = 8
-"""Samples that are prepared and read together: the vision tower never sees more images than that."""
+"""The most samples that are prepared and read together: the vision tower never sees more images than that."""
+
+
+def units(samples: Iterable[Sample], rows: int) -> Iterator[list[Sample]]:
+    """Cut samples into those that are read together, whenever places are free for them.
+
+    Neighbours about one image are read together, up to `AT_ONCE`; others as many as get free at a time. What a unit is
+    does not depend on how long answers are, so that it is the same for every method.
+
+    Args:
+        samples: In their order.
+        rows: The most that are written at once.
+    """
+    together = max(1, min(AT_ONCE, int(FREE * rows)))
+    loose: list[Sample] = []
+    for _, neighbours in groupby(samples, key=lambda sample: sample.image or ("", sample.sample_id)):
+        group = list(neighbours)
+        if len(group) == 1:
+            loose += group
+        if loose and (len(group) > 1 or len(loose) == together):
+            yield loose
+            loose = []
+        if len(group) > 1:
+            most = min(AT_ONCE, rows)
+            yield from (group[start : start + most] for start in range(0, len(group), most))
+    if loose:
+        yield loose
 
 
 def why_batches(engine: Engine) -> str | None:
@@ -132,24 +157,16 @@ class _Source:
     flying: dict[str, _Flight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._groups = chain.from_iterable(
-            self._parts(neighbours)
-            for _, neighbours in groupby(self.samples, key=lambda sample: sample.image or ("", sample.sample_id))
-        )
+        self._units = units(self.samples, self.rows)
         self._next: deque[list[Sample]] = deque()
 
-    def _parts(self, neighbours: Iterator[Sample]) -> Iterator[list[Sample]]:
-        """Neighbours about one image, as many together as are read at once."""
-        while part := list(islice(neighbours, min(AT_ONCE, self.rows))):
-            yield part
-
     def _peek(self) -> list[Sample] | None:
-        """The samples that come next, which are about one image; None at the end."""
-        if not self._next and (group := next(self._groups, None)) is not None:
-            self._next.append(group)
+        """The samples that are read next; None at the end."""
+        if not self._next and (unit := next(self._units, None)) is not None:
+            self._next.append(unit)
         if self._next and len(self._next[0]) > self.rows:  # there were more places when it was made
-            group = self._next.popleft()
-            self._next.extendleft([group[self.rows :], group[: self.rows]])
+            unit = self._next.popleft()
+            self._next.extendleft([unit[self.rows :], unit[: self.rows]])
         return self._next[0] if self._next else None
 
     @property
@@ -159,17 +176,11 @@ class _Source:
 
     def take(self, free: int) -> list[Joining]:
         """The next samples that there is room for, read."""
-        while True:
-            batch: list[Sample] = []
-            while (group := self._peek()) is not None and len(batch) + len(group) <= min(
-                free, max(AT_ONCE, len(group))
-            ):
-                batch += self._next.popleft()
-            if not batch:
-                return []
-            joining = self._read_images(batch)
+        while (unit := self._peek()) is not None and len(unit) <= free:
+            joining = self._read_images(self._next.popleft())
             if joining:
                 return joining
+        return []
 
     def _read_images(self, batch: Sequence[Sample]) -> list[Joining]:
         """Opens the images of samples and reads their prompts; questions about one image are read together."""
@@ -187,8 +198,8 @@ class _Source:
             if sample.sample_id in images:
                 groups.setdefault(sample.image, []).append(sample)
         single = [group[0] for group in groups.values() if len(group) == 1]
-        units = [single] * bool(single) + [group for group in groups.values() if len(group) > 1]
-        return [joining for unit in units for joining in self._read(unit, images)]
+        together = [single] * bool(single) + [group for group in groups.values() if len(group) > 1]
+        return [joining for part in together for joining in self._read(part, images)]
 
     def _read(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> list[Joining]:
         """Reads the prompts of samples at once, or in halves if that fails, down to the one that it fails with."""
@@ -196,8 +207,8 @@ class _Source:
             return [self._read_together(batch, images)]
         except Exception as error:
             short_of_memory = should_reduce_batch_size(error)
-        if short_of_memory:
-            clear_device_cache(garbage_collection=True)
+        if short_of_memory and self._gives_way():
+            return self._read(batch, images)
         if len(batch) == 1:
             (self.alone if short_of_memory else self.aside).append(batch[0])
             return []
@@ -207,9 +218,10 @@ class _Source:
     @torch.no_grad()
     def _read_together(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> Joining:
         engine, shared = self.engine, len(batch) > 1 and batch[0].image == batch[1].image
+        kept = engine.keeping(batch)
         contrast: Any
         with self._looking(len(batch), 1 if shared else len(batch)):
-            inputs, contrast = engine.prepare(batch, images, Kept(), shared=shared)
+            inputs, contrast = engine.prepare(batch, images, kept, shared=shared)
         joining = read(
             family_of(engine.model).decoder(engine.model),
             contrast,
@@ -218,6 +230,7 @@ class _Source:
             config=engine.config,
             seeds=engine.seeds(batch),
             shared_prefix=shared,
+            reader=kept.look_up,
         )
         found = contrast.by_row() if isinstance(contrast, PatchContrast) else [None] * len(batch)
         self.flying |= {sample.sample_id: _Flight(sample, of) for sample, of in zip(batch, found, strict=True)}
@@ -256,13 +269,19 @@ class _Source:
         if not should_reduce_batch_size(error):
             self.alone += flying
             return
-        clear_device_cache(garbage_collection=True)
-        if self.rows == 1:
-            self.alone += flying
-            return
-        self.rows //= 2
+        if not self._gives_way():
+            if self.rows == 1:
+                self.alone += flying
+                return
+            self.rows //= 2
         groups = [list(group) for _, group in groupby(flying, key=lambda sample: sample.image)]
         self._next.extendleft(reversed(groups))
+
+    def _gives_way(self) -> bool:
+        """Lets go of what is kept for other methods, as memory is short; whether anything was."""
+        kept = self.engine.batch is not None and self.engine.batch.give_way()
+        clear_device_cache(garbage_collection=True)
+        return kept
 
     def answer_aside(self) -> Iterator[tuple[Sample, Answered]]:
         """Lets the engine answer what is put aside."""
