@@ -131,7 +131,7 @@ def _table(title: str, left: Sequence[_Column], right: Sequence[_Column]) -> Tab
     from rich.text import Text
 
     apart = any("\n" in cell for column in (*left, *right) for cell in column.cells)
-    table = Table(title=Text(title) if title else None, show_lines=apart)
+    table = Table(title=Text(to_line(title)) if title else None, show_lines=apart)
     for columns, justify in ((left, "left"), (right, "right")):
         for column in columns:
             table.add_column(Text(column.head), justify=justify, no_wrap=True, overflow="fold")
