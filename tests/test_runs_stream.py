@@ -178,7 +178,7 @@ def test_a_step_that_fails_begins_anew_what_was_on_its_way(
 
     monkeypatch.setattr(OpenBranches, "step", failing)
     assert streamed(engine, samples(), 6) == expected
-    assert 6 in sizes and min(sizes) < 6
+    assert max(sizes) > 3 > min(sizes)
 
 
 def test_one_prompt_that_does_not_fit_beside_others_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_one_prompt_that_does_not_fit_beside_others_is_answered_alone(monkeypatc
         return read(decoder, contrast, inputs, keys, **options)
 
     monkeypatch.setattr(stream, "read", failing)
-    found = list(answer_continuously(engine, samples(), 4))
+    found = list(answer_continuously(engine, samples(), 16))
     assert dict((sample.sample_id, answered) for sample, answered in found) == expected
     assert found[-1][0].sample_id == "s/4"
     assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]

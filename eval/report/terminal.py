@@ -132,9 +132,10 @@ def _table(title: str, left: Sequence[_Column], right: Sequence[_Column]) -> Tab
 
     apart = any("\n" in cell for column in (*left, *right) for cell in column.cells)
     table = Table(title=Text(to_line(title)) if title else None, show_lines=apart)
-    for columns, justify in ((left, "left"), (right, "right")):
-        for column in columns:
-            table.add_column(Text(column.head), justify=justify, no_wrap=True, overflow="fold")
+    for column in left:
+        table.add_column(Text(column.head), no_wrap=True, overflow="fold")
+    for column in right:
+        table.add_column(Text(column.head), justify="right", no_wrap=True, overflow="fold")
     for cells in zip(*(column.cells for column in (*left, *right)), strict=True):
         table.add_row(*map(Text, cells))
     return table
