@@ -76,7 +76,7 @@ def show_groups(title: str, groups: Sequence[Group], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from damro.eval.report.terminal import fit_tables
+    from damro.eval.report.columns import fit_tables
     from damro.eval.report.text import to_line
 
     console, measures = Console(), groups[0].measures

@@ -74,8 +74,8 @@ def test_methods_have_turns_and_look_at_an_image_once(
         together = run_benchmarks(runs, prepared=prepared)
     finally:
         hook.remove()
-    # Of three places one sample is read at a time. Before that each method may look at a blank image twice, and the first
-    # samples are looked at again by the first method that wants attention.
+    # Of three places one sample is read at a time. Before that each method may look at a blank image twice, and the
+    # first samples are looked at again by the first method that wants attention.
     assert len(alone) <= once <= len(alone) + 2
     assert len(alone) <= len(looked) <= len(alone) + 3 * 2 + 3
     assert told(together[0]) == told(alone)

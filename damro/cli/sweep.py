@@ -111,7 +111,7 @@ def _tell(args: argparse.Namespace, ran: Ran, points: Any, names: dict[str, str]
 def _print(lines: list[list[str]]) -> None:
     from rich.console import Console
 
-    from damro.eval.report.terminal import fit_tables
+    from damro.eval.report.columns import fit_tables
 
     console = Console()
     for table in fit_tables("", lines[0], lines[1:], console.width, names=_NAMES):

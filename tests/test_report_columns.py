@@ -1,4 +1,4 @@
-"""eval/report/terminal.py: tables of any width of terminal, in which no number is cut."""
+"""eval/report/columns.py and terminal.py: tables of any width of terminal, in which no number is cut."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rich.console import Console
 
 from damro.eval.benchmark import find_benchmark
 from damro.eval.pope.benchmark import PopeScoring
+from damro.eval.report.columns import fit_tables
 from damro.eval.report.comparison import Comparison, compare
 from damro.eval.report.tables import by_group, show_cell
-from damro.eval.report.terminal import fit_tables, to_terminal
+from damro.eval.report.terminal import to_terminal
 
 WIDTHS = (160, 100, 80, 60, 40, 30)
 LONG = "damro:alpha=0.5,beta=0.1,top_k=10,select=random-k"
