@@ -172,7 +172,7 @@ class Page(HTMLParser):
 def test_the_page_says_it_all_and_loads_nothing(found: Diagnosis) -> None:
     page = Page(render_page(found, "tiny"))
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert page.tags.count("img") == 3 + 2 * len(found.examples) and "script" not in page.tags
+    assert page.tags.count("img") == 3 + 3 * len(found.examples) and "script" not in page.tags
     for line in (*summary(found), *(line for lines in sections(found).values() for line in lines)):
         assert line in page.text
     assert "damro diagnose: tiny" in page.text and found.verdict in page.text

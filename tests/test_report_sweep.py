@@ -103,6 +103,9 @@ def test_of_two_metrics_one_stands_over_the_other() -> None:
         [100 * one for one in values]
     )
     assert [text.get_text() for text in first.texts] == ["0", "1"] * 2  # alphas
+    same = found[0]._replace(point=found[0].point._replace(alpha=3.0))
+    told = [text.get_text() for text in draw_sweep("greedy", plain, [*found, same], "title").axes[0].texts]
+    assert "0, 3" in told and len(told) == 4  # those of one point stand beside each other
 
 
 def test_a_benchmark_without_headlines_is_told_by_its_first_metric_with_a_better_side() -> None:

@@ -16,6 +16,7 @@ from damro.diagnosis.words import TASKS, caveats, number, sections, summary
 from damro.eval.report.html import Picture, Piece
 from damro.eval.report.plots import to_data_uri
 from damro.figures import draw_overlay
+from damro.pages.explain_page import image_uri
 from damro.vision.sources import SOURCE_NAMES
 
 _STATES = {True: ("✓", "holds"), False: ("✗", "fails"), None: ("?", "open")}
@@ -28,7 +29,7 @@ class Shown(NamedTuple):
     Attributes:
         title: Names the image and what it shows.
         caption: In pieces; empty if there is none.
-        pictures: Where the vision tower looks, beside the image itself, and where the language model looks.
+        pictures: The image, where the vision tower looks, and where the language model looks.
     """
 
     title: str
@@ -132,15 +133,16 @@ def _grid(task: str, room: HeadRoom) -> dict[str, Any]:
 
 def _shown(example: Example, found: Diagnosis) -> Shown:
     outliers, attention = found.outliers, SOURCE_NAMES[found.outliers.source]
-    pictures = [_overlay(example, example.weights, f"{attention}, layer {outliers.layer}", beside=True)]
+    original = Picture(image_uri(example.picture), f"{example.name}, as the vision tower sees it", "")
+    pictures = [original, _overlay(example, example.weights, f"{attention}, layer {outliers.layer}")]
     if example.map is not None:
         pictures.append(_overlay(example, example.map, "language model, mean over the caption's tokens"))
     title = f"{example.name} shows: {', '.join(example.objects) or 'nothing that is named'}"
     return Shown(title, _pieces(example), pictures)
 
 
-def _overlay(example: Example, values: Tensor, what: str, *, beside: bool = False) -> Picture:
-    figure = draw_overlay(example.picture, values, title=what, outliers=example.flagged, beside=beside)
+def _overlay(example: Example, values: Tensor, what: str) -> Picture:
+    figure = draw_overlay(example.picture, values, title=what, outliers=example.flagged)
     described = f"{example.name}: {what}; the flagged patches outlined and numbered."
     return Picture(to_data_uri(figure, dpi=80), described, "")
 

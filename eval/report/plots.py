@@ -77,9 +77,12 @@ def _draw_against(axes: Axes, baseline: str, plain: Sequence[Row], found: Sequen
         drawn = [(one.point.alpha, *map(_number, one.rows)) for one in found if one.point.method == method]
         places = [(alpha, x, y) for alpha, x, y in drawn if x is not None and y is not None]
         axes.plot([x for _, x, _ in places], [y for _, _, y in places], **_style(method))
+        alphas: dict[tuple[float, float], list[str]] = {}
         for alpha, x, y in places:
+            alphas.setdefault((x, y), []).append(f"{alpha:g}")
+        for point, told in alphas.items():
             beside = (6, 5) if place % 2 == 0 else (6, -11)  # those of two methods on one point stay apart
-            axes.annotate(f"{alpha:g}", (x, y), xytext=beside, textcoords="offset points", fontsize=7)
+            axes.annotate(", ".join(told), point, xytext=beside, textcoords="offset points", fontsize=7)
     axes.set_xlabel(_axis_title(plain[0].measure), fontsize=9, **_AS_IT_IS)
 
 
