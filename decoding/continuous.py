@@ -200,11 +200,11 @@ class _Pool:
 
     def fill(self, more: More, rows: int) -> Iterator[Written]:
         """Lets prompts join while there is room and there are any; draws the first token of each."""
+        live = len(self.live)
+        if live and rows - live < FREE * rows:
+            return
         while True:
-            live = len(self.live)
-            if live and rows - live < FREE * rows:
-                return
-            joining = more(rows - live)
+            joining = more(rows - len(self.live))
             if not joining:
                 self._shrink()
                 return

@@ -178,7 +178,7 @@ def test_a_step_that_fails_begins_anew_what_was_on_its_way(
 
     monkeypatch.setattr(OpenBranches, "step", failing)
     assert streamed(engine, samples(), 6) == expected
-    assert max(sizes) > 3 > min(sizes)
+    assert 6 in sizes and min(sizes) < 6
 
 
 def test_one_prompt_that_does_not_fit_beside_others_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
