@@ -1,10 +1,10 @@
-"""How long a command with several methods takes: method after method, in turn over each batch, and continuously.
+"""How long a command with several methods takes: method after method, in turn over each batch, continuously, exactly.
 
-    python benchmarks/run_throughput.py chair [--samples 500] [--repeats 3]
-    python benchmarks/run_throughput.py pope [--scenes 100] [--repeats 3]
+    python benchmarks/run_throughput.py chair [--samples 500] [--batch-size N] [--repeats 3]
+    python benchmarks/run_throughput.py pope [--scenes 100] [--batch-size N] [--repeats 3]
 
 All ways run in one process on the embedded model, in turn, and the medians of their seconds are compared. So are their
-answers. Continuously (``damro run --continuous``) is for captions alone.
+answers. Continuously (``damro run --continuous``) is for captions alone; exactly (``--exact``) has no batches.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def continuously(requests: list[RunRequest], folder: Path, prepared: Prepared) -
     in_turn([replace(request, continuous=True) for request in requests], folder, prepared)
 
 
+def exactly(requests: list[RunRequest], folder: Path, prepared: Prepared) -> None:
+    """Every sample by itself, every method over a batch."""
+    in_turn([replace(request, exact=True, batch_size=None) for request in requests], folder, prepared)
+
+
 def answers(folder: Path) -> list[dict[str, Any]]:
     """All records of a folder, without their seconds and the digest of their run."""
     lines = [line for path in sorted(folder.glob("*/records.jsonl")) for line in path.read_text().splitlines()]
@@ -60,13 +65,14 @@ def main() -> int:
     parser.add_argument("benchmark", choices=METHODS)
     parser.add_argument("--samples", type=int, default=500, help="of chair (default: 500)")
     parser.add_argument("--scenes", type=int, default=100, help="of pope, with questions about each (default: 100)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="of batches, and places (default: 8, and 32 places)")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     scenes = args.samples if args.benchmark == "chair" else args.scenes
-    first = RunRequest(args.benchmark, "tiny", device="cpu", scenes=scenes)
+    first = RunRequest(args.benchmark, "tiny", device="cpu", scenes=scenes, batch_size=args.batch_size)
     requests = [replace(first, method=method) for method in METHODS[args.benchmark]]
     prepared = prepare(*requests)
-    ways: list[Callable[..., None]] = [after_another, in_turn] + [continuously] * (args.benchmark == "chair")
+    ways: list[Callable[..., None]] = [after_another, in_turn, *[continuously] * (args.benchmark == "chair"), exactly]
     took: dict[str, list[float]] = {way.__name__: [] for way in ways}
     for _ in range(args.repeats):
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,10 +106,19 @@ def test_other_weights_are_compiled_anew(interpreted: list[Any]) -> None:
     assert torch.equal(changed, damro.generate(model, inputs, "greedy", **options))
 
 
-def test_weights_are_packed_in_float32_on_a_cpu() -> None:
-    assert compiling.packs(torch.zeros(1)) == torch.backends.mkldnn.is_available()
-    assert not compiling.packs(torch.zeros(1, dtype=torch.float16))
-    assert not compiling.packs(torch.zeros(1, device="meta"))
+def test_weights_are_packed_on_a_cpu_whose_memory_holds_them_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    model = random_model(SHAPES["micro"])
+    decoder: Any = family_of(model).decoder(model)
+    size = sum(weight.nbytes for weight in decoder.parameters())
+    for room, packed in ((size, False), (2 * size, True)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda room=room: SimpleNamespace(available=room))
+        assert compiling.packs(decoder) is packed
+    assert compiling.packs(decoder.to(torch.bfloat16))
+    assert not compiling.packs(decoder.to(torch.float16))
+    assert not compiling.packs(decoder.to(torch.float32).to("meta"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not compiling.packs(family_of(model).decoder(random_model(SHAPES["micro"])))
 
 
 @pytest.mark.parametrize(
@@ -182,3 +192,12 @@ def test_one_graph_serves_all_tokens_and_calls() -> None:
         one, other = both(lambda **more: damro.generate(model, inputs, DAMRO, **more), **options)  # noqa: B023
         assert_same(one, other)
         assert counters["stats"]["unique_graphs"] == graphs + made
+
+
+@pytest.mark.slow
+def test_packed_bfloat16_computes_what_the_step_does() -> None:
+    model = random_model(SHAPES["micro"], dtype=torch.bfloat16)
+    inputs = random_inputs(model, 1)
+    one, other = both(lambda **more: damro.generate(model, inputs, DAMRO, **more), max_new_tokens=2, do_sample=False)
+    for mine, theirs in zip(one.logits, other.logits, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.02, rtol=0.02)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from damro.cli import main
+from damro.decoding.branches import compiling
 from damro.decoding.compat import CACHE
 from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
@@ -84,6 +85,31 @@ def test_no_hook_stays(model: Any) -> None:
     before = hooks()
     measure_pruning(model, inputs, [3], new_tokens=2, repeats=1)
     assert hooks() == before
+
+
+def test_compiled_steps_stand_beside_the_others(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphs: list[Any] = []
+
+    def interpreted(step: Any, **options: Any) -> Any:
+        graphs.append(step)
+        return step
+
+    monkeypatch.setattr(torch, "compile", interpreted)
+    monkeypatch.setattr(compiling, "_lacks_compiler", lambda device: None)
+    found = measure_pruning(model, random_inputs(model, 1), [3], new_tokens=3, repeats=1, compiled=True)
+    assert [(speed.method, speed.compiled, speed.kept) for speed in found] == [
+        ("plain", False, None), ("damro", False, None), ("plain", True, None), ("damro", True, None),
+        ("plain", False, 3), ("damro", False, 3), ("plain", True, 3), ("damro", True, 3),
+    ]  # fmt: skip
+    assert len(graphs) == 1
+    assert [speed.kv_bytes for speed in found[:2]] == [speed.kv_bytes for speed in found[2:4]]
+    asked = ["--compile", "--image-tokens", "64", "--new-tokens", "2", "--keep-tokens", "8", "--no-analysis"]
+    assert main([*BENCH, *asked]) == 0
+    table = capsys.readouterr().out.split("pruning of 64 image tokens")[1]
+    names = ["plain", "damro", "plain-compiled", "damro-compiled"]
+    assert [line.split()[0] for line in table.splitlines() if line.startswith(("plain", "damro"))] == names * 2
 
 
 BENCH = ["bench", "--config", "micro", "--device", "cpu", "--repeats", "1", "--batch", "2", "1", "--no-questions"]

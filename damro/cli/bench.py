@@ -288,7 +288,8 @@ def _measure_pruning(model: Any, args: argparse.Namespace, keep_tokens: Sequence
     inputs = _inputs(model, batch, base)
     grid, images = _TILES[base]
     rows: list[dict[str, Any]] = []
-    for speed in measure_pruning(model, inputs, keep_tokens, new_tokens=new_tokens, repeats=args.repeats):
+    options = {"new_tokens": new_tokens, "repeats": args.repeats, "compiled": args.compile}
+    for speed in measure_pruning(model, inputs, keep_tokens, **options):
         figures = {**asdict(speed), "image_tokens": images * (speed.kept or grid**2)}
         plain = rows[0] if rows else figures
         for name in ("prefill", "language", "whole", "kv_bytes", "peak_bytes"):

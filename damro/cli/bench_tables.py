@@ -49,16 +49,18 @@ def analysis_table(analysis: dict[str, Any]) -> str:
 
 def pruning_table(pruning: dict[str, Any]) -> str:
     """Plain decoding and DAMRO by image tokens kept."""
+    names = [row["method"] + "-compiled" * row["compiled"] for row in pruning["rows"]]
+    wide = max(map(len, names)) + 1
     lines = [
         f"\npruning of {pruning['image_tokens']} image tokens, batch {pruning['batch']}, {pruning['new_tokens']} new "
         "tokens; ratios to plain with all",
-        f"{'':6}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}{'call s':>9}{'ratio':>7}"
+        f"{'':{wide}}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}{'call s':>9}{'ratio':>7}"
         f"{'KV MiB':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}",
     ]
-    for row in pruning["rows"]:
-        line = f"{row['method']:6}{row['image_tokens']:>6}"
-        for name, width in (("prefill", 15), ("language", 12), ("whole", 9)):
-            line += f"{row[name]:>{width}.3f}{_ratio(row[name + '_ratio'])}"
+    for name, row in zip(names, pruning["rows"], strict=True):
+        line = f"{name:{wide}}{row['image_tokens']:>6}"
+        for of, width in (("prefill", 15), ("language", 12), ("whole", 9)):
+            line += f"{row[of]:>{width}.3f}{_ratio(row[of + '_ratio'])}"
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / _MIB:.0f}"
         line += f"{row['kv_bytes'] / _MIB:>9.1f}{_ratio(row['kv_ratio'])}{peak:>10}{_ratio(row['peak_ratio'])}"
         lines.append(line)

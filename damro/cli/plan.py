@@ -20,7 +20,8 @@ ALL = "all"
 """In the place of methods: every one."""
 _REQUEST_OPTIONS = (
     *("revision", "images", "limit", "seed", "keep_tokens", "top_p", "max_new_tokens", "prompt"),
-    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels", "compile", "continuous"),
+    *("dtype", "device", "device_map", "quantization", "attn_implementation", "max_pixels"),
+    *("compile", "continuous", "exact"),
 )
 
 

@@ -139,6 +139,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "for captions; the same answers up to rounding",
     )
     group.add_argument(
+        "--exact",
+        action="store_true",
+        help="answer every sample by itself: slower, and neither their order nor what else is asked changes a bit",
+    )
+    group.add_argument(
         "--compile",
         action="store_true",
         help="decode with a compiled step: faster tokens behind minutes of compiling, the same answers up to rounding",

@@ -30,6 +30,7 @@ class PrunedSpeed:
 
     Attributes:
         method: "plain" for no contrast, "damro" for both branches as rows of one batch.
+        compiled: whether steps ran as a compiled graph.
         kept: image tokens of an image in the prompt that sees it; None for all. DAMRO's negative prompt is the same
             at every number.
         prefill: seconds from the call to the first token: vision tower, projector, choice of tokens, and the reading
@@ -41,6 +42,7 @@ class PrunedSpeed:
     """
 
     method: Way
+    compiled: bool
     kept: int | None
     prefill: float
     language: float
@@ -64,6 +66,7 @@ def measure_pruning(
     *,
     new_tokens: int,
     repeats: int = 3,
+    compiled: bool = False,
 ) -> list[PrunedSpeed]:
     """Times plain decoding and DAMRO with all image tokens and with fewer.
 
@@ -77,12 +80,18 @@ def measure_pruning(
         keep_tokens: numbers of image tokens to keep of each image.
         new_tokens: tokens that each call generates; none ends earlier.
         repeats: rounds of which the median is taken.
+        compiled: also both with a compiled step.
 
     Returns:
-        Plain decoding and DAMRO with all tokens, then both with each number of them.
+        Plain decoding and DAMRO with all tokens, then both with each number of them; each then compiled.
     """
-    ways: list[tuple[Way, int | None]] = [(way, kept) for kept in (None, *keep_tokens) for way in _METHODS]
-    calls = [_call(model, inputs, way, kept, new_tokens) for way, kept in ways]
+    ways: list[tuple[Way, bool, int | None]] = [
+        (way, graph, kept)
+        for kept in (None, *keep_tokens)
+        for graph in (False, True)[: 1 + compiled]
+        for way in _METHODS
+    ]
+    calls = [_call(model, inputs, *way, new_tokens) for way in ways]
     calls[0]()  # what only the first call of all needs shall not count as memory of its method
     peaks: list[int | None] = []
     for call in calls:
@@ -91,21 +100,23 @@ def measure_pruning(
         peaks.append(peak[0] if peak else None)
     rounds = [[_time(call, model) for call in calls] for _ in range(repeats)]
     found = []
-    for (way, kept), peak_bytes, runs in zip(ways, peaks, zip(*rounds, strict=True), strict=True):
+    for (way, graph, kept), peak_bytes, runs in zip(ways, peaks, zip(*rounds, strict=True), strict=True):
         held = kv_bytes(model, _prompts(model, inputs, way, kept), new_tokens)
         seconds = _Seconds(*(statistics.median(values) for values in zip(*runs, strict=True)))
-        found.append(PrunedSpeed(way, kept, *seconds, held, peak_bytes))
+        found.append(PrunedSpeed(way, graph, kept, *seconds, held, peak_bytes))
     return found
 
 
-def _call(model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, kept: int | None, new_tokens: int) -> Call:
+def _call(
+    model: PreTrainedModel, inputs: Mapping[str, Any], way: Way, graph: bool, kept: int | None, new_tokens: int
+) -> Call:
     length: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    if way == "plain" and kept is None:
+    if way == "plain" and kept is None and not graph:
         stock: Any = model
         return lambda **options: stock.generate(**inputs, **length, **options)
     method = _METHODS[way]
     return lambda **options: generate(
-        model, inputs, method=method, keep_tokens=kept, strategy="fused", **length, **options
+        model, inputs, method=method, keep_tokens=kept, strategy="fused", compile=graph, **length, **options
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
 
 from damro.decoding.attending import attending
-from damro.decoding.branches.compiling import check_compiles, compiled_step, compiling, packs
+from damro.decoding.branches.compiling import check_compiles, compiled_step, compiling
 from damro.decoding.branches.fused import Branches, Prefill
 from damro.decoding.branches.kv import ROOM
 
@@ -153,7 +153,7 @@ class CompiledBranches(Branches):
     def __init__(self, decoder: Any, read: Sequence[Prefill], copies: int = 1) -> None:
         check_compiles(decoder)
         super().__init__(decoder, read, copies)
-        self._step = compiled_step(decoder)
+        self._graph = compiled_step(decoder)
         self._room_cache = _RoomCache()
 
     @staticmethod
@@ -162,13 +162,13 @@ class CompiledBranches(Branches):
 
     def _spare(self, rows: int) -> int:
         """A second row where there is one: for a graph of a single row the compiler packs no weights."""
-        return int(rows == 1 and packs(self.logits))
+        return int(rows == 1 and self._graph.packed)
 
     def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:
         rooms: Any = self._branches
         self._room_cache.branches = [room.begin_step() for room in rooms]
         _varies(tokens, 0)
         _varies(positions, 0)
-        with attending(_ATTENTION, [self._decoder.get_decoder().config]), compiling(self.logits):
+        with attending(_ATTENTION, [self._decoder.get_decoder().config]), compiling(packed=self._graph.packed):
             # A graph on a GPU writes its next logits over these.
-            return self._step(tokens, positions, self._room_cache).clone()
+            return self._graph.step(tokens, positions, self._room_cache).clone()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -17,18 +18,27 @@ from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families.base import is_encoder_decoder
 
+_PACKING = 1.25
+"""Memory that packing takes, in copies of the weights."""
 Step = Callable[[Tensor, Tensor, Any], Tensor]
 """From tokens `(N, 1)`, positions `(N, 1)` and a cache to logits `(N, V)`."""
 
 
-class _Compiled(NamedTuple):
-    """A model's graph, and the weights that it was made of."""
+class Compiled(NamedTuple):
+    """A model's graph.
+
+    Attributes:
+        step: the graph.
+        packed: whether it has a packed copy of the weights.
+        weights: what tells the weights that it was made of.
+    """
 
     step: Step
+    packed: bool
     weights: tuple[tuple[int, int], ...]
 
 
-_GRAPHS: weakref.WeakKeyDictionary[Any, _Compiled] = weakref.WeakKeyDictionary()
+_GRAPHS: weakref.WeakKeyDictionary[Any, Compiled] = weakref.WeakKeyDictionary()
 
 
 def why_interpreted(decoder: Any) -> str | None:
@@ -76,20 +86,24 @@ def _lacks_compiler(device: torch.device) -> str | None:
     return None if has_triton() else f"there is no Triton here, which makes code for {device.type}"
 
 
-def packs(weights: Tensor) -> bool:
-    """Whether the compiler packs weights for the products of a few rows that a step is made of.
+def packs(decoder: Any) -> bool:
+    """Whether weights are packed for products of a few rows, which a step is made of: two rows then cost what one does.
 
-    On a CPU it does so in float32, and in bfloat16 where the processor computes in that.
+    On a CPU with AVX2 or AVX-512, in float32 and bfloat16, where memory has room for the copy.
+
+    Args:
+        decoder: the causal language model with its head.
     """
-    library: Any = torch.backends.mkldnn
-    if weights.device.type != "cpu" or not library.is_available():
+    if decoder.device.type != "cpu" or decoder.dtype not in (torch.float32, torch.bfloat16):
         return False
-    native = weights.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weights.dtype == torch.float32 or bool(native)
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    size = sum(weight.nbytes for weight in decoder.parameters())
+    return size * _PACKING < int(psutil.virtual_memory().available)
 
 
-def compiled_step(decoder: Any) -> Step:
-    """The graph of a model's step; made when it is first run, kept as long as the model, made anew with other weights.
+def compiled_step(decoder: Any) -> Compiled:
+    """A model's step as a graph; made when it is first run, kept as long as the model, made anew with other weights.
 
     Where weights are packed, see :func:`packs`, they are a second copy, which does not follow the model's: the memory
     of the language model doubles.
@@ -100,8 +114,8 @@ def compiled_step(decoder: Any) -> Step:
     weights = tuple((weight.data_ptr(), weight._version) for weight in decoder.parameters())
     held = _GRAPHS.get(decoder)
     if held is None or held.weights != weights:
-        held = _GRAPHS[decoder] = _Compiled(_compile(decoder), weights)
-    return held.step
+        held = _GRAPHS[decoder] = Compiled(_compile(decoder), packs(decoder), weights)
+    return held
 
 
 def _compile(decoder: Any) -> Step:
@@ -121,11 +135,11 @@ def _compile(decoder: Any) -> Step:
 
 
 @contextmanager
-def compiling(weights: Tensor) -> Iterator[None]:
+def compiling(*, packed: bool) -> Iterator[None]:
     """What a graph is made and run under.
 
     Args:
-        weights: any of the model.
+        packed: whether weights are packed.
 
     Raises:
         UnsupportedModelError: the compiler gave up.
@@ -134,9 +148,11 @@ def compiling(weights: Tensor) -> Iterator[None]:
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
+    # Weights become constants of the graph, which are packed, and products the compiler's own code, which reads as many
+    # bytes a second for a few rows as for one. Read while a graph is made, whenever that is.
+    options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"} if packed else {}
     try:
-        # Weights become constants of the graph, which are packed. Read while a graph is made, whenever that is.
-        with inductor.patch(freezing=packs(weights)):
+        with inductor.patch(options):
             yield
     except (TorchDynamoException, InductorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -51,6 +51,7 @@ class Engine:
         top_p: Nucleus of sampling.
         pruning: Which image columns the full prompt keeps; None for all.
         compile: Whether steps run as a compiled graph.
+        exact: Whether every sample is answered by itself, whose rounding then depends on no other.
         seed: Of sampling and of random patches.
         open_image: From an image's name to the image.
         costs: What answers have cost since `take_costs`; None where nothing is measured.
@@ -66,6 +67,7 @@ class Engine:
     top_p: float = 1.0
     pruning: Pruning | None = None
     compile: bool = False
+    exact: bool = False
     costs: Costs | None = None
     batch: KeptBatch | None = None
     config: GenerationConfig = field(init=False)
@@ -86,7 +88,8 @@ class Engine:
             except (ValueError, OSError) as error:
                 answers[sample.sample_id] = Answered(None, error=str(error), fault=find_fault(error, opening=True))
         good = [sample for sample in batch if sample.sample_id not in answers]
-        answers.update(self._answer_or_split(good, images))
+        for part in [[sample] for sample in good] if self.exact else [good]:
+            answers.update(self._answer_or_split(part, images))
         return [answers[sample.sample_id] for sample in batch]
 
     def _answer_or_split(self, batch: Sequence[Sample], images: dict[str, Image.Image]) -> dict[str, Answered]:
@@ -302,6 +305,7 @@ def make_engine(request: RunRequest, loaded: Loaded, open_image: OpenImage) -> E
         top_p=request.top_p,
         pruning=None if request.keep_tokens is None else Pruning(request.keep_tokens),
         compile=request.compile,
+        exact=request.exact,
     )
     _try_out(engine)
     if request.continuous:

@@ -54,6 +54,7 @@ class RunRequest:
         continuous: The place of an answer that is written is taken by the next sample, see `damro.eval.runs.stream`;
             answers are the same up to rounding, which depends on what is written side by side.
         compile: Steps run as a compiled graph, see `damro.generate`; answers are the same up to rounding.
+        exact: Every sample is answered by itself, so that neither their order nor what else is asked changes a bit.
     """
 
     benchmark: str
@@ -78,6 +79,7 @@ class RunRequest:
     max_pixels: int | None = None
     compile: bool = False
     continuous: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no run could be made of."""
@@ -99,6 +101,9 @@ class RunRequest:
             self._check_reads_logits()
         if self.compile and self.continuous:
             raise EvalError("--continuous must be left out with --compile, got both: rows come and go one by one there")
+        for name, told in (("continuous", self.continuous), ("batch-size", self.batch_size)):
+            if self.exact and told:
+                raise EvalError(f"--exact must come without --{name}, got both: every sample is answered by itself there")
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
 

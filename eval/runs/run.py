@@ -195,7 +195,7 @@ def run_benchmarks(
             )
     from damro.eval.runs.engine import make_engine
     from damro.eval.runs.kept import KeptBatch
-    from damro.eval.runs.stream import CHUNK, PLACES, answer_continuously
+    from damro.eval.runs.stream import CHUNK, PLACES, in_places
 
     loop = loop or Loop()
     prepared = prepared or prepare(first, *(one.request for one in asked[1:]))
@@ -234,7 +234,7 @@ def run_benchmarks(
             size = first.batch_size or BATCH_SIZE.get(engine.model.device.type, BATCH_SIZE["cpu"])
             stream: StreamBatch | None = None
             if first.continuous:
-                size, stream = CHUNK * rows, partial(answer_continuously, engine, rows=rows)
+                size, stream = CHUNK * rows, in_places(engine, rows)
             identity = replace(identity_of(record), images=seen)
             own = replace(loop, batch_size=size, identity=identity, progress=one.progress, gathering=gathering)
             courses.append(Course(own, folder, dataset.samples, answer, stream))

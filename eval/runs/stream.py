@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -26,7 +26,7 @@ from damro.eval.errors import EvalError
 from damro.eval.runs.costs import Costs
 from damro.eval.runs.engine import Engine, prepare_blank
 from damro.eval.runs.faults import find_fault
-from damro.eval.runs.loop import Answered
+from damro.eval.runs.loop import Answered, StreamBatch
 from damro.eval.runs.yes_no import YesNoEngine
 from damro.eval.samples import Sample
 from damro.methods.patches import PatchContrast
@@ -92,9 +92,24 @@ def check_streams(engine: Engine) -> None:
         )
 
 
+def in_places(engine: Engine, rows: int = PLACES) -> StreamBatch:
+    """Return what answers batches by :func:`answer_continuously`, in fewer places once memory was short.
+
+    Args:
+        engine: As there.
+        rows: The most that are written at once.
+    """
+
+    def answer(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Answered]]:
+        nonlocal rows
+        rows = yield from answer_continuously(engine, samples, rows)
+
+    return answer
+
+
 def answer_continuously(
     engine: Engine, samples: Iterable[Sample], rows: int = PLACES
-) -> Iterator[tuple[Sample, Answered]]:
+) -> Generator[tuple[Sample, Answered], None, int]:
     """Answers samples, the next in the place of each that is done; each is told as soon as it is written.
 
     A sample that cannot be answered has an error instead, as the engine says of it alone. Where memory is short the
@@ -107,6 +122,9 @@ def answer_continuously(
 
     Yields:
         Every sample with what came of it, in the order in which they are done.
+
+    Returns:
+        For how many places memory was enough.
     """
     source = _Source(engine, samples, rows)
     decoder: Any = family_of(engine.model).decoder(engine.model)
@@ -130,6 +148,7 @@ def answer_continuously(
                 break
             yield source.finish(written)
         yield from source.answer_alone()
+    return source.rows
 
 
 @dataclass
