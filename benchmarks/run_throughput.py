@@ -65,7 +65,9 @@ def main() -> int:
     parser.add_argument("benchmark", choices=METHODS)
     parser.add_argument("--samples", type=int, default=500, help="of chair (default: 500)")
     parser.add_argument("--scenes", type=int, default=100, help="of pope, with questions about each (default: 100)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of batches, and places (default: 8, and 32 places)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="of batches, and places (default: 8, and 32 places)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     scenes = args.samples if args.benchmark == "chair" else args.scenes

@@ -70,9 +70,7 @@ def test_logits_are_the_same_to_the_bit_in_any_order_and_company(
     with watched(prepared) as (whole, rows):
         records = run_benchmark(asked(method), tmp_path / "whole", prepared=prepared)
     with watched(prepared) as (backwards, _):
-        turned = run_benchmark(
-            asked(method), tmp_path / "backwards", prepared=reordered(prepared, range(count)[::-1])
-        )
+        turned = run_benchmark(asked(method), tmp_path / "backwards", prepared=reordered(prepared, range(count)[::-1]))
     with watched(prepared) as (part, _):
         some = run_benchmark(asked(method), tmp_path / "part", prepared=reordered(prepared, range(1, count, 3)))
     assert whole == backwards and part < whole

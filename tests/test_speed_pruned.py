@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from damro.cli import main
-from damro.decoding.branches import compiling
 from damro.decoding.compat import CACHE
 from damro.decoding.families import family_of
 from damro.decoding.prompts import VisualPrompt
 from damro.speed.pruned import kv_bytes, measure_pruning
 from damro.speed.shapes import SHAPES, random_inputs, random_model
+from tests.test_branches_compiled import interpreted
+
+__all__ = ["interpreted"]  # a fixture
 
 # A column of "micro": keys and values, 2 layers, 2 heads of 16 numbers of 4 bytes.
 COLUMN = 2 * 2 * 2 * 16 * 4
@@ -88,22 +90,14 @@ def test_no_hook_stays(model: Any) -> None:
 
 
 def test_compiled_steps_stand_beside_the_others(
-    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Any, interpreted: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    graphs: list[Any] = []
-
-    def interpreted(step: Any, **options: Any) -> Any:
-        graphs.append(step)
-        return step
-
-    monkeypatch.setattr(torch, "compile", interpreted)
-    monkeypatch.setattr(compiling, "_lacks_compiler", lambda device: None)
     found = measure_pruning(model, random_inputs(model, 1), [3], new_tokens=3, repeats=1, compiled=True)
     assert [(speed.method, speed.compiled, speed.kept) for speed in found] == [
         ("plain", False, None), ("damro", False, None), ("plain", True, None), ("damro", True, None),
         ("plain", False, 3), ("damro", False, 3), ("plain", True, 3), ("damro", True, 3),
     ]  # fmt: skip
-    assert len(graphs) == 1
+    assert len(interpreted) == 1
     assert [speed.kv_bytes for speed in found[:2]] == [speed.kv_bytes for speed in found[2:4]]
     asked = ["--compile", "--image-tokens", "64", "--new-tokens", "2", "--keep-tokens", "8", "--no-analysis"]
     assert main([*BENCH, *asked]) == 0

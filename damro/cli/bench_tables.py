@@ -54,8 +54,8 @@ def pruning_table(pruning: dict[str, Any]) -> str:
     lines = [
         f"\npruning of {pruning['image_tokens']} image tokens, batch {pruning['batch']}, {pruning['new_tokens']} new "
         "tokens; ratios to plain with all",
-        f"{'':{wide}}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}{'call s':>9}{'ratio':>7}"
-        f"{'KV MiB':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}",
+        f"{'':{wide}}{'kept':>6}{'first token s':>15}{'ratio':>7}{'of it LM s':>12}{'ratio':>7}"
+        f"{'call s':>9}{'ratio':>7}{'KV MiB':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}",
     ]
     for name, row in zip(names, pruning["rows"], strict=True):
         line = f"{name:{wide}}{row['image_tokens']:>6}"

@@ -161,7 +161,7 @@ class CompiledBranches(Branches):
         return _Room(read, copies)
 
     def _spare(self, rows: int) -> int:
-        """A second row where there is one: for a graph of a single row the compiler packs no weights."""
+        """A second row where there is one and weights are packed: for a single row they need not be."""
         return int(rows == 1 and self._graph.packed)
 
     def _run(self, tokens: Tensor, positions: Tensor) -> Tensor:

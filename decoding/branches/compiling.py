@@ -18,8 +18,8 @@ from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families.base import is_encoder_decoder
 
-_PACKING = 1.25
-"""Memory that packing takes, in copies of the weights."""
+_PACKING = 3
+"""Copies of the weights for which there must be memory: one stays, and 2.8 were the most that making one took."""
 Step = Callable[[Tensor, Tensor, Any], Tensor]
 """From tokens `(N, 1)`, positions `(N, 1)` and a cache to logits `(N, V)`."""
 

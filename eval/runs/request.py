@@ -103,7 +103,9 @@ class RunRequest:
             raise EvalError("--continuous must be left out with --compile, got both: rows come and go one by one there")
         for name, told in (("continuous", self.continuous), ("batch-size", self.batch_size)):
             if self.exact and told:
-                raise EvalError(f"--exact must come without --{name}, got both: every sample is answered by itself there")
+                raise EvalError(
+                    f"--exact must come without --{name}, got both: every sample is answered by itself there"
+                )
         if self.quantization not in (None, "4bit", "8bit"):
             raise EvalError(f"quantization must be 4bit or 8bit, got {self.quantization!r}")
 
