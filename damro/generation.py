@@ -53,9 +53,9 @@ def generate(
         strategy: "fused", "lazy" or "auto", see :func:`damro.decoding.generate.decode`.
         shared_prefix: all prompts ask about one image (`pixel_values` holds it once, or once a prompt): it is
             encoded once and what the prompts begin with is read once. The answers are those of asking one by one.
-        compile: runs the steps behind the prompts as a compiled graph: a token takes half to two thirds of the time of
-            one of ``model.generate`` on a CPU in float32 (docs/speed.md), behind a minute or more for the first call of
-            a model, and with a second copy of its weights. The same tokens, up to rounding.
+        compile: runs the steps behind the prompts as a compiled graph: a token takes about half the time of one of
+            ``model.generate`` on a CPU (docs/speed.md), behind minutes for the first call of a model, and with a second
+            copy of its weights where memory has room. The same tokens, up to rounding.
         processor: the model's own processor, for methods that write text ("icd", "code") or read pictures ("ritual").
         pictures: the images themselves, one a prompt or one for all, for methods that change them ("ritual").
         **generate_kwargs: anything ``model.generate`` takes; `top_k` is sampling's.

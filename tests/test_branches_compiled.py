@@ -111,7 +111,7 @@ def test_weights_are_packed_on_a_cpu_whose_memory_holds_them_twice(monkeypatch: 
     model = random_model(SHAPES["micro"])
     decoder: Any = family_of(model).decoder(model)
     size = sum(weight.nbytes for weight in decoder.parameters())
-    for room, packed in ((2 * size, False), (4 * size, True)):
+    for room, packed in (((1 << 30) + size, False), ((1 << 30) + 3 * size, True)):
         monkeypatch.setattr("psutil.virtual_memory", lambda room=room: SimpleNamespace(available=room))
         assert compiling.packs(decoder) is packed
     assert compiling.packs(decoder.to(torch.bfloat16))

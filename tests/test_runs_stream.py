@@ -18,7 +18,7 @@ from damro.eval.runs import stream
 from damro.eval.runs.costs import Costs
 from damro.eval.runs.engine import Engine, make_engine
 from damro.eval.runs.loop import Answered
-from damro.eval.runs.stream import answer_continuously, why_batches
+from damro.eval.runs.stream import answer_continuously, in_places, why_batches
 from damro.eval.samples import Sample, open_scene
 from damro.loading import Loaded
 from tests.told import request
@@ -179,6 +179,25 @@ def test_a_step_that_fails_begins_anew_what_was_on_its_way(
     monkeypatch.setattr(OpenBranches, "step", failing)
     assert streamed(engine, samples(), 6) == expected
     assert 6 in sizes and min(sizes) < 6
+
+
+def test_places_stay_fewer_once_memory_was_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make(load("llava"), "damro")
+    expected = in_batches(engine, samples())
+    step, sizes = Branches.step, []
+
+    def failing(branches: Any, tokens: Any) -> None:
+        sizes.append(len(tokens))
+        if len(tokens) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        step(branches, tokens)
+
+    monkeypatch.setattr(OpenBranches, "step", failing)
+    answer = in_places(engine, 6)
+    for most in (6, 3):
+        sizes.clear()
+        assert {sample.sample_id: answered for sample, answered in answer(samples())} == expected
+        assert max(sizes) == most
 
 
 def test_one_prompt_that_does_not_fit_beside_others_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:

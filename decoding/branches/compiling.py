@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -18,8 +18,8 @@ from damro.decoding.compat import CACHE
 from damro.decoding.errors import UnsupportedModelError
 from damro.decoding.families.base import is_encoder_decoder
 
-_PACKING = 3
-"""Copies of the weights for which there must be memory: one stays, and 2.8 were the most that making one took."""
+_COPIES, _COMPILER = 2, 1 << 30
+"""What packing must have memory for: copies of the weights, of which one stays, and bytes of the compiler's own."""
 Step = Callable[[Tensor, Tensor, Any], Tensor]
 """From tokens `(N, 1)`, positions `(N, 1)` and a cache to logits `(N, V)`."""
 
@@ -98,8 +98,9 @@ def packs(decoder: Any) -> bool:
         return False
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False
-    size = sum(weight.nbytes for weight in decoder.parameters())
-    return size * _PACKING < int(psutil.virtual_memory().available)
+    size: int = sum(weight.nbytes for weight in decoder.parameters())
+    available: int = psutil.virtual_memory().available
+    return _COPIES * size + _COMPILER < available
 
 
 def compiled_step(decoder: Any) -> Compiled:
