@@ -83,7 +83,8 @@ def measure_pruning(
         compiled: also both with a compiled step.
 
     Returns:
-        Plain decoding and DAMRO with all tokens, then both with each number of them; each then compiled.
+        Plain decoding and DAMRO with all tokens, then both with each number of them; behind both those with a compiled
+        step.
     """
     ways: list[tuple[Way, bool, int | None]] = [
         (way, graph, kept)
