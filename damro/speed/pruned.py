@@ -89,7 +89,7 @@ def measure_pruning(
     ways: list[tuple[Way, bool, int | None]] = [
         (way, graph, kept)
         for kept in (None, *keep_tokens)
-        for graph in (False, True)[: 1 + compiled]
+        for graph in ((False, True) if compiled else (False,))
         for way in _METHODS
     ]
     calls = [_call(model, inputs, *way, new_tokens) for way in ways]

@@ -87,7 +87,7 @@ def _lacks_compiler(device: torch.device) -> str | None:
 
 
 def packs(decoder: Any) -> bool:
-    """Whether weights are packed for products of a few rows, which a step is made of: two rows then cost what one does.
+    """Whether weights are packed for products of a few rows, which a step is made of: a second row costs less then.
 
     On a CPU with AVX2 or AVX-512, in float32 and bfloat16, where memory has room for the copy.
 
@@ -149,8 +149,8 @@ def compiling(*, packed: bool) -> Iterator[None]:
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    # Weights become constants of the graph, which are packed, and products the compiler's own code, which reads as many
-    # bytes a second for a few rows as for one. Read while a graph is made, whenever that is.
+    # Weights become constants of the graph, which are packed, and products the compiler's own code, whose second row
+    # does not cost as much as the first. Read while a graph is made, whenever that is.
     options = {"freezing": True, "max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"} if packed else {}
     try:
         with inductor.patch(options):
